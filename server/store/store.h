@@ -48,6 +48,7 @@ struct SessionRow {
   std::string user, id;         ///< unique together among sessions that are not purged
   int state = 0;                ///< session.proto Session.State
   int64_t etag = 0;             ///< counts changes of the session's own fields
+  int64_t revision = 0;         ///< counts writes of this row; UpdateSession checks it, so that a batch whose predecessor failed fails too
   std::string spec;             ///< serialized Session message as created (immutable fields)
   std::string mutable_fields;   ///< serialized Session message holding labels, display_name, budget, usage, scores, has_values
   int64_t head_version = 0;
@@ -120,7 +121,8 @@ struct ArtifactRow {
 struct PutUser { UserRow row; };                 ///< insert or replace
 struct PutToken { TokenRow row; };               ///< insert or replace
 struct InsertSession { SessionRow row; };        ///< ALREADY_EXISTS when (user, id) is taken; row.uid from NewSessionUid()
-struct UpdateSession { SessionRow row; };        ///< replaces all mutable columns; NOT_FOUND when the uid is unknown
+/// Replaces all mutable columns when the stored revision is row.revision - 1. ABORTED (whole batch) when it is not; NOT_FOUND when the uid is unknown.
+struct UpdateSession { SessionRow row; };
 struct PurgeSession { int64_t session_uid; };    ///< deletes the session and everything that belongs to it
 struct InsertVersion { VersionRow row; };        ///< ALREADY_EXISTS when the number is taken
 struct UpdateVersion { VersionRow row; };        ///< replaces payload and blob (scores)
