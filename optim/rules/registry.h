@@ -16,7 +16,7 @@ namespace optod::optim {
 
 enum class Family { kFirstOrder, kZerothOrder, kTrace };
 
-/// One hyperparameter: `kind` "float", "int", "bool" or "choice"; numbers must lie in [min, max] (open ends by `min_open`, `max_open`).
+/// One hyperparameter: `kind` "float", "int", "bool", "choice" or "text" (any string); numbers must lie in [min, max] (open ends by `min_open`, `max_open`).
 struct HyperInfo {
   std::string name;
   std::string kind;
@@ -37,6 +37,7 @@ struct RuleInfo {
   double state_bytes_per_param = 0;       ///< for a float32 matrix parameter, asymptotically
   std::string golden;                     ///< file stem under tests/golden that pins it ("" only for rules without one)
   std::string source;                     ///< paper and equation or algorithm
+  bool implemented = false;               ///< first-order rows: MakeRule works; other families: their own folder serves them
 };
 
 /// All rows, sorted by name.

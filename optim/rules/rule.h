@@ -26,6 +26,8 @@ struct StepInput {
   /// grads[i]: contiguous, dtype and shape of tensor i (or float32 for f16/bf16 parameters when grad_dtype says so). nullptr = this tensor
   /// has no gradient in this step: it is left alone entirely, its step count too.
   std::span<const void* const> grads;
+  /// float32: gradients of f16 and bf16 parameters are float32 (state and arithmetic always are). Absent: they have the parameter's dtype.
+  std::optional<DType> grad_dtype;
   /// Learning rate of this step when a schedule set one; absent = the rule's own `lr`.
   std::optional<double> lr;
   /// Loss of this step when the client sent it (mkor-h needs it); absent otherwise.
