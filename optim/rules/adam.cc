@@ -59,7 +59,11 @@ class AdamRule : public RuleBase {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Rule>> MakeAdam(RuleArgs args) { return std::make_unique<AdamRule>(std::move(args), false); }
-absl::StatusOr<std::unique_ptr<Rule>> MakeAdamW(RuleArgs args) { return std::make_unique<AdamRule>(std::move(args), true); }
+absl::StatusOr<std::unique_ptr<Rule>> MakeAdam(RuleArgs args) {
+  return std::make_unique<AdamRule>(std::move(args), false);
+}
+absl::StatusOr<std::unique_ptr<Rule>> MakeAdamW(RuleArgs args) {
+  return std::make_unique<AdamRule>(std::move(args), true);
+}
 
 }  // namespace optod::optim

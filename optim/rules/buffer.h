@@ -1,6 +1,6 @@
 #pragma once
-/// Zeroed memory for tensors: 64-byte aligned; from 4 MiB on, mapped on its own and advised for huge pages (first touch of small pages costs more
-/// than the step that follows). Move-only; not thread-safe beyond that.
+/// Zeroed memory for tensors: 64-byte aligned; from 4 MiB on, mapped on its own and advised for huge pages (first touch
+/// of small pages costs more than the step that follows). Move-only; not thread-safe beyond that.
 
 #include <cstddef>
 #include <utility>

@@ -1,8 +1,8 @@
 #pragma once
-/// The elementwise update formulas, each written once. CPU launchers (kernels_body.h) and CUDA launchers call these functions; nobody
-/// else computes an update. Every operand is one element: `p` parameter, `g` gradient, the rest optimizer state. Constants are prepared
-/// in double by the rule and rounded once to T. No fused multiply-add and no libm beyond sqrt (and pow in one AdaHessian mode), so that
-/// all paths give the same bits. T is float or double.
+/// The elementwise update formulas, each written once. CPU launchers (kernels_body.h) and CUDA launchers call these
+/// functions; nobody else computes an update. Every operand is one element: `p` parameter, `g` gradient, the rest
+/// optimizer state. Constants are prepared in double by the rule and rounded once to T. No fused multiply-add and no
+/// libm beyond sqrt (and pow in one AdaHessian mode), so that all paths give the same bits. T is float or double.
 
 #if defined(__CUDACC__)
 #define OPTOD_FORMULA __host__ __device__ __forceinline__
@@ -26,14 +26,14 @@ struct Ema {
   OPTOD_FORMULA T operator()(T s, T x) const { return keep * s + add * x; }
 };
 
-/// SGD (Robbins and Monro 1951; momentum: Polyak 1964; Nesterov as in Sutskever et al. 2013), L2 decay inside the gradient.
-/// First use of a buffer takes the gradient itself: the rule then passes momentum 0 and gain 1.
+/// SGD (Robbins and Monro 1951; momentum: Polyak 1964; Nesterov as in Sutskever et al. 2013), L2 decay inside the
+/// gradient. First use of a buffer takes the gradient itself: the rule then passes momentum 0 and gain 1.
 template <typename T>
 struct Sgd {
   T lr, weight_decay;
-  T momentum;  ///< mu
-  T gain;      ///< 1 - dampening
-  T lookahead; ///< mu of the Nesterov look-ahead (also at first use)
+  T momentum;   ///< mu
+  T gain;       ///< 1 - dampening
+  T lookahead;  ///< mu of the Nesterov look-ahead (also at first use)
 };
 template <typename T>
 OPTOD_FORMULA void SgdPlain(const Sgd<T>& c, T& p, T g) {
@@ -46,12 +46,13 @@ OPTOD_FORMULA void SgdMomentum(const Sgd<T>& c, T& p, T g, T& buffer) {
   p -= c.lr * (kNesterov ? d + c.lookahead * buffer : buffer);
 }
 
-/// Adam (Kingma and Ba 2015, Alg. 1) and AdamW (Loshchilov and Hutter 2019, Alg. 2). Adam: decay 1, l2 = lambda; AdamW: decay 1 - eta lambda, l2 0.
+/// Adam (Kingma and Ba 2015, Alg. 1) and AdamW (Loshchilov and Hutter 2019, Alg. 2). Adam: decay 1, l2 = lambda; AdamW:
+/// decay 1 - eta lambda, l2 0.
 template <typename T>
 struct Adam {
   Ema<T> first, second;
-  T step;           ///< eta / (1 - beta1^t)
-  T root_bias;      ///< sqrt(1 - beta2^t)
+  T step;       ///< eta / (1 - beta1^t)
+  T root_bias;  ///< sqrt(1 - beta2^t)
   T eps;
   T decay, l2;
 };

@@ -1,6 +1,6 @@
 #pragma once
-/// float16 and bfloat16 as 16 raw bits: to float32 (exact) and back (round to nearest even, NaN stays NaN). Branch-free integer arithmetic,
-/// so that loops over them vectorise on any instruction set.
+/// float16 and bfloat16 as 16 raw bits: to float32 (exact) and back (round to nearest even, NaN stays NaN). Branch-free
+/// integer arithmetic, so that loops over them vectorise on any instruction set.
 
 #include <cstdint>
 
@@ -27,7 +27,8 @@ OPTOD_HALF float FromF16(uint16_t bits) {
   const uint32_t special = magnitude | 0x7f800000u;
   return BitsToFloat(sign | ((bits & 0x7c00u) == 0x7c00u ? special : finite));
 }
-/// Normal results: round in the integer domain. Subnormal results: adding 0.5 aligns the last kept bit with the float's own last bit.
+/// Normal results: round in the integer domain. Subnormal results: adding 0.5 aligns the last kept bit with the float's
+/// own last bit.
 OPTOD_HALF uint16_t ToF16(float value) {
   const uint32_t u = FloatToBits(value);
   const uint32_t sign = (u >> 16) & 0x8000u;

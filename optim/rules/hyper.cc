@@ -57,7 +57,8 @@ absl::Status CheckNumber(const HyperInfo& info, const HyperValue& value) {
   const double* number = std::get_if<double>(&value);
   if (number == nullptr) return Refuse(info, value, Cat("is ", KindText(value), "; must be a number"));
   if (!std::isfinite(*number)) return Refuse(info, value, "is not finite; " + RangeText(info));
-  if (info.kind == "int" && std::floor(*number) != *number) return Refuse(info, value, "is not an integer; " + RangeText(info));
+  if (info.kind == "int" && std::floor(*number) != *number)
+    return Refuse(info, value, "is not an integer; " + RangeText(info));
   const bool low = info.min_open ? *number <= info.min : *number < info.min;
   const bool high = info.max_open ? *number >= info.max : *number > info.max;
   if (low && *number < 0 && info.min == 0) return Refuse(info, value, "is negative; " + RangeText(info));
@@ -68,7 +69,8 @@ absl::Status CheckNumber(const HyperInfo& info, const HyperValue& value) {
 absl::Status CheckValue(const HyperInfo& info, const HyperValue& value) {
   if (info.kind == "float" || info.kind == "int") return CheckNumber(info, value);
   if (info.kind == "bool") {
-    if (!std::holds_alternative<bool>(value)) return Refuse(info, value, Cat("is ", KindText(value), "; must be true or false"));
+    if (!std::holds_alternative<bool>(value))
+      return Refuse(info, value, Cat("is ", KindText(value), "; must be true or false"));
     return absl::OkStatus();
   }
   const std::string* text = std::get_if<std::string>(&value);
@@ -77,7 +79,8 @@ absl::Status CheckValue(const HyperInfo& info, const HyperValue& value) {
   std::string all;
   for (const std::string& choice : info.choices) all += (all.empty() ? "" : ", ") + choice;
   const std::string near = Nearest(*text, info.choices);
-  return Refuse(info, value, Cat("is unknown; must be one of ", all, near.empty() ? "" : "; did you mean " + near + "?"));
+  return Refuse(info, value,
+                Cat("is unknown; must be one of ", all, near.empty() ? "" : "; did you mean " + near + "?"));
 }
 
 }  // namespace
@@ -108,7 +111,9 @@ HyperInfo Positive(const char* name, double value, const char* doc) {
   info.min_open = true;
   return info;
 }
-HyperInfo NonNegative(const char* name, double value, const char* doc) { return Number(name, "float", value, 0, kInfinity, doc); }
+HyperInfo NonNegative(const char* name, double value, const char* doc) {
+  return Number(name, "float", value, 0, kInfinity, doc);
+}
 HyperInfo Fraction(const char* name, double value, const char* doc) {
   HyperInfo info = Number(name, "float", value, 0, 1, doc);
   info.max_open = true;

@@ -1,7 +1,7 @@
 #pragma once
-/// The CPU launchers of formulas.h: one table of loops per instruction set, chosen at run time. All tables give the same bits: elementwise
-/// loops hold no fused multiply-add, reductions add into a fixed number of double lanes in a fixed order. Thread-safe; loops are serial (threads
-/// are the caller's: parallel.h).
+/// The CPU launchers of formulas.h: one table of loops per instruction set, chosen at run time. All tables give the
+/// same bits: elementwise loops hold no fused multiply-add, reductions add into a fixed number of double lanes in a
+/// fixed order. Thread-safe; loops are serial (threads are the caller's: parallel.h).
 
 #include <cstdint>
 #include <string_view>
@@ -58,10 +58,12 @@ struct KernelTable {
 const KernelTable& Kernels();
 /// Names of the tables that this CPU can run, slowest first.
 std::vector<std::string_view> KernelPaths();
-/// Makes `path` the table in use for the whole process (tests, benchmarks, the golden tool); "" = the best. False when it cannot run here.
+/// Makes `path` the table in use for the whole process (tests, benchmarks, the golden tool); "" = the best. False when
+/// it cannot run here.
 bool SelectKernels(std::string_view path);
 
-/// float16 and bfloat16 (16 raw bits) to float32 and back, round to nearest even: what widen and narrow do, one element at a time.
+/// float16 and bfloat16 (16 raw bits) to float32 and back, round to nearest even: what widen and narrow do, one element
+/// at a time.
 float WidenOne(DType from, uint16_t bits);
 uint16_t NarrowOne(DType to, float value);
 

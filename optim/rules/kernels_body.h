@@ -1,5 +1,6 @@
-// The loops of kernels.h. Included once by each kernels_<isa>.cc, which is compiled with that instruction set; everything here has internal
-// linkage and only the C++ language and builtins are used, so that no inline function of a wide build can leak into a narrow one.
+// The loops of kernels.h. Included once by each kernels_<isa>.cc, which is compiled with that instruction set;
+// everything here has internal linkage and only the C++ language and builtins are used, so that no inline function of a
+// wide build can leak into a narrow one.
 #include <cstdint>
 
 #include "optim/rules/formulas.h"
@@ -44,25 +45,32 @@ inline void Loop3(const Lanes<T>& x, int64_t n, F f) {
 template <typename T>
 void SgdPlainLoop(const void* constants, const Lanes<T>& x, int64_t n) {
   const auto c = *static_cast<const formula::Sgd<T>*>(constants);
-  Loop0(x, n, [c](T& p, T g) __attribute__((always_inline)) { formula::SgdPlain(c, p, g); });
+  Loop0(
+      x, n, [c](T & p, T g) __attribute__((always_inline)) { formula::SgdPlain(c, p, g); });
 }
 template <typename T, bool kNesterov>
 void SgdMomentumLoop(const void* constants, const Lanes<T>& x, int64_t n) {
   const auto c = *static_cast<const formula::Sgd<T>*>(constants);
-  Loop1(x, n, [c](T& p, T g, T& b) __attribute__((always_inline)) { formula::SgdMomentum<kNesterov>(c, p, g, b); });
+  Loop1(
+      x, n, [c](T & p, T g, T & b) __attribute__((always_inline)) { formula::SgdMomentum<kNesterov>(c, p, g, b); });
 }
 template <typename T>
 void AdamLoop(const void* constants, const Lanes<T>& x, int64_t n) {
   const auto c = *static_cast<const formula::Adam<T>*>(constants);
-  Loop2(x, n, [c](T& p, T g, T& m, T& v) __attribute__((always_inline)) { formula::AdamStep(c, p, g, m, v); });
+  Loop2(
+      x, n, [c](T & p, T g, T & m, T & v) __attribute__((always_inline)) { formula::AdamStep(c, p, g, m, v); });
 }
 template <typename T>
 void AmsgradLoop(const void* constants, const Lanes<T>& x, int64_t n) {
   const auto c = *static_cast<const formula::Adam<T>*>(constants);
-  Loop3(x, n, [c](T& p, T g, T& m, T& v, T& w) __attribute__((always_inline)) { formula::AmsgradStep(c, p, g, m, v, w); });
+  Loop3(
+      x, n, [c](T & p, T g, T & m, T & v, T & w) __attribute__((always_inline)) {
+        formula::AmsgradStep(c, p, g, m, v, w);
+      });
 }
 
-// Sums of f(x) in double: element i goes to lane i % 16, lanes are added pairwise at the end. The order never depends on the instruction set.
+// Sums of f(x) in double: element i goes to lane i % 16, lanes are added pairwise at the end. The order never depends
+// on the instruction set.
 template <typename T, typename F>
 inline double LaneSum(const T* x, int64_t n, F f) {
   constexpr int kLanes = 16;
@@ -79,15 +87,18 @@ inline double LaneSum(const T* x, int64_t n, F f) {
 }
 template <typename T>
 double SumLoop(const T* x, int64_t n) {
-  return LaneSum(x, n, [](double v) __attribute__((always_inline)) { return v; });
+  return LaneSum(
+      x, n, [](double v) __attribute__((always_inline)) { return v; });
 }
 template <typename T>
 double SumSquaresLoop(const T* x, int64_t n) {
-  return LaneSum(x, n, [](double v) __attribute__((always_inline)) { return v * v; });
+  return LaneSum(
+      x, n, [](double v) __attribute__((always_inline)) { return v * v; });
 }
 template <typename T>
 double SumSquareDeviationsLoop(const T* x, int64_t n, double mean) {
-  return LaneSum(x, n, [mean](double v) __attribute__((always_inline)) { return (v - mean) * (v - mean); });
+  return LaneSum(
+      x, n, [mean](double v) __attribute__((always_inline)) { return (v - mean) * (v - mean); });
 }
 
 // The largest magnitude pattern of a block tells whether any exponent in it is all ones.
@@ -112,11 +123,16 @@ inline int64_t FirstNotFinite(const void* data, int64_t n, Bits magnitude_mask, 
 int64_t FirstNotFiniteLoop(DType dtype, const void* x, int64_t n) {
   // Signed integers: magnitudes have the top bit clear, and signed maxima exist in every vector instruction set.
   switch (dtype) {
-    case DType::kF32: return FirstNotFinite<int32_t>(x, n, 0x7fffffff, 0x7f800000);
-    case DType::kF64: return FirstNotFinite<int64_t>(x, n, 0x7fffffffffffffff, 0x7ff0000000000000);
-    case DType::kF16: return FirstNotFinite<int16_t>(x, n, 0x7fff, 0x7c00);
-    case DType::kBF16: return FirstNotFinite<int16_t>(x, n, 0x7fff, 0x7f80);
-    default: return -1;
+    case DType::kF32:
+      return FirstNotFinite<int32_t>(x, n, 0x7fffffff, 0x7f800000);
+    case DType::kF64:
+      return FirstNotFinite<int64_t>(x, n, 0x7fffffffffffffff, 0x7ff0000000000000);
+    case DType::kF16:
+      return FirstNotFinite<int16_t>(x, n, 0x7fff, 0x7c00);
+    case DType::kBF16:
+      return FirstNotFinite<int16_t>(x, n, 0x7fff, 0x7f80);
+    default:
+      return -1;
   }
 }
 
@@ -154,6 +170,7 @@ constexpr TypedKernels<T> MakeTyped() {
 }  // namespace
 
 extern const KernelTable OPTOD_KERNEL_TABLE;
-const KernelTable OPTOD_KERNEL_TABLE = {OPTOD_KERNEL_NAME, MakeTyped<float>(), MakeTyped<double>(), &FirstNotFiniteLoop, &WidenLoop, &NarrowLoop};
+const KernelTable OPTOD_KERNEL_TABLE = {OPTOD_KERNEL_NAME,   MakeTyped<float>(), MakeTyped<double>(),
+                                        &FirstNotFiniteLoop, &WidenLoop,         &NarrowLoop};
 
 }  // namespace optod::optim

@@ -38,8 +38,10 @@ const Table& TheTable() {
 absl::Status CheckLayout(std::span<const TensorSpec> layout) {
   std::set<std::string> names;
   for (const TensorSpec& spec : layout) {
-    if (!names.insert(spec.name).second) return InvalidArgument("parameters.", spec.name, ": named twice; names must be unique");
-    if (spec.dtype != DType::kF32 && spec.dtype != DType::kF64 && spec.dtype != DType::kF16 && spec.dtype != DType::kBF16) {
+    if (!names.insert(spec.name).second)
+      return InvalidArgument("parameters.", spec.name, ": named twice; names must be unique");
+    if (spec.dtype != DType::kF32 && spec.dtype != DType::kF64 && spec.dtype != DType::kF16 &&
+        spec.dtype != DType::kBF16) {
       return InvalidArgument("parameters.", spec.name, ": dtype ", DTypeName(spec.dtype),
                              " cannot be optimized; must be float32, float64, float16 or bfloat16");
     }
@@ -65,12 +67,14 @@ absl::StatusOr<const RuleInfo*> FindRule(const std::string& name) {
   return NotFound("optimizer: \"", name, "\" is unknown; did you mean \"", near, "\"?");
 }
 
-absl::StatusOr<std::unique_ptr<Rule>> MakeRule(const std::string& name, const Hyper& hyper, std::span<const TensorSpec> layout, uint64_t seed) {
+absl::StatusOr<std::unique_ptr<Rule>> MakeRule(const std::string& name, const Hyper& hyper,
+                                               std::span<const TensorSpec> layout, uint64_t seed) {
   ASSIGN_OR_RETURN(const RuleInfo* info, FindRule(name));
   const RuleFactory factory = TheTable().factories[info - AllRules().data()];
   if (factory == nullptr) {
     const bool first_order = info->family == Family::kFirstOrder;
-    return Unimplemented("optimizer: \"", name, first_order ? "\" is not implemented" : "\" does not step on gradients");
+    return Unimplemented("optimizer: \"", name,
+                         first_order ? "\" is not implemented" : "\" does not step on gradients");
   }
   RuleArgs args;
   args.info = info;
@@ -88,7 +92,8 @@ int EditDistance(const std::string& a, const std::string& b) {
   for (size_t i = 1; i <= a.size(); ++i) {
     for (size_t j = 1; j <= b.size(); ++j) {
       d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
   return d[a.size()][b.size()];
@@ -102,7 +107,8 @@ std::string Nearest(const std::string& wrong, std::span<const std::string> names
   for (const std::string& name : names) {
     const int distance = EditDistance(wrong, name);
     const bool same_length = name.size() == wrong.size();
-    if (best == nullptr || distance < best_distance || (distance == best_distance && same_length && best->size() != wrong.size())) {
+    if (best == nullptr || distance < best_distance ||
+        (distance == best_distance && same_length && best->size() != wrong.size())) {
       best = &name;
       best_distance = distance;
     }

@@ -19,9 +19,9 @@ std::vector<Row> ZerothOrderRows();
 std::vector<Row> TraceRows();
 
 /// Hyperparameters in short: ranges of the kinds that occur.
-HyperInfo Positive(const char* name, double value, const char* doc);              ///< (0, inf)
-HyperInfo NonNegative(const char* name, double value, const char* doc);           ///< [0, inf)
-HyperInfo Fraction(const char* name, double value, const char* doc);              ///< [0, 1)
+HyperInfo Positive(const char* name, double value, const char* doc);     ///< (0, inf)
+HyperInfo NonNegative(const char* name, double value, const char* doc);  ///< [0, inf)
+HyperInfo Fraction(const char* name, double value, const char* doc);     ///< [0, 1)
 HyperInfo Range(const char* name, double value, double min, double max, const char* doc);
 HyperInfo Int(const char* name, int64_t value, int64_t min, int64_t max, const char* doc);
 HyperInfo Flag(const char* name, bool value, const char* doc);

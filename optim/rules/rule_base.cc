@@ -21,9 +21,12 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 bool IsNan(DType dtype, const void* data, int64_t i) {
   switch (dtype) {
-    case DType::kF64: return std::isnan(static_cast<const double*>(data)[i]);
-    case DType::kF32: return std::isnan(static_cast<const float*>(data)[i]);
-    default: return std::isnan(WidenOne(dtype, static_cast<const uint16_t*>(data)[i]));
+    case DType::kF64:
+      return std::isnan(static_cast<const double*>(data)[i]);
+    case DType::kF32:
+      return std::isnan(static_cast<const float*>(data)[i]);
+    default:
+      return std::isnan(WidenOne(dtype, static_cast<const uint16_t*>(data)[i]));
   }
 }
 
@@ -76,16 +79,20 @@ absl::StatusOr<StepReport> RuleBase::Step(std::span<void* const> params, const S
 
 absl::Status RuleBase::CheckCounts(std::span<void* const> params, const StepInput& input) const {
   const size_t want = layout().size();
-  if (params.size() != want) return InvalidArgument("parameters: ", params.size(), " tensors given; the layout has ", want);
-  if (input.grads.size() != want) return InvalidArgument("grads: ", input.grads.size(), " tensors given; the layout has ", want);
+  if (params.size() != want)
+    return InvalidArgument("parameters: ", params.size(), " tensors given; the layout has ", want);
+  if (input.grads.size() != want)
+    return InvalidArgument("grads: ", input.grads.size(), " tensors given; the layout has ", want);
   for (size_t i = 0; i < want; ++i) {
-    if (params[i] == nullptr && layout()[i].elements() > 0) return InvalidArgument("parameters.", layout()[i].name, ": missing");
+    if (params[i] == nullptr && layout()[i].elements() > 0)
+      return InvalidArgument("parameters.", layout()[i].name, ": missing");
   }
   if (input.lr && !(std::isfinite(*input.lr) && *input.lr >= 0)) {
     return InvalidArgument("lr: ", *input.lr, " is out of range; must be finite and >= 0");
   }
   if (input.grad_dtype && *input.grad_dtype != DType::kF32) {
-    return InvalidArgument("grad_dtype: ", DTypeName(*input.grad_dtype), " cannot be asked for; must be float32 or absent");
+    return InvalidArgument("grad_dtype: ", DTypeName(*input.grad_dtype),
+                           " cannot be asked for; must be float32 or absent");
   }
   return absl::OkStatus();
 }
@@ -151,14 +158,17 @@ const OwnedTensor* RuleBase::Extra(const StepInput& input, const std::string& na
   return it == input.extra.end() ? nullptr : it->second;
 }
 
-absl::Status RuleBase::CheckExtra(const StepInput& input, const std::string& name, DType also, const std::string& why) const {
+absl::Status RuleBase::CheckExtra(const StepInput& input, const std::string& name, DType also,
+                                  const std::string& why) const {
   const OwnedTensor* tensor = Extra(input, name);
   if (tensor == nullptr) return FailedPrecondition(name, ": missing; ", why);
   if (tensor->spec.dtype != DType::kF32 && tensor->spec.dtype != also) {
-    return InvalidArgument(name, ": dtype ", DTypeName(tensor->spec.dtype), " does not fit; must be float32 or ", DTypeName(also));
+    return InvalidArgument(name, ": dtype ", DTypeName(tensor->spec.dtype), " does not fit; must be float32 or ",
+                           DTypeName(also));
   }
   if (tensor->data.size() != tensor->spec.bytes()) {
-    return InvalidArgument(name, ": ", tensor->data.size(), " bytes given; its shape ", ShapeText(tensor->spec.shape), " has ", tensor->spec.bytes());
+    return InvalidArgument(name, ": ", tensor->data.size(), " bytes given; its shape ", ShapeText(tensor->spec.shape),
+                           " has ", tensor->spec.bytes());
   }
   const int64_t bad = Kernels().first_not_finite(tensor->spec.dtype, tensor->data.data(), tensor->spec.elements());
   return bad < 0 ? absl::OkStatus() : NotFinite(name, tensor->spec.dtype, tensor->data.data(), bad);
@@ -193,20 +203,24 @@ absl::Status RuleBase::ImportState(std::span<const OwnedTensor> state) {
       for_inner[k].back().spec.name.erase(0, inner_[k].first.size());
       taken = true;
     }
-    if (!taken && !given.emplace(tensor.spec.name, &tensor).second) return InvalidArgument("state.", tensor.spec.name, ": given twice");
+    if (!taken && !given.emplace(tensor.spec.name, &tensor).second)
+      return InvalidArgument("state.", tensor.spec.name, ": given twice");
   }
   for (const StateTensor& own : state_) {
     const auto it = given.find(own.spec.name);
     if (it == given.end()) return InvalidArgument("state.", own.spec.name, ": missing");
     const OwnedTensor& tensor = *it->second;
     if (tensor.spec.dtype != own.spec.dtype) {
-      return InvalidArgument("state.", own.spec.name, ": dtype ", DTypeName(tensor.spec.dtype), " does not fit; must be ", DTypeName(own.spec.dtype));
+      return InvalidArgument("state.", own.spec.name, ": dtype ", DTypeName(tensor.spec.dtype),
+                             " does not fit; must be ", DTypeName(own.spec.dtype));
     }
     if (tensor.spec.shape != own.spec.shape) {
-      return InvalidArgument("state.", own.spec.name, ": shape ", ShapeText(tensor.spec.shape), " does not fit; must be ", ShapeText(own.spec.shape));
+      return InvalidArgument("state.", own.spec.name, ": shape ", ShapeText(tensor.spec.shape),
+                             " does not fit; must be ", ShapeText(own.spec.shape));
     }
     if (tensor.data.size() != own.data.size()) {
-      return InvalidArgument("state.", own.spec.name, ": ", tensor.data.size(), " bytes given; must be ", own.data.size());
+      return InvalidArgument("state.", own.spec.name, ": ", tensor.data.size(), " bytes given; must be ",
+                             own.data.size());
     }
   }
   if (given.size() > state_.size()) {

@@ -1,7 +1,8 @@
 #pragma once
-/// What every first-order rule shares: checks before anything is touched, the NaN/Inf guard, named state with export and import, step counters,
-/// and the loop that runs an elementwise kernel over all tensors in parallel chunks. A rule derives from it, declares its state in the
-/// constructor and implements Apply. Not part of the public surface: users see rule.h and registry.h.
+/// What every first-order rule shares: checks before anything is touched, the NaN/Inf guard, named state with export
+/// and import, step counters, and the loop that runs an elementwise kernel over all tensors in parallel chunks. A rule
+/// derives from it, declares its state in the constructor and implements Apply. Not part of the public surface: users
+/// see rule.h and registry.h.
 
 #include <deque>
 #include <memory>
@@ -45,7 +46,8 @@ struct Chunk {
   int64_t begin, end;
 };
 
-/// Where one tensor's operands stand in a step. State and `x` are in the compute dtype: float64 for float64 parameters, else float32.
+/// Where one tensor's operands stand in a step. State and `x` are in the compute dtype: float64 for float64 parameters,
+/// else float32.
 struct Operands {
   void* p = nullptr;
   const void* g = nullptr;
@@ -86,7 +88,8 @@ class RuleBase : public Rule {
   DType grad_dtype(int i, const StepInput& input) const;
   Operands Bind(int i, std::span<void* const> params, const StepInput& input) const;
 
-  /// Runs `body` on every chunk of every tensor that has a gradient, on all threads. Chunks never depend on the number of threads.
+  /// Runs `body` on every chunk of every tensor that has a gradient, on all threads. Chunks never depend on the number
+  /// of threads.
   void ForEachChunk(const StepInput& input, absl::FunctionRef<void(const Chunk&)> body) const;
   /// The same, with the chunk's place in the plan: for partial sums that are added in order afterwards.
   void ForEachChunkIndexed(const StepInput& input, absl::FunctionRef<void(size_t, const Chunk&)> body) const;
@@ -96,7 +99,8 @@ class RuleBase : public Rule {
 
   /// Borrowed extra input `name` when given with one of the allowed shapes (checked in Check); null when absent.
   static const OwnedTensor* Extra(const StepInput& input, const std::string& name);
-  /// OK when `name` is present, has dtype float32 or `also` and is finite; FAILED_PRECONDITION "name: missing; ..." or INVALID_ARGUMENT.
+  /// OK when `name` is present, has dtype float32 or `also` and is finite; FAILED_PRECONDITION "name: missing; ..." or
+  /// INVALID_ARGUMENT.
   absl::Status CheckExtra(const StepInput& input, const std::string& name, DType also, const std::string& why) const;
 
  private:
@@ -112,7 +116,8 @@ class RuleBase : public Rule {
   std::vector<size_t> first_chunk_;  ///< of tensor i; one more at the end
 };
 
-/// Calls `body` with a float or a double 0, whichever computes for `dtype`: generic code takes its type from the argument.
+/// Calls `body` with a float or a double 0, whichever computes for `dtype`: generic code takes its type from the
+/// argument.
 template <typename Body>
 void WithComputeType(DType compute, Body body) {
   if (compute == DType::kF64) {
@@ -122,12 +127,12 @@ void WithComputeType(DType compute, Body body) {
   }
 }
 
-/// Runs kernel `id` over elements [begin, end) of one tensor; 16-bit operands pass through a float32 tile that stays in the first-level cache.
-/// `constants` are of the compute dtype (float for all but float64 parameters).
+/// Runs kernel `id` over elements [begin, end) of one tensor; 16-bit operands pass through a float32 tile that stays in
+/// the first-level cache. `constants` are of the compute dtype (float for all but float64 parameters).
 void RunKernel(KernelId id, const void* constants, const Operands& operands, int64_t begin, int64_t end);
 
-/// Elements [begin, begin + n) of `data` (dtype f32, f16, bf16 for T float; f64 for double; f32 for double too) as T: `data` itself where
-/// the dtype fits, else converted into `tile`.
+/// Elements [begin, begin + n) of `data` (dtype f32, f16, bf16 for T float; f64 for double; f32 for double too) as T:
+/// `data` itself where the dtype fits, else converted into `tile`.
 template <typename T>
 const T* Load(DType dtype, const void* data, int64_t begin, int64_t n, T* tile);
 /// Writes T values back into `data` of `dtype`; no-op when `values` already points there.
@@ -135,10 +140,12 @@ template <typename T>
 void Store(DType dtype, void* data, int64_t begin, int64_t n, const T* values);
 
 /// Element address inside a tensor of `dtype`.
-inline const void* At(DType dtype, const void* data, int64_t i) { return static_cast<const char*>(data) + i * DTypeSize(dtype); }
+inline const void* At(DType dtype, const void* data, int64_t i) {
+  return static_cast<const char*>(data) + i * DTypeSize(dtype);
+}
 inline void* At(DType dtype, void* data, int64_t i) { return static_cast<char*>(data) + i * DTypeSize(dtype); }
 
-inline constexpr int64_t kTile = 2048;        ///< elements of a cache-resident tile
-inline constexpr int64_t kChunk = 32 * kTile; ///< elements of a chunk
+inline constexpr int64_t kTile = 2048;         ///< elements of a cache-resident tile
+inline constexpr int64_t kChunk = 32 * kTile;  ///< elements of a chunk
 
 }  // namespace optod::optim
