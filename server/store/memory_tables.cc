@@ -77,6 +77,7 @@ absl::Status MemoryTables::Do(const InsertSession& m) {
 absl::Status MemoryTables::Do(const UpdateSession& m) {
   auto it = sessions.find(m.row.uid);
   if (it == sessions.end()) return NoSession(m.row.uid);
+  if (it->second.revision != m.row.revision - 1) return SessionMoved(m.row.uid, it->second.revision, m.row.revision);
   SessionRow row = m.row;
   row.user = it->second.user;
   row.id = it->second.id;

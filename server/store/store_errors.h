@@ -12,6 +12,9 @@ inline absl::Status NoSession(int64_t uid) { return NotFound("session uid ", uid
 inline absl::Status NoSession(const std::string& user, const std::string& id) {
   return NotFound("users/", user, "/sessions/", id, " does not exist");
 }
+inline absl::Status SessionMoved(int64_t uid, int64_t stored, int64_t given) {
+  return Aborted("session uid ", uid, ": revision ", given, " does not follow the stored revision ", stored);
+}
 inline absl::Status NoVersion(int64_t uid, int64_t number) {
   return NotFound("session uid ", uid, ": version ", number, " does not exist");
 }
