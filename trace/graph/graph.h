@@ -117,6 +117,8 @@ class Graph {
   /// Looks up `base:index` (with scope) or a py_name; kNoNode when there is none.
   NodeId FindByName(std::string_view name) const;
   NodeId FindByPyName(std::string_view py_name) const;
+  /// The index that the next node of this base (with scope) will get.
+  uint32_t NextIndex(std::string_view base_name) const;
 
   /// Bytes held in all, and the part of it that is value texts and their JSON.
   uint64_t BytesUsed() const;
