@@ -12,12 +12,12 @@ namespace optod::trace {
 /// Absent fields allow everything. `min`, `max` (inclusive) apply to numbers, and to the length of lists and dicts
 /// never.
 struct Constraint {
-  std::string text;                      ///< free text for the prompt; empty: none
-  std::optional<double> min;             ///< inclusive lower bound of int and float parameters
-  std::optional<double> max;             ///< inclusive upper bound
-  std::vector<std::string> enum_values;  ///< allowed text renderings; empty: any
-  std::string regex;                     ///< ECMAScript expression that the whole text must match; empty: any
-  std::optional<uint64_t> max_length;    ///< of the text, in Unicode code points
+  std::string text{};                      ///< free text for the prompt; empty: none
+  std::optional<double> min{};             ///< inclusive lower bound of int and float parameters
+  std::optional<double> max{};             ///< inclusive upper bound
+  std::vector<std::string> enum_values{};  ///< allowed text renderings; empty: any
+  std::string regex{};                     ///< ECMAScript expression that the whole text must match; empty: any
+  std::optional<uint64_t> max_length{};    ///< of the text, in Unicode code points
 
   bool operator==(const Constraint&) const = default;
   /// True when some field other than `text` is set.

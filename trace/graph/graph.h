@@ -53,20 +53,20 @@ struct InputArg {
 
 /// What a client sends for one node. All views are copied by AddNodes and need to live only until it returns.
 struct NodeInput {
-  std::string_view base_name;  ///< required; no ':' in it
-  std::string_view scope;      ///< if not empty the base becomes `scope/base_name`; no ':' in it
+  std::string_view base_name{};  ///< required; no ':' in it
+  std::string_view scope{};      ///< if not empty the base becomes `scope/base_name`; no ':' in it
   NodeKind kind = NodeKind::kNode;
-  std::string_view type_name;                  ///< declared type, e.g. int float str bool list dict code; required
-  std::string_view value_text;                 ///< rendering shown to the model
-  std::optional<std::string_view> value_json;  ///< absent: the value has no JSON form
-  std::string_view op;             ///< operator tag; empty: from `[tag]` in the description, else by kind/base
-  std::string_view function_name;  ///< printed in the code line; empty: op
-  std::optional<std::string_view> description;  ///< the user's own text; absent: none
-  std::vector<InputArg> inputs;            ///< messages and exceptions only, in order; may be empty; parents may repeat
+  std::string_view type_name{};                  ///< declared type, e.g. int float str bool list dict code; required
+  std::string_view value_text{};                 ///< rendering shown to the model
+  std::optional<std::string_view> value_json{};  ///< absent: the value has no JSON form
+  std::string_view op{};             ///< operator tag; empty: from `[tag]` in the description, else by kind/base
+  std::string_view function_name{};  ///< printed in the code line; empty: op
+  std::optional<std::string_view> description{};  ///< the user's own text; absent: none
+  std::vector<InputArg> inputs{};          ///< messages and exceptions only, in order; may be empty; parents may repeat
   const Constraint* constraint = nullptr;  ///< parameters only
   bool trainable = false;                  ///< parameters only
-  std::optional<uint32_t> level;           ///< absent: by rule; else >= that of the rule (detached copies keep theirs)
-  std::vector<ParentRef> hidden_parameters;  ///< parameters used inside a traceable body, not among the inputs
+  std::optional<uint32_t> level{};         ///< absent: by rule; else >= that of the rule (detached copies keep theirs)
+  std::vector<ParentRef> hidden_parameters{};  ///< parameters used inside a traceable body, not among the inputs
 };
 
 struct GraphLimits {

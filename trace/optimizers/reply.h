@@ -42,14 +42,14 @@ std::string_view ReplyKindName(ReplyKind kind);       ///< `applied`, `nothing_a
 std::string_view KeyOutcomeName(KeyOutcome outcome);  ///< `applied`, `unchanged`, `cast_failed`, ...
 
 struct ReplyParameter {
-  std::string py_name;
-  std::string name;                 ///< `base:index`
-  std::string type_name;            ///< declared type
-  std::string text;                 ///< current value
-  std::optional<std::string> json;  ///< its JSON, if it has one
+  std::string py_name{};
+  std::string name;                   ///< `base:index`
+  std::string type_name;              ///< declared type
+  std::string text;                   ///< current value
+  std::optional<std::string> json{};  ///< its JSON, if it has one
   bool trainable = true;
   bool is_code = false;
-  Constraint constraint;
+  Constraint constraint{};
 };
 
 struct KeyResult {
