@@ -1,0 +1,35 @@
+#pragma once
+/// Content-addressed files: DIR/blobs/ab/abcdef... named by the hex SHA-256 of their bytes. A blob is complete and durable (written, fsynced,
+/// renamed, directory fsynced) before Put returns; a row may point to it only after that. Thread-safe.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/fs.h"
+
+namespace optod::store {
+
+class BlobStore {
+ public:
+  virtual ~BlobStore() = default;
+  /// Hex SHA-256. Already there: returns at once. RESOURCE_EXHAUSTED (disk full), DATA_LOSS (fsync failed): nothing is left behind.
+  virtual absl::StatusOr<std::string> Put(std::span<const std::byte> data) = 0;
+  /// NOT_FOUND; DATA_LOSS when the bytes no longer have their hash.
+  virtual absl::StatusOr<std::string> Get(const std::string& sha256) = 0;
+  virtual absl::StatusOr<int64_t> Size(const std::string& sha256) = 0;
+  virtual bool Has(const std::string& sha256) = 0;
+  /// Mark and sweep: removes blobs older than min_age_ms that are not in `live`. Returns how many bytes were freed.
+  virtual absl::StatusOr<int64_t> Sweep(const std::vector<std::string>& live, int64_t min_age_ms, int64_t now_unix_ms) = 0;
+  virtual int64_t BytesStored() = 0;
+};
+
+std::unique_ptr<BlobStore> MakeFileBlobStore(Fs& fs, std::string directory);
+std::unique_ptr<BlobStore> MakeMemoryBlobStore();
+
+}  // namespace optod::store
