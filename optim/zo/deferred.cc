@@ -9,8 +9,10 @@ namespace optod::zo {
 template <class T>
 absl::StatusOr<DeferredUpdate<T>> DeferredUpdate<T>::Create(const ZoLayout& layout, const ZoHyper& hyper) {
   RETURN_IF_ERROR(CheckZoHyper(hyper));
-  if (hyper.queries != 1) return InvalidArgument("hyperparameters.queries: ", hyper.queries, " with deferred updates; must be 1");
-  if (hyper.sides != Sides::kTwo) return InvalidArgument("hyperparameters.sides: one-sided with deferred updates; must be two-sided");
+  if (hyper.queries != 1)
+    return InvalidArgument("hyperparameters.queries: ", hyper.queries, " with deferred updates; must be 1");
+  if (hyper.sides != Sides::kTwo)
+    return InvalidArgument("hyperparameters.sides: one-sided with deferred updates; must be two-sided");
   return DeferredUpdate(layout, hyper);
 }
 
@@ -29,7 +31,8 @@ void DeferredUpdate<T>::ApplyPending(std::span<T> theta, std::span<const size_t>
 }
 
 template <class T>
-void DeferredUpdate<T>::Block(std::span<const size_t> tensors, std::span<T> theta, std::span<T> plus, std::span<T> minus) {
+void DeferredUpdate<T>::Block(std::span<const size_t> tensors, std::span<T> theta, std::span<T> plus,
+                              std::span<T> minus) {
   ApplyPending(theta, tensors);
   const T eps = static_cast<T>(update_.hyper().eps);
   for (size_t tensor : tensors) {

@@ -1,9 +1,11 @@
 #pragma once
-/// ZO2's order of work (Wang et al., 2025): while a block of parameters is at hand, first apply the update of the step before, then form both
-/// perturbed copies; the update of this step waits until the block is at hand again. Every block is touched once a step. After Flush the bytes
-/// equal those of ZoOptimizer::Step (same Residue). T is float or double. Calls on one object must not overlap.
+/// ZO2's order of work (Wang et al., 2025): while a block of parameters is at hand, first apply the update of the step
+/// before, then form both perturbed copies; the update of this step waits until the block is at hand again. Every block
+/// is touched once a step. After Flush the bytes equal those of ZoOptimizer::Step (same Residue). T is float or double.
+/// Calls on one object must not overlap.
 ///
-///   BeginStep(z_t) -> Block(0), Block(1), ... in any order, each once -> EndStep(losses) ; Flush before export, evaluation or the end
+///   BeginStep(z_t) -> Block(0), Block(1), ... in any order, each once -> EndStep(losses) ; Flush before export,
+///   evaluation or the end
 
 #include <memory>
 #include <optional>
@@ -23,9 +25,11 @@ class DeferredUpdate {
 
   /// Directions of this step; kept until its update has been applied everywhere.
   void BeginStep(std::shared_ptr<const DirectionSource<T>> z);
-  /// The block `tensors`: theta[block] <- pending update; plus[block], minus[block] <- theta[block] +- eps z. All three of the layout's size.
+  /// The block `tensors`: theta[block] <- pending update; plus[block], minus[block] <- theta[block] +- eps z. All three
+  /// of the layout's size.
   void Block(std::span<const size_t> tensors, std::span<T> theta, std::span<T> plus, std::span<T> minus);
-  /// Losses of the two copies. The new pending update keeps the lr of now. NaN or Inf: nothing becomes pending, `usable` is false.
+  /// Losses of the two copies. The new pending update keeps the lr of now. NaN or Inf: nothing becomes pending,
+  /// `usable` is false.
   ProjectedGradients EndStep(double loss_plus, double loss_minus);
   /// Applies what is pending to every tensor.
   void Flush(std::span<T> theta);

@@ -7,7 +7,8 @@
 namespace optod::zo {
 namespace {
 
-// Splits [first, first + n) of the flat vector at tensor borders: body(tensor, position in the tensor, offset in the range, count).
+// Splits [first, first + n) of the flat vector at tensor borders: body(tensor, position in the tensor, offset in the
+// range, count).
 template <class Body>
 void ForEachTensorPart(const ZoLayout& layout, size_t first, size_t n, Body body) {
   if (n == 0) return;
@@ -59,7 +60,8 @@ void StreamDirection<T>::AddScaled(int query, size_t first, T scale, std::span<c
   if constexpr (std::is_same_v<T, float>) {
     const Direction direction{seed_, step_, static_cast<uint32_t>(query)};
     ForEachTensorPart(layout_, first, out.size(), [&](size_t tensor, size_t begin, size_t offset, size_t count) {
-      AddScaledNormalTo(direction, static_cast<uint32_t>(tensor), begin, scale, in.subspan(offset, count), out.subspan(offset, count));
+      AddScaledNormalTo(direction, static_cast<uint32_t>(tensor), begin, scale, in.subspan(offset, count),
+                        out.subspan(offset, count));
     });
   } else {
     DirectionSource<T>::AddScaled(query, first, scale, in, out);

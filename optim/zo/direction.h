@@ -1,6 +1,7 @@
 #pragma once
-/// Where a step's directions z come from. A source is a pure function of (query, position in the flat parameter vector), so a pass over the
-/// parameters can be repeated, sliced and reordered without storing z. Thread-safe. T is float or double.
+/// Where a step's directions z come from. A source is a pure function of (query, position in the flat parameter
+/// vector), so a pass over the parameters can be repeated, sliced and reordered without storing z. Thread-safe. T is
+/// float or double.
 
 #include <cstdint>
 #include <memory>
@@ -21,7 +22,8 @@ class DirectionSource {
   virtual ~DirectionSource() = default;
   /// z[i] = element first + i of direction `query`; a call may cross tensors.
   virtual void Fill(int query, size_t first, std::span<T> z) const = 0;
-  /// out[i] = in[i] + scale * z[i], product and sum rounded separately; in and out equal or disjoint. Overridden where z need not be stored.
+  /// out[i] = in[i] + scale * z[i], product and sum rounded separately; in and out equal or disjoint. Overridden where
+  /// z need not be stored.
   virtual void AddScaled(int query, size_t first, T scale, std::span<const T> in, std::span<T> out) const;
 };
 
@@ -36,11 +38,13 @@ class ExplicitDirection final : public DirectionSource<T> {
   std::vector<std::vector<T>> z_;
 };
 
-/// Directions of the random stream: element e of tensor t in query k is Gaussian(seed, step, k, t, e), widened for double.
+/// Directions of the random stream: element e of tensor t in query k is Gaussian(seed, step, k, t, e), widened for
+/// double.
 template <class T>
 class StreamDirection final : public DirectionSource<T> {
  public:
-  StreamDirection(uint64_t seed, uint32_t step, ZoLayout layout) : seed_(seed), step_(step), layout_(std::move(layout)) {}
+  StreamDirection(uint64_t seed, uint32_t step, ZoLayout layout)
+      : seed_(seed), step_(step), layout_(std::move(layout)) {}
   void Fill(int query, size_t first, std::span<T> z) const override;
   void AddScaled(int query, size_t first, T scale, std::span<const T> in, std::span<T> out) const override;
 
@@ -50,8 +54,8 @@ class StreamDirection final : public DirectionSource<T> {
   ZoLayout layout_;
 };
 
-/// Sparse directions: another source with the elements where mask is not 0 set to zero, so those parameters do not move (weight decay apart).
-/// mask has the layout's size. `inner` and `mask` are shared, not copied.
+/// Sparse directions: another source with the elements where mask is not 0 set to zero, so those parameters do not move
+/// (weight decay apart). mask has the layout's size. `inner` and `mask` are shared, not copied.
 template <class T>
 class MaskedDirection final : public DirectionSource<T> {
  public:

@@ -7,8 +7,8 @@
 namespace optod::zo {
 
 template <class T>
-void Estimator<T>::Perturb(std::span<const T> from, std::span<T> to, const DirectionSource<T>& z, int query, double scale,
-                           std::span<const size_t> tensors) const {
+void Estimator<T>::Perturb(std::span<const T> from, std::span<T> to, const DirectionSource<T>& z, int query,
+                           double scale, std::span<const size_t> tensors) const {
   // MeZO computes (scale * z) * eps; scale is 1, -1 or -2, so (scale * eps) * z rounds the same.
   const T factor = static_cast<T>(scale) * static_cast<T>(hyper_.eps);
   for (size_t tensor : tensors) {
@@ -18,14 +18,15 @@ void Estimator<T>::Perturb(std::span<const T> from, std::span<T> to, const Direc
 }
 
 template <class T>
-double Estimator<T>::LossAt(std::span<const T> theta, const DirectionSource<T>& z, int query, double scale, const LossFn<T>& loss,
-                            std::span<const size_t> tensors) {
+double Estimator<T>::LossAt(std::span<const T> theta, const DirectionSource<T>& z, int query, double scale,
+                            const LossFn<T>& loss, std::span<const size_t> tensors) {
   Perturb(theta, scratch_, z, query, scale, tensors);
   return loss(scratch_);
 }
 
 template <class T>
-Estimate Estimator<T>::Run(std::span<T> theta, const DirectionSource<T>& z, const LossFn<T>& loss, std::span<const size_t> tensors) {
+Estimate Estimator<T>::Run(std::span<T> theta, const DirectionSource<T>& z, const LossFn<T>& loss,
+                           std::span<const size_t> tensors) {
   const bool two = hyper_.sides == Sides::kTwo;
   const bool in_place = hyper_.residue == Residue::kMezo;
   if (!in_place) scratch_.assign(theta.begin(), theta.end());

@@ -1,6 +1,7 @@
 #pragma once
-/// The first half of a step: evaluates the loss at perturbed points and returns projected gradients. Owns nothing but a scratch copy (Residue::kNone).
-/// SPSA / MeZO: Malladi et al., 2023, Alg. 1. T is float or double. Calls on one object must not overlap.
+/// The first half of a step: evaluates the loss at perturbed points and returns projected gradients. Owns nothing but a
+/// scratch copy (Residue::kNone). SPSA / MeZO: Malladi et al., 2023, Alg. 1. T is float or double. Calls on one object
+/// must not overlap.
 
 #include <functional>
 #include <span>
@@ -19,8 +20,9 @@ struct Estimate {
   std::vector<double> loss_plus, loss_minus, g;  ///< one a query
 };
 
-/// A call perturbs only `tensors`. Residue::kNone leaves theta's bytes as they were; kMezo leaves the rounding of +1, -2, +1 (or +1, -1).
-/// One-sided with Residue::kNone evaluates L(theta) once for all queries; kMezo once a query, as MeZO's code does.
+/// A call perturbs only `tensors`. Residue::kNone leaves theta's bytes as they were; kMezo leaves the rounding of +1,
+/// -2, +1 (or +1, -1). One-sided with Residue::kNone evaluates L(theta) once for all queries; kMezo once a query, as
+/// MeZO's code does.
 template <class T>
 class Estimator {
  public:

@@ -28,7 +28,8 @@ absl::Status CheckZoHyper(const ZoHyper& hyper) {
   RETURN_IF_ERROR(CheckUnitInterval("momentum", hyper.momentum));
   RETURN_IF_ERROR(CheckUnitInterval("beta1", hyper.beta1));
   RETURN_IF_ERROR(CheckUnitInterval("beta2", hyper.beta2));
-  if (hyper.queries < 1) return InvalidArgument("hyperparameters.queries: ", hyper.queries, " is too small; must be >= 1");
+  if (hyper.queries < 1)
+    return InvalidArgument("hyperparameters.queries: ", hyper.queries, " is too small; must be >= 1");
   if (!(std::isfinite(hyper.weight_decay) && hyper.weight_decay >= 0)) {
     return InvalidArgument("hyperparameters.weight_decay: ", hyper.weight_decay, " is not allowed; must be >= 0");
   }
@@ -36,7 +37,8 @@ absl::Status CheckZoHyper(const ZoHyper& hyper) {
     return InvalidArgument("hyperparameters.momentum: ", hyper.momentum, " has no meaning for Adam; must be 0");
   }
   if (hyper.rule == Rule::kConservative && (hyper.base != Base::kSgd || hyper.momentum != 0)) {
-    return InvalidArgument("hyperparameters.momentum: zo-sgd-cons undoes rejected steps, which only plain SGD allows; must be 0");
+    return InvalidArgument(
+        "hyperparameters.momentum: zo-sgd-cons undoes rejected steps, which only plain SGD allows; must be 0");
   }
   return absl::OkStatus();
 }

@@ -1,6 +1,7 @@
 #pragma once
-/// Settings of a zeroth-order run: which estimator, which base optimizer, which step sizes. Passive data; CheckZoHyper says what is wrong with it.
-/// Names and defaults are those of ZO-Bench (Zhang et al., 2024) and MeZO (Malladi et al., 2023).
+/// Settings of a zeroth-order run: which estimator, which base optimizer, which step sizes. Passive data; CheckZoHyper
+/// says what is wrong with it. Names and defaults are those of ZO-Bench (Zhang et al., 2024) and MeZO (Malladi et al.,
+/// 2023).
 
 #include <cstddef>
 #include <string>
@@ -11,15 +12,17 @@
 
 namespace optod::zo {
 
-/// What turns the estimate into an update. SGD: buffer b = g at the first step, then momentum * b + g; Adam: bias-corrected, epsilon outside
-/// the root (Kingma & Ba, 2015, Alg. 1).
+/// What turns the estimate into an update. SGD: buffer b = g at the first step, then momentum * b + g; Adam:
+/// bias-corrected, epsilon outside the root (Kingma & Ba, 2015, Alg. 1).
 enum class Base { kSgd, kAdam };
-/// Two-sided (SPSA): g = (L(theta + eps z) - L(theta - eps z)) / (2 eps). One-sided: g = (L(theta + eps z) - L(theta)) / eps.
+/// Two-sided (SPSA): g = (L(theta + eps z) - L(theta - eps z)) / (2 eps). One-sided: g = (L(theta + eps z) - L(theta))
+/// / eps.
 enum class Sides { kTwo, kOne };
-/// kNone: g z. kScalar: sign(g) z, what ZO-Bench's code runs. kElement: sign(g z) per element, what its paper writes (signSGD, Liu et al. 2019).
+/// kNone: g z. kScalar: sign(g) z, what ZO-Bench's code runs. kElement: sign(g z) per element, what its paper writes
+/// (signSGD, Liu et al. 2019).
 enum class Sign { kNone, kScalar, kElement };
-/// How perturbed points are formed. kNone: in a scratch copy, theta is changed by the update alone. kMezo: in place by +1, -2, +1, which leaves
-/// MeZO's rounding residue in theta (about 1 ulp a step) and needs no copy.
+/// How perturbed points are formed. kNone: in a scratch copy, theta is changed by the update alone. kMezo: in place by
+/// +1, -2, +1, which leaves MeZO's rounding residue in theta (about 1 ulp a step) and needs no copy.
 enum class Residue { kNone, kMezo };
 /// Block-wise estimation: update a block at once, so later blocks see it, or all of them at the end of the step.
 enum class BlockSchedule { kCoordinate, kJoint };
@@ -45,8 +48,8 @@ struct ZoHyper {
 /// INVALID_ARGUMENT naming the field, its value and the rule: `hyperparameters.lr: -1 is negative; must be > 0`.
 absl::Status CheckZoHyper(const ZoHyper& hyper);
 
-/// The settings a registered name stands for: zo-sgd, zo-sgd-mmt (momentum 0.9), zo-sgd-cons, zo-sgd-sign (element signs), zo-adam, forward-grad.
-/// NOT_FOUND for other names.
+/// The settings a registered name stands for: zo-sgd, zo-sgd-mmt (momentum 0.9), zo-sgd-cons, zo-sgd-sign (element
+/// signs), zo-adam, forward-grad. NOT_FOUND for other names.
 absl::StatusOr<ZoHyper> ZoHyperFor(const std::string& optimizer);
 
 /// One tensor of the flat parameter vector. Its number in the layout is its tensor number in the random stream.

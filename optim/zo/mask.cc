@@ -19,7 +19,8 @@ absl::Status CheckRatio(double ratio) {
 
 }  // namespace
 
-absl::Status FillMask(const Direction& direction, uint32_t tensor, uint64_t first, double ratio, MaskLaw law, std::span<uint8_t> mask) {
+absl::Status FillMask(const Direction& direction, uint32_t tensor, uint64_t first, double ratio, MaskLaw law,
+                      std::span<uint8_t> mask) {
   RETURN_IF_ERROR(CheckRatio(ratio));
   const double bound = ratio * 0x1p32;  // a word below it is masked: probability `ratio` to 2^-32
   for (size_t begin = 0; begin < mask.size(); begin += kPart) {

@@ -55,7 +55,8 @@ absl::StatusOr<std::vector<double>> MeanOverWorkers(std::span<const std::vector<
   std::vector<double> mean(g_of_workers[0].size(), 0.0);
   for (size_t w = 0; w < g_of_workers.size(); ++w) {
     if (g_of_workers[w].size() != mean.size()) {
-      return InvalidArgument("workers[", w, "]: ", g_of_workers[w].size(), " values; must be ", mean.size(), " as for worker 0");
+      return InvalidArgument("workers[", w, "]: ", g_of_workers[w].size(), " values; must be ", mean.size(),
+                             " as for worker 0");
     }
     for (size_t i = 0; i < mean.size(); ++i) mean[i] += g_of_workers[w][i];
   }
@@ -75,9 +76,12 @@ Candidate ChooseCandidate(double loss_stay, double loss_descent, double loss_asc
 
 const char* CandidateName(Candidate candidate) {
   switch (candidate) {
-    case Candidate::kStay: return "stay";
-    case Candidate::kDescent: return "descent";
-    case Candidate::kAscent: return "ascent";
+    case Candidate::kStay:
+      return "stay";
+    case Candidate::kDescent:
+      return "descent";
+    case Candidate::kAscent:
+      return "ascent";
   }
   return "";
 }

@@ -45,7 +45,8 @@ void ZoUpdate<T>::Apply(std::span<T> theta, const DirectionSource<T>& z, std::sp
 
 template <class T>
 void ZoUpdate<T>::ApplyGradient(std::span<T> theta, std::span<const T> grad, std::span<const size_t> tensors) {
-  StepAlong(theta, tensors, [&](size_t first, std::span<T> chunk) { std::copy_n(grad.begin() + first, chunk.size(), chunk.begin()); });
+  StepAlong(theta, tensors,
+            [&](size_t first, std::span<T> chunk) { std::copy_n(grad.begin() + first, chunk.size(), chunk.begin()); });
 }
 
 template <class T>
@@ -76,7 +77,8 @@ void ZoUpdate<T>::ApplyPlain(std::span<T> theta, const DirectionSource<T>& z, st
 
 // grad = (1/q) sum_i c_i over one chunk.
 template <class T>
-void ZoUpdate<T>::Combine(const DirectionSource<T>& z, std::span<const double> g, size_t first, std::span<T> grad) const {
+void ZoUpdate<T>::Combine(const DirectionSource<T>& z, std::span<const double> g, size_t first,
+                          std::span<T> grad) const {
   std::array<T, kChunk> direction;
   std::fill(grad.begin(), grad.end(), T{0});
   for (size_t k = 0; k < g.size(); ++k) {
@@ -116,7 +118,8 @@ template <class T>
 void ZoUpdate<T>::StepChunk(size_t first, int64_t count, std::span<T> theta, std::span<const T> grad) {
   const T lr = static_cast<T>(hyper_.lr);
   if (hyper_.base == Base::kAdam) {
-    const T beta1 = static_cast<T>(hyper_.beta1), beta2 = static_cast<T>(hyper_.beta2), eps = static_cast<T>(hyper_.adam_eps);
+    const T beta1 = static_cast<T>(hyper_.beta1), beta2 = static_cast<T>(hyper_.beta2),
+            eps = static_cast<T>(hyper_.adam_eps);
     const T correction1 = static_cast<T>(1 - std::pow(hyper_.beta1, static_cast<double>(count)));
     const T correction2 = static_cast<T>(1 - std::pow(hyper_.beta2, static_cast<double>(count)));
     for (size_t i = 0; i < theta.size(); ++i) {
@@ -141,10 +144,13 @@ void ZoUpdate<T>::StepChunk(size_t first, int64_t count, std::span<T> theta, std
 
 template <class T>
 absl::Status ZoUpdate<T>::set_state(ZoState<T> state) {
-  if (state.m.size() != state_.m.size()) return InvalidArgument("state.m: ", state.m.size(), " elements; must be ", state_.m.size());
-  if (state.v.size() != state_.v.size()) return InvalidArgument("state.v: ", state.v.size(), " elements; must be ", state_.v.size());
+  if (state.m.size() != state_.m.size())
+    return InvalidArgument("state.m: ", state.m.size(), " elements; must be ", state_.m.size());
+  if (state.v.size() != state_.v.size())
+    return InvalidArgument("state.v: ", state.v.size(), " elements; must be ", state_.v.size());
   if (state.counts.size() != state_.counts.size()) {
-    return InvalidArgument("state.t: ", state.counts.size(), " counts; must be ", state_.counts.size(), ", one a tensor");
+    return InvalidArgument("state.t: ", state.counts.size(), " counts; must be ", state_.counts.size(),
+                           ", one a tensor");
   }
   state_ = std::move(state);
   return absl::OkStatus();

@@ -115,7 +115,8 @@ StepResult ZoOptimizer<T>::StepHybrid(std::span<T> theta, const DirectionSource<
   const Estimate estimate = estimator_.Run(theta, z, loss, zo_tensors);
   if (!Record(estimate, &result)) return result;
   for (size_t tensor : first_order) {
-    const std::span<const T> part = std::span<const T>(grad).subspan(update_.layout().offset(tensor), update_.layout().tensor(tensor).size);
+    const std::span<const T> part =
+        std::span<const T>(grad).subspan(update_.layout().offset(tensor), update_.layout().tensor(tensor).size);
     if (std::all_of(part.begin(), part.end(), [](T x) { return std::isfinite(x); })) continue;
     result.skipped = true;
     result.reason = Cat("gradient of ", update_.layout().tensor(tensor).name, " is not finite");
@@ -127,7 +128,8 @@ StepResult ZoOptimizer<T>::StepHybrid(std::span<T> theta, const DirectionSource<
 }
 
 template <class T>
-StepResult ZoOptimizer<T>::StepDataParallel(std::span<T> theta, const DirectionSource<T>& z, std::span<const LossFn<T>> losses) {
+StepResult ZoOptimizer<T>::StepDataParallel(std::span<T> theta, const DirectionSource<T>& z,
+                                            std::span<const LossFn<T>> losses) {
   StepResult result;
   const std::vector<size_t> all = update_.layout().All();
   std::vector<std::vector<double>> g_of_workers;
