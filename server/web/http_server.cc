@@ -2,6 +2,7 @@
 
 #include <httplib.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <thread>
@@ -26,6 +27,7 @@ struct HttpServer::Impl {
   httplib::Server server;
   std::thread thread;
   int port = 0;
+  std::atomic<bool> ended{false};
 };
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -60,8 +62,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string&
     return Unavailable("http: cannot listen on ", host, ":", port, ": ",
                        errno == 0 ? "address in use" : std::strerror(errno));
   }
-  impl->thread = std::thread([raw = impl.get()] { raw->server.listen_after_bind(); });
-  server.wait_until_ready();
+  impl->thread = std::thread([raw = impl.get()] {
+    raw->server.listen_after_bind();
+    raw->ended = true;
+  });
+  // stop() before the loop runs would be lost.
+  while (!server.is_running() && !impl->ended) std::this_thread::yield();
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
 }
 

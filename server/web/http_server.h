@@ -19,7 +19,7 @@ struct Page {
 
 class HttpServer {
  public:
-  /// Binds and serves. `port` 0 picks a free one. ALREADY_EXISTS-free: UNAVAILABLE when the address is in use or not
+  /// Binds and serves. `port` 0 picks a free one. UNAVAILABLE when the address is in use or not
   /// ours.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& host, int port,
                                                            std::map<std::string, std::function<Page()>> pages);
