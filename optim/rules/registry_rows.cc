@@ -105,14 +105,14 @@ std::vector<Row> FirstOrderRows() {
        Text("float_tensors", "*embed*", "tensors that keep float32 moments: comma-separated names, * and ? match")},
       {"grad"}, "m, v as 8-bit codes and one float32 maximum a block each", 2.03125, "", "Dettmers et al. 2022",
       nullptr));
-  rows.push_back(
-      FirstOrder("lamb", "Adam direction scaled by a trust ratio a tensor",
-                 {Positive("lr", 1e-3, "learning rate eta"), Fraction("beta1", 0.9, "decay of the first moment"),
-                  Fraction("beta2", 0.999, "decay of the second moment"), NonNegative("eps", 1e-6, "added to the root"),
-                  NonNegative("weight_decay", 0.01, "lambda p is added to the direction"),
-                  Flag("bias_correction", false, "divide the moments by 1 - beta^t (the published variant)"),
-                  NonNegative("clamp", 10, "largest ||p|| in the trust ratio; 0 = no clamp (the published variant)")},
-                 {"grad"}, "m, v of the parameter's shape, float32", 8, "lamb_v3", "You et al. 2020, Alg. 2", nullptr));
+  rows.push_back(FirstOrder(
+      "lamb", "Adam direction scaled by a trust ratio a tensor",
+      {Positive("lr", 1e-3, "learning rate eta"), Fraction("beta1", 0.9, "decay of the first moment"),
+       Fraction("beta2", 0.999, "decay of the second moment"), NonNegative("eps", 1e-6, "added to the root"),
+       NonNegative("weight_decay", 0.01, "lambda p is added to the direction"),
+       Flag("bias_correction", false, "divide the moments by 1 - beta^t (the published variant)"),
+       NonNegative("clamp", 10, "largest ||p|| in the trust ratio; 0 = no clamp (the published variant)")},
+      {"grad"}, "m, v of the parameter's shape, float32", 8, "lamb_v3", "You et al. 2020, Alg. 2", &MakeLamb));
   rows.push_back(
       FirstOrder("adafactor", "factored second moments",
                  {Positive("lr", 1e-3, "learning rate eta when relative_step is off"),
@@ -176,7 +176,7 @@ std::vector<Row> FirstOrderRows() {
        Flag("average_conv_kernel", false, "lazy: mean over the kernel of rank 4"),
        Int("update_each", 1, 1, 1 << 20, "steps between Hessian estimates")},
       {"grad", "hessian_z"}, "m, s of the parameter's shape (update_each > 1: the last estimate too), float32", 8,
-      "adahessian_quartic", "Yao et al. 2021, Alg. 1", nullptr));
+      "adahessian_quartic", "Yao et al. 2021, Alg. 1", &MakeAdaHessian));
   rows.push_back(FirstOrder("mkor", "momentum-enabled Kronecker factors by rank-1 updates of the inverses", MkorHyper(),
                             {"grad", "act", "pgrad"}, "A_inv [in+1, in+1], G_inv [out, out] a layer, and the backend's",
                             12, "mkor_exact_sm", "Mozaffari et al. 2023, Alg. 1", nullptr));
@@ -194,7 +194,7 @@ std::vector<Row> FirstOrderRows() {
             "matrices without momentum: comma-separated names, * and ? match"),
        Text("embedding_tensors", "*embed_tokens*", "matrices normalised over dim 0, without momentum")},
       {"grad"}, "m of the last layer; m, v of 1-D tensors; float32", 0.5, "scale_default",
-      "Glentis et al. 2025, Alg. 1", nullptr));
+      "Glentis et al. 2025, Alg. 1", &MakeScale));
   rows.push_back(FirstOrder(
       "sgd-sai", "momentum SGD scaled a tensor by the gradient's signal-to-noise ratio at its first step",
       {Positive("lr", 1e-2, "learning rate eta"), Fraction("momentum", 0.9, "mu of the averaged gradient"),
@@ -204,7 +204,7 @@ std::vector<Row> FirstOrderRows() {
        NonNegative("min_std", 0,
                    "smallest standard deviation, as part of the gradient's RMS; 0 = the published arithmetic")},
       {"grad"}, "m of the parameter's shape and one number a tensor, float32", 4, "sgdsai_default",
-      "Xu et al. 2024, Alg. 1", nullptr));
+      "Xu et al. 2024, Alg. 1", &MakeSgdSai));
   return rows;
 }
 
