@@ -124,7 +124,7 @@ std::vector<Row> FirstOrderRows() {
                   Fraction("beta1", 0, "decay of an average of the scaled update; 0 = none"),
                   NonNegative("weight_decay", 0, "decoupled decay lambda")},
                  {"grad"}, "row and column means of g^2 (rank >= 2), else v; beta1 adds m; float32", 0.01,
-                 "adafactor_manual", "Shazeer and Stern 2018, Alg. 4", nullptr));
+                 "adafactor_manual", "Shazeer and Stern 2018, Alg. 4", &MakeAdafactor));
   rows.push_back(FirstOrder(
       "muon", "orthogonalised momentum for hidden matrices, AdamW for the rest",
       {Positive("lr", 0.02, "learning rate eta of matrices"), Fraction("momentum", 0.95, "mu of the averaged gradient"),
@@ -137,7 +137,7 @@ std::vector<Row> FirstOrderRows() {
        Fraction("adam_beta1", 0.9, "of AdamW tensors"), Fraction("adam_beta2", 0.95, "of AdamW tensors"),
        NonNegative("adam_eps", 1e-10, "of AdamW tensors")},
       {"grad"}, "m of the parameter's shape for matrices; m, v for the rest; float32", 4, "muon_nocast",
-      "Jordan et al. 2024", nullptr));
+      "Jordan et al. 2024", &MakeMuon));
   rows.push_back(
       FirstOrder("galore", "Adam in a low-rank subspace of the gradient", LowRankHyper(128, 0.25), {"grad"},
                  "m, v of [long side, r] and a projector [r, short side] a matrix; m, v for the rest; float32", 8,
