@@ -37,10 +37,11 @@ std::atomic<int>& ThreadLimit() {
   return limit;
 }
 
-// Whole blocks [block, block + blocks): the wide kernel over its multiple, the scalar one over the rest; the high word changes every 2^32 blocks.
+// Whole blocks [block, block + blocks): the wide kernel over its multiple, the scalar one over the rest; the high word
+// changes every 2^32 blocks.
 template <class Wide, class Narrow>
-void WholeBlocks(const Kernels& kernel, const Direction& direction, uint32_t tensor, uint64_t block, size_t blocks, Wide wide,
-                 Narrow narrow) {
+void WholeBlocks(const Kernels& kernel, const Direction& direction, uint32_t tensor, uint64_t block, size_t blocks,
+                 Wide wide, Narrow narrow) {
   size_t done = 0;
   while (done < blocks) {
     const uint64_t now = block + done;
@@ -53,7 +54,8 @@ void WholeBlocks(const Kernels& kernel, const Direction& direction, uint32_t ten
   }
 }
 
-// Runs body(begin, end) over [0, n) on up to `threads` threads; borders fall on multiples of 4096 elements of the tensor.
+// Runs body(begin, end) over [0, n) on up to `threads` threads; borders fall on multiples of 4096 elements of the
+// tensor.
 template <class Body>
 void ForEachPart(uint64_t first, size_t n, int threads, Body body) {
   const size_t parts = std::min<size_t>(std::max(1, threads), std::max<size_t>(1, n / kMinElementsPerThread));
@@ -77,7 +79,9 @@ void FillPart(const Kernels& kernel, const Direction& direction, uint32_t tensor
   const size_t blocks = (n - head) / 4, body_end = head + 4 * blocks;
   WholeBlocks(
       kernel, direction, tensor, (first + head) / 4, blocks,
-      [&](const StreamKey& key, uint32_t block, size_t count, size_t offset) { kernel.fill(key, block, count, z + head + offset); },
+      [&](const StreamKey& key, uint32_t block, size_t count, size_t offset) {
+        kernel.fill(key, block, count, z + head + offset);
+      },
       [&](const StreamKey& key, uint32_t block, size_t count, size_t offset) {
         kernels::Scalar().fill(key, block, count, z + head + offset);
       });
@@ -121,8 +125,8 @@ void FillSlice(const Kernels& kernel, int threads, const Direction& direction, u
   });
 }
 
-void AddSlice(const Kernels& kernel, int threads, const Direction& direction, uint32_t tensor, uint64_t first, float scale,
-              std::span<const float> in, std::span<float> out) {
+void AddSlice(const Kernels& kernel, int threads, const Direction& direction, uint32_t tensor, uint64_t first,
+              float scale, std::span<const float> in, std::span<float> out) {
   ForEachPart(first, out.size(), threads, [&](size_t begin, size_t end) {
     AddPart(kernel, direction, tensor, first + begin, end - begin, scale, in.data() + begin, out.data() + begin);
   });
@@ -138,8 +142,8 @@ void AddScaledNormal(const Direction& direction, uint32_t tensor, uint64_t first
   kernels::AddSlice(kernels::Best(), StreamThreads(), direction, tensor, first, scale, theta, theta);
 }
 
-void AddScaledNormalTo(const Direction& direction, uint32_t tensor, uint64_t first, float scale, std::span<const float> theta,
-                       std::span<float> out) {
+void AddScaledNormalTo(const Direction& direction, uint32_t tensor, uint64_t first, float scale,
+                       std::span<const float> theta, std::span<float> out) {
   kernels::AddSlice(kernels::Best(), StreamThreads(), direction, tensor, first, scale, theta, out);
 }
 

@@ -1,4 +1,5 @@
-// The stream on AVX2: 4 blocks, 16 values, at a time. Compiled for that instruction set; reached only when the CPU has it.
+// The stream on AVX2: 4 blocks, 16 values, at a time. Compiled for that instruction set; reached only when the CPU has
+// it.
 #include <immintrin.h>
 
 #include "optim/zo/stream_simd.h"
@@ -32,11 +33,17 @@ struct V256 {
   static I JoinLow(I low, I high) { return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xAA); }
   static I BlockOffsets() { return _mm256_set_epi64x(3, 1, 2, 0); }
   template <int n>
-  static I ShiftRight(I a) { return _mm256_srli_epi32(a, n); }
+  static I ShiftRight(I a) {
+    return _mm256_srli_epi32(a, n);
+  }
   template <int n>
-  static I ShiftRightSigned(I a) { return _mm256_srai_epi32(a, n); }
+  static I ShiftRightSigned(I a) {
+    return _mm256_srai_epi32(a, n);
+  }
   template <int n>
-  static I ShiftLeft(I a) { return _mm256_slli_epi32(a, n); }
+  static I ShiftLeft(I a) {
+    return _mm256_slli_epi32(a, n);
+  }
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The stream on AVX-512 (F, DQ): 8 blocks, 32 values, at a time. Compiled for that instruction set; reached only when the CPU has it.
+// The stream on AVX-512 (F, DQ): 8 blocks, 32 values, at a time. Compiled for that instruction set; reached only when
+// the CPU has it.
 #include <immintrin.h>
 
 #include "optim/zo/stream_simd.h"
@@ -32,11 +33,17 @@ struct V512 {
   static I JoinLow(I low, I high) { return _mm512_mask_shuffle_epi32(low, 0xAAAA, high, _MM_PERM_CCAA); }
   static I BlockOffsets() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
   template <int n>
-  static I ShiftRight(I a) { return _mm512_srli_epi32(a, n); }
+  static I ShiftRight(I a) {
+    return _mm512_srli_epi32(a, n);
+  }
   template <int n>
-  static I ShiftRightSigned(I a) { return _mm512_srai_epi32(a, n); }
+  static I ShiftRightSigned(I a) {
+    return _mm512_srai_epi32(a, n);
+  }
   template <int n>
-  static I ShiftLeft(I a) { return _mm512_slli_epi32(a, n); }
+  static I ShiftLeft(I a) {
+    return _mm512_slli_epi32(a, n);
+  }
 };
 
 }  // namespace

@@ -1,20 +1,22 @@
 #pragma once
-/// Internal to optim/zo: what one implementation of the stream (scalar, AVX2, AVX-512) offers to the slicing code in stream.cc.
-/// Plain pointers and no inline functions: the SIMD files are compiled with wider instruction sets, and nothing that they instantiate may be
-/// shared by the linker with code that runs on every CPU.
+/// Internal to optim/zo: what one implementation of the stream (scalar, AVX2, AVX-512) offers to the slicing code in
+/// stream.cc. Plain pointers and no inline functions: the SIMD files are compiled with wider instruction sets, and
+/// nothing that they instantiate may be shared by the linker with code that runs on every CPU.
 
 #include <cstddef>
 #include <cstdint>
 
 namespace optod::zo::kernels {
 
-/// The counter words and the key that stay constant over a run of blocks. word1 holds the tensor number and the block number's high bits.
+/// The counter words and the key that stay constant over a run of blocks. word1 holds the tensor number and the block
+/// number's high bits.
 struct StreamKey {
   uint32_t key0, key1;
   uint32_t word1, query, step;
 };
 
-/// z[0 .. 4*blocks) of blocks [block, block + blocks); block + blocks <= 2^32; `blocks` is a multiple of Kernels::group.
+/// z[0 .. 4*blocks) of blocks [block, block + blocks); block + blocks <= 2^32; `blocks` is a multiple of
+/// Kernels::group.
 using FillFn = void (*)(const StreamKey& key, uint32_t block, size_t blocks, float* z);
 /// out = fl(in + fl(scale * z)) over the same elements; in and out equal or disjoint.
 using AddFn = void (*)(const StreamKey& key, uint32_t block, size_t blocks, float scale, const float* in, float* out);

@@ -1,4 +1,5 @@
-// The reference of the stream: plain C++, one block at a time. Compiled without contraction of a*b+c (see CMakeLists.txt).
+// The reference of the stream: plain C++, one block at a time. Compiled without contraction of a*b+c (see
+// CMakeLists.txt).
 #include <bit>
 #include <cmath>
 

@@ -1,10 +1,11 @@
 #pragma once
-/// Internal to optim/zo: the stream on vectors, written once over a vector type V (stream_avx2.cc, stream_avx512.cc define one each).
-/// Everything lives in an unnamed namespace on purpose (see stream_kernels.h).
+/// Internal to optim/zo: the stream on vectors, written once over a vector type V (stream_avx2.cc, stream_avx512.cc
+/// define one each). Everything lives in an unnamed namespace on purpose (see stream_kernels.h).
 ///
-/// Philox: one block per 64-bit lane, the word in its low half; the high half may hold anything, because V::MulWide reads low halves only.
-/// So a round is two multiplications, two shifts and two three-way xors, with no shuffle. Lane 2i holds block i and lane 2i+1 block i + half, so
-/// that the unpack of (z_even, z_odd) at the end puts every block's four values side by side, in order, over two vectors.
+/// Philox: one block per 64-bit lane, the word in its low half; the high half may hold anything, because V::MulWide
+/// reads low halves only. So a round is two multiplications, two shifts and two three-way xors, with no shuffle. Lane
+/// 2i holds block i and lane 2i+1 block i + half, so that the unpack of (z_even, z_odd) at the end puts every block's
+/// four values side by side, in order, over two vectors.
 
 #include "optim/zo/normal_constants.h"
 #include "optim/zo/stream_kernels.h"
@@ -38,7 +39,8 @@ template <class V>
 inline void Philox(const RoundKeys<V>& keys, typename V::I c0, typename V::I c1, typename V::I c2, typename V::I c3,
                    typename V::I* radius, typename V::I* angle) {
   using I = typename V::I;
-  const I mul0 = V::SetInt(static_cast<int32_t>(constants::kMul0)), mul1 = V::SetInt(static_cast<int32_t>(constants::kMul1));
+  const I mul0 = V::SetInt(static_cast<int32_t>(constants::kMul0)),
+          mul1 = V::SetInt(static_cast<int32_t>(constants::kMul1));
   for (int round = 0; round < constants::kRounds; ++round) {
     const I product0 = V::MulWide(c0, mul0), product1 = V::MulWide(c2, mul1);
     c0 = V::Xor3(V::HighHalf(product1), c1, keys.k0[round]);
