@@ -143,9 +143,41 @@ TEST(ZoHyperForTest, RegisteredNames) {
     EXPECT_TRUE(CheckZoHyper(*ZoHyperFor(name)).ok()) << name;
   }
   EXPECT_EQ(ZoHyperFor("zo-sgd-mmt")->momentum, 0.9);
-  EXPECT_EQ(ZoHyperFor("zo-sgd-sign")->sign, Sign::kElement);
+  EXPECT_EQ(ZoHyperFor("zo-sgd-sign")->sign, Sign::kScalar);
   EXPECT_EQ(ZoHyperFor("zo-adam")->base, Base::kAdam);
   EXPECT_EQ(ZoHyperFor("adamw").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST(ZoHyperForTest, ValuesReplaceDefaults) {
+  const auto hyper =
+      ZoHyperFor("zo-sgd-sign",
+                 {{"lr", 0.5}, {"queries", 4.0}, {"sign", "paper"}, {"perturbation", "one-side"}, {"residue", "mezo"}});
+  ASSERT_TRUE(hyper.ok()) << hyper.status();
+  EXPECT_EQ(hyper->lr, 0.5);
+  EXPECT_EQ(hyper->queries, 4);
+  EXPECT_EQ(hyper->sign, Sign::kElement);
+  EXPECT_EQ(hyper->sides, Sides::kOne);
+  EXPECT_EQ(hyper->residue, Residue::kMezo);
+  EXPECT_EQ(hyper->eps, 1e-3);
+}
+
+TEST(ZoHyperForTest, BadValues) {
+  const std::pair<ZoValues, const char*> cases[] = {
+      {{{"lr", -1.0}}, "hyperparameters.lr: -1"},
+      {{{"lrr", 1.0}}, "hyperparameters.lrr: is unknown"},
+      {{{"lr", "fast"}}, "hyperparameters.lr: is unknown, or not a choice"},
+      {{{"residue", 1.0}}, "hyperparameters.residue: is unknown, or not a number"},
+      {{{"residue", "some"}}, "\"some\" is not one of none, mezo"},
+      {{{"queries", 1.5}}, "hyperparameters.queries: 1.5 must be a whole number"},
+      {{{"queries", 1e30}}, "hyperparameters.queries: 1e+30"},
+      {{{"lr", true}}, "hyperparameters.lr: no zeroth-order hyperparameter is a switch"},
+      {{{"momentum", 0.9}}, "only plain SGD"},
+  };
+  for (const auto& [values, message] : cases) {
+    const auto status = ZoHyperFor("zo-sgd-cons", values).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  }
 }
 
 TEST(ZoLayoutTest, OffsetsAndLookup) {
