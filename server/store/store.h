@@ -7,7 +7,9 @@
 /// - A Batch is atomic: all of its mutations or none. Batches commit in the order in which Commit was called (prefix property): when a batch is
 ///   durable, every earlier one is.
 /// - A batch that fails (constraint, disk full) does not undo its neighbours. After an I/O error on the database the store refuses all further
-///   writes with DATA_LOSS until restart: an fsync that failed once is never retried.
+///   writes with DATA_LOSS until restart: an fsync that failed once is never retried. What was in that commit may or may not be there then.
+/// - Callbacks run in the order of Commit. The gate of a batch is asked after the callbacks of all earlier batches that failed have returned.
+/// - Versions, observations and nodes belong to a session: NOT_FOUND when it does not exist. Requests and events outlive a purged session.
 /// - Payload columns are opaque bytes (serialized protobuf of the layer above). Times are Unix milliseconds.
 
 #include <cstdint>
@@ -121,26 +123,27 @@ struct ArtifactRow {
 struct PutUser { UserRow row; };                 ///< insert or replace
 struct PutToken { TokenRow row; };               ///< insert or replace
 struct InsertSession { SessionRow row; };        ///< ALREADY_EXISTS when (user, id) is taken; row.uid from NewSessionUid()
-/// Replaces all mutable columns when the stored revision is row.revision - 1. ABORTED (whole batch) when it is not; NOT_FOUND when the uid is unknown.
+/// Replaces all mutable columns (all but uid, user, id, spec, create_ms) when the stored revision is row.revision - 1. ABORTED (whole batch) when it is not; NOT_FOUND when the uid is unknown.
 struct UpdateSession { SessionRow row; };
-struct PurgeSession { int64_t session_uid; };    ///< deletes the session and everything that belongs to it
+struct PurgeSession { int64_t session_uid; };    ///< deletes the session, its versions, observations and nodes; ok when it is not there
 struct InsertVersion { VersionRow row; };        ///< ALREADY_EXISTS when the number is taken
-struct UpdateVersion { VersionRow row; };        ///< replaces payload and blob (scores)
+struct UpdateVersion { VersionRow row; };        ///< replaces payload and blob (scores); NOT_FOUND when the number is unknown
 struct PutObservation { ObservationRow row; };   ///< insert or replace
 struct DeleteObservations { int64_t session_uid; std::string kind; int64_t a_below; };   ///< all with a < a_below
 struct InsertRequest { RequestRow row; };        ///< ALREADY_EXISTS when the key is taken
-struct InsertNodes { std::vector<NodeRow> rows; };
-struct UpdateNode { NodeRow row; };
+struct InsertNodes { std::vector<NodeRow> rows; };   ///< ALREADY_EXISTS when an id is taken
+struct UpdateNode { NodeRow row; };              ///< NOT_FOUND when the id is unknown
 struct AppendEvent { EventRow row; };            ///< row.sequence is ignored
 struct PutOperation { OperationRow row; };       ///< insert or replace
 struct PutArtifact { ArtifactRow row; };         ///< insert or replace
-struct DeleteArtifact { std::string user, sha256; };
-struct PruneRequests { int64_t older_than_ms; };
+struct DeleteArtifact { std::string user, sha256; };   ///< ok when it is not there
+struct PruneRequests { int64_t older_than_ms; };  ///< from the oldest commit on, up to the first with create_ms >= older_than_ms
+struct PruneEvents { std::string user; int64_t before_sequence; };   ///< those with sequence < before_sequence; numbers go on as before
 struct SetMeta { std::string key, value; };
 
 using Mutation = std::variant<PutUser, PutToken, InsertSession, UpdateSession, PurgeSession, InsertVersion, UpdateVersion, PutObservation,
                               DeleteObservations, InsertRequest, InsertNodes, UpdateNode, AppendEvent, PutOperation, PutArtifact, DeleteArtifact,
-                              PruneRequests, SetMeta>;
+                              PruneRequests, PruneEvents, SetMeta>;
 
 /// A transaction. `gate`, when set, is asked on the writer thread just before the batch is applied; an error from it fails the batch (how a
 /// session whose earlier batch failed keeps its later ones out).
@@ -150,7 +153,7 @@ struct Batch {
 };
 
 /// Called once, on the writer's completion thread, after the commit (or the failure). Must be quick and must not call Commit synchronously
-/// waiting for its result.
+/// waiting for its result. After Close it runs on the caller's thread, with UNAVAILABLE.
 using CommitCallback = absl::AnyInvocable<void(absl::Status)>;
 
 class Store {
@@ -166,14 +169,14 @@ class Store {
   /// A fresh key; unique for ever, also across restarts.
   virtual int64_t NewSessionUid() = 0;
 
-  // ---- reads: what is committed. NOT_FOUND when absent.
+  // ---- reads: what is committed. NOT_FOUND when absent. limit < 0: all.
   virtual absl::StatusOr<UserRow> GetUser(const std::string& user) = 0;
   virtual absl::StatusOr<std::vector<UserRow>> ListUsers() = 0;
   virtual absl::StatusOr<TokenRow> GetToken(const std::string& token_id) = 0;
   virtual absl::StatusOr<std::vector<TokenRow>> ListTokens(const std::string& user) = 0;   ///< "" = all
   virtual absl::StatusOr<SessionRow> GetSession(const std::string& user, const std::string& id) = 0;
   virtual absl::StatusOr<SessionRow> GetSessionByUid(int64_t uid) = 0;
-  /// Newest first (descending uid); only uid < before_uid when before_uid > 0. user "" = all users.
+  /// Newest first (descending uid), without those that have a delete_ms unless show_deleted; only uid < before_uid when before_uid > 0. user "" = all users.
   virtual absl::StatusOr<std::vector<SessionRow>> ListSessions(const std::string& user, bool show_deleted, int64_t before_uid, int64_t limit) = 0;
   virtual absl::StatusOr<VersionRow> GetVersion(int64_t session_uid, int64_t number) = 0;
   /// Versions first <= number < end, ascending, at most limit.
@@ -187,17 +190,30 @@ class Store {
   virtual absl::StatusOr<std::vector<NodeRow>> ListNodes(int64_t session_uid, int64_t first, int64_t limit) = 0;
   /// Events with sequence > after, ascending. `oldest` of the log via FirstEventSequence.
   virtual absl::StatusOr<std::vector<EventRow>> ListEvents(const std::string& user, int64_t after, int64_t limit) = 0;
+  /// Oldest sequence still kept; one past the newest when none is (1 for a user without events).
+  virtual absl::StatusOr<int64_t> FirstEventSequence(const std::string& user) = 0;
+  /// The sequence given last; 0 for a user without events.
+  virtual absl::StatusOr<int64_t> LastEventSequence(const std::string& user) = 0;
   virtual absl::StatusOr<OperationRow> GetOperation(const std::string& user, const std::string& id) = 0;
-  virtual absl::StatusOr<std::vector<OperationRow>> ListOperations(const std::string& user, int64_t before_ms, int64_t limit) = 0;   ///< newest first
+  /// Newest first: by (create_ms, id) descending, those before (before_ms, before_id) when before_ms > 0. user "" = all users.
+  virtual absl::StatusOr<std::vector<OperationRow>> ListOperations(const std::string& user, int64_t before_ms, int64_t limit, const std::string& before_id) = 0;
+  absl::StatusOr<std::vector<OperationRow>> ListOperations(const std::string& user, int64_t before_ms, int64_t limit) {
+    return ListOperations(user, before_ms, limit, "");
+  }
   virtual absl::StatusOr<std::vector<OperationRow>> ListUndoneOperations() = 0;
   virtual absl::StatusOr<ArtifactRow> GetArtifact(const std::string& user, const std::string& sha256) = 0;
-  virtual absl::StatusOr<std::vector<ArtifactRow>> ListArtifacts(const std::string& user, int64_t before_ms, int64_t limit) = 0;   ///< newest first
+  /// As ListOperations, with the hash as id.
+  virtual absl::StatusOr<std::vector<ArtifactRow>> ListArtifacts(const std::string& user, int64_t before_ms, int64_t limit, const std::string& before_sha256) = 0;
+  absl::StatusOr<std::vector<ArtifactRow>> ListArtifacts(const std::string& user, int64_t before_ms, int64_t limit) {
+    return ListArtifacts(user, before_ms, limit, "");
+  }
   virtual absl::StatusOr<std::string> GetMeta(const std::string& key) = 0;
-  /// Every blob hash that a row points to (for the sweep).
+  /// Every blob hash that a row points to (for the sweep): of versions, observations and artifacts. Sorted, each once.
   virtual absl::StatusOr<std::vector<std::string>> LiveBlobs() = 0;
 
   // ---- care
-  /// A consistent copy of the database at `path`, checked with integrity_check. UNIMPLEMENTED for the memory store.
+  /// A consistent copy of the database at `path`, checked with integrity_check; writers go on meanwhile. ALREADY_EXISTS when `path` is there,
+  /// DATA_LOSS when the check fails. UNIMPLEMENTED for the memory store.
   virtual absl::Status BackupTo(const std::string& path) = 0;
   /// Synchronous commits per second of this disk, measured once at open (0 for the memory store).
   virtual double CommitsPerSecond() = 0;
