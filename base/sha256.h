@@ -1,6 +1,7 @@
 #pragma once
-/// SHA-256 (FIPS 180-4). Names blobs and requests by content. Uses the CPU's SHA instructions where they are (about 1.5-2 GB/s a
-/// core), portable code elsewhere (about 0.3 GB/s). A Sha256 object belongs to one thread; the free functions are thread-safe.
+/// SHA-256 (FIPS 180-4). Names blobs and requests by content. Uses the CPU's SHA instructions where they are
+/// (about 1.5-2 GB/s a core), portable code elsewhere (about 0.3 GB/s). A Sha256 object belongs to one thread; the free
+/// functions are thread-safe.
 
 #include <array>
 #include <cstddef>

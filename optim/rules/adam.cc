@@ -49,6 +49,7 @@ class AdamRule : public RuleBase {
     c.eps = static_cast<T>(eps_);
     c.decay = static_cast<T>(decoupled_ ? 1 - eta * weight_decay_ : 1);
     c.l2 = static_cast<T>(decoupled_ ? 0 : weight_decay_);
+    c.decay_after = 1;
     return c;
   }
 

@@ -55,6 +55,7 @@ struct Adam {
   T root_bias;  ///< sqrt(1 - beta2^t)
   T eps;
   T decay, l2;
+  T decay_after;  ///< multiplies the parameter last (the low-rank family's order); 1 elsewhere
 };
 template <typename T>
 OPTOD_FORMULA void AdamStep(const Adam<T>& c, T& p, T g, T& m, T& v) {
@@ -62,7 +63,7 @@ OPTOD_FORMULA void AdamStep(const Adam<T>& c, T& p, T g, T& m, T& v) {
   g += c.l2 * p;
   m = c.first(m, g);
   v = c.second(v, g * g);
-  p -= c.step * m / (Sqrt(v) / c.root_bias + c.eps);
+  p = (p - c.step * m / (Sqrt(v) / c.root_bias + c.eps)) * c.decay_after;
 }
 /// AMSGrad (Reddi et al. 2018): the largest second moment seen takes the place of v.
 template <typename T>
@@ -73,6 +74,64 @@ OPTOD_FORMULA void AmsgradStep(const Adam<T>& c, T& p, T g, T& m, T& v, T& v_max
   v = c.second(v, g * g);
   v_max = v_max > v ? v_max : v;
   p -= c.step * m / (Sqrt(v_max) / c.root_bias + c.eps);
+}
+
+/// SGD-SaI (Xu et al. 2024): a moving average of the gradient, one step length a tensor. First use: keep 0, add 1.
+template <typename T>
+struct Sai {
+  Ema<T> average;
+  T decay;  ///< 1 - eta lambda
+  T step;   ///< eta gsnr
+};
+template <typename T>
+OPTOD_FORMULA void SaiStep(const Sai<T>& c, T& p, T g, T& m) {
+  m = c.average(m, g);
+  p = p * c.decay - c.step * m;
+}
+
+/// AdaHessian (Yao et al. 2021, Alg. 1, lines 6-8): `d` is the spatially averaged Hessian diagonal.
+template <typename T>
+struct AdaHessian {
+  Ema<T> first, second;
+  T lr, weight_decay;
+  T bias1;      ///< 1 - beta1^t
+  T root_bias;  ///< sqrt(1 - beta2^t)
+  T eps;
+  T power;  ///< k
+};
+template <bool kPower, typename T>
+OPTOD_FORMULA void AdaHessianStep(const AdaHessian<T>& c, T& p, T g, T& m, T& s, T d) {
+  m = c.first(m, g);
+  s = c.second(s, d * d);
+  const T root = Sqrt(s) / c.root_bias;
+  const T denominator = (kPower ? Pow(root, c.power) : root) + c.eps;
+  p -= c.lr * (m / c.bias1 / denominator + c.weight_decay * p);
+}
+
+/// LAMB (You et al. 2020, Alg. 2): moments and direction; the trust ratio comes from norms over the whole tensor.
+template <typename T>
+struct Lamb {
+  Ema<T> first, second;
+  T bias1, root_bias;  ///< 1 - beta1^t, sqrt(1 - beta2^t); both 1 without bias correction
+  T eps, weight_decay;
+  T step;  ///< eta times trust ratio
+};
+template <typename T>
+OPTOD_FORMULA T LambDirection(const Lamb<T>& c, T p, T m, T v) {
+  return m / c.bias1 / (Sqrt(v) / c.root_bias + c.eps) + c.weight_decay * p;
+}
+
+/// SCALE (Glentis et al. 2025): gradient over its root mean square along one dimension.
+template <typename T>
+struct Normalised {
+  Ema<T> average;  ///< of the last layer's momentum
+  T decay;         ///< 1 - eta lambda
+  T lr;
+  T rms;  ///< of the row
+};
+template <typename T>
+OPTOD_FORMULA void NormalisedStep(const Normalised<T>& c, T& p, T x, T rms) {
+  p = p * c.decay - c.lr * (x / rms);
 }
 
 }  // namespace optod::optim::formula

@@ -20,7 +20,25 @@ struct Lanes {
   const T* x = nullptr;  ///< further input of the rule
 };
 
-enum KernelId : int { kSgdPlain, kSgdMomentum, kSgdNesterov, kAdam, kAmsgrad, kKernelCount };
+/// What each loop reads and writes beside p and g is in its formula; `s[0..2]` and `x` in the order of the formula's
+/// arguments.
+enum KernelId : int {
+  kSgdPlain,
+  kSgdMomentum,
+  kSgdNesterov,
+  kAdam,
+  kAmsgrad,
+  kSai,
+  kAdaHessian,
+  kAdaHessianPower,
+  kLambMoments,         ///< moments updated in s[0], s[1], the direction written to s[2]; p is read only
+  kLambApply,           ///< p moved along the direction of s[0], s[1]
+  kNormalisedRow,       ///< one root mean square for all
+  kNormalisedColumns,   ///< one for each element, in x
+  kNormalisedMomentum,  ///< one for all, of the average s[0]
+  kAverage,             ///< s[0] averaged with g; p untouched
+  kKernelCount
+};
 
 /// `constants`: the formula's constants struct for the same T.
 template <typename T>
@@ -32,6 +50,8 @@ struct TypedKernels {
   double (*sum)(const T* x, int64_t n);
   double (*sum_squares)(const T* x, int64_t n);
   double (*sum_square_deviations)(const T* x, int64_t n, double mean);
+  /// sums[i] += x[i]^2
+  void (*add_squares)(const T* x, double* sums, int64_t n);
 };
 
 struct KernelTable {

@@ -69,6 +69,69 @@ void AmsgradLoop(const void* constants, const Lanes<T>& x, int64_t n) {
       });
 }
 
+template <typename T>
+void SaiLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::Sai<T>*>(constants);
+  Loop1(
+      x, n, [c](T & p, T g, T & m) __attribute__((always_inline)) { formula::SaiStep(c, p, g, m); });
+}
+template <typename T, bool kPower>
+void AdaHessianLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::AdaHessian<T>*>(constants);
+  T* __restrict p = x.p;
+  const T* __restrict g = x.g;
+  T* __restrict m = x.s[0];
+  T* __restrict s = x.s[1];
+  const T* __restrict d = x.x;
+  for (int64_t i = 0; i < n; ++i) formula::AdaHessianStep<kPower>(c, p[i], g[i], m[i], s[i], d[i]);
+}
+template <typename T>
+void LambMomentsLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::Lamb<T>*>(constants);
+  Loop3(
+      x, n, [c](const T& p, T g, T& m, T& v, T& u) __attribute__((always_inline)) {
+        m = c.first(m, g);
+        v = c.second(v, g * g);
+        u = formula::LambDirection(c, p, m, v);
+      });
+}
+template <typename T>
+void LambApplyLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::Lamb<T>*>(constants);
+  T* __restrict p = x.p;
+  const T* __restrict m = x.s[0];
+  const T* __restrict v = x.s[1];
+  for (int64_t i = 0; i < n; ++i) p[i] -= c.step * formula::LambDirection(c, p[i], m[i], v[i]);
+}
+template <typename T>
+void NormalisedRowLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::Normalised<T>*>(constants);
+  Loop0(
+      x, n, [c](T & p, T g) __attribute__((always_inline)) { formula::NormalisedStep(c, p, g, c.rms); });
+}
+template <typename T>
+void NormalisedColumnsLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::Normalised<T>*>(constants);
+  T* __restrict p = x.p;
+  const T* __restrict g = x.g;
+  const T* __restrict rms = x.x;
+  for (int64_t i = 0; i < n; ++i) formula::NormalisedStep(c, p[i], g[i], rms[i]);
+}
+template <typename T>
+void NormalisedMomentumLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto c = *static_cast<const formula::Normalised<T>*>(constants);
+  T* __restrict p = x.p;
+  const T* __restrict m = x.s[0];
+  for (int64_t i = 0; i < n; ++i) formula::NormalisedStep(c, p[i], m[i], c.rms);
+}
+template <typename T>
+void AverageLoop(const void* constants, const Lanes<T>& x, int64_t n) {
+  const auto average = *static_cast<const formula::Ema<T>*>(constants);
+  const T* __restrict g = x.g;
+  T* __restrict s = x.s[0];
+  for (int64_t i = 0; i < n; ++i) s[i] = average(s[i], g[i]);
+}
+
 // Sums of f(x) in double: element i goes to lane i % 16, lanes are added pairwise at the end. The order never depends
 // on the instruction set.
 template <typename T, typename F>
@@ -99,6 +162,11 @@ template <typename T>
 double SumSquareDeviationsLoop(const T* x, int64_t n, double mean) {
   return LaneSum(
       x, n, [mean](double v) __attribute__((always_inline)) { return (v - mean) * (v - mean); });
+}
+
+template <typename T>
+void AddSquaresLoop(const T* __restrict x, double* __restrict sums, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
 }
 
 // The largest magnitude pattern of a block tells whether any exponent in it is all ones.
@@ -161,9 +229,19 @@ constexpr TypedKernels<T> MakeTyped() {
   k.step[kSgdNesterov] = &SgdMomentumLoop<T, true>;
   k.step[kAdam] = &AdamLoop<T>;
   k.step[kAmsgrad] = &AmsgradLoop<T>;
+  k.step[kSai] = &SaiLoop<T>;
+  k.step[kAdaHessian] = &AdaHessianLoop<T, false>;
+  k.step[kAdaHessianPower] = &AdaHessianLoop<T, true>;
+  k.step[kLambMoments] = &LambMomentsLoop<T>;
+  k.step[kLambApply] = &LambApplyLoop<T>;
+  k.step[kNormalisedRow] = &NormalisedRowLoop<T>;
+  k.step[kNormalisedColumns] = &NormalisedColumnsLoop<T>;
+  k.step[kNormalisedMomentum] = &NormalisedMomentumLoop<T>;
+  k.step[kAverage] = &AverageLoop<T>;
   k.sum = &SumLoop<T>;
   k.sum_squares = &SumSquaresLoop<T>;
   k.sum_square_deviations = &SumSquareDeviationsLoop<T>;
+  k.add_squares = &AddSquaresLoop<T>;
   return k;
 }
 

@@ -300,4 +300,22 @@ void RunKernel(KernelId id, const void* constants, const Operands& operands, int
   }
 }
 
+Operands Slice(const Operands& operands, int64_t begin) {
+  Operands slice = operands;
+  const DType compute = operands.p_dtype == DType::kF64 ? DType::kF64 : DType::kF32;
+  slice.p = At(operands.p_dtype, operands.p, begin);
+  if (operands.g != nullptr) slice.g = At(operands.g_dtype, operands.g, begin);
+  for (void*& state : slice.s) {
+    if (state != nullptr) state = At(compute, state, begin);
+  }
+  return slice;
+}
+
+void ForEachRowBlock(int64_t rows, int64_t cols, absl::FunctionRef<void(int64_t first, int64_t last)> body) {
+  const int64_t block = std::max<int64_t>(1, kChunk / std::max<int64_t>(1, cols));
+  const int64_t count = (rows + block - 1) / block;
+#pragma omp parallel for schedule(static) if (rows * cols > kParallelFrom)
+  for (int64_t b = 0; b < count; ++b) body(b * block, std::min(rows, (b + 1) * block));
+}
+
 }  // namespace optod::optim

@@ -131,6 +131,12 @@ void WithComputeType(DType compute, Body body) {
 /// the first-level cache. `constants` are of the compute dtype (float for all but float64 parameters).
 void RunKernel(KernelId id, const void* constants, const Operands& operands, int64_t begin, int64_t end);
 
+/// The operands of elements from `begin` on (x is left alone).
+Operands Slice(const Operands& operands, int64_t begin);
+
+/// Rows of a matrix stepped in blocks on all threads; blocks never depend on the number of threads.
+void ForEachRowBlock(int64_t rows, int64_t cols, absl::FunctionRef<void(int64_t first, int64_t last)> body);
+
 /// Elements [begin, begin + n) of `data` (dtype f32, f16, bf16 for T float; f64 for double; f32 for double too) as T:
 /// `data` itself where the dtype fits, else converted into `tile`.
 template <typename T>
