@@ -15,6 +15,7 @@
 #include <cmath>
 
 #include "base/status.h"
+#include "optim/rules/adam_constants.h"
 #include "optim/rules/blas.h"
 #include "optim/rules/factories.h"
 #include "optim/rules/formulas.h"
@@ -31,9 +32,8 @@ class LowRankRule : public RuleBase {
   LowRankRule(RuleArgs rule_args, Kind kind)
       : RuleBase(std::move(rule_args)),
         kind_(kind),
-        beta1_(args().number("beta1")),
-        beta2_(args().number("beta2")),
-        eps_(args().number("eps")),
+        settings_{args().number("beta1"),        args().number("beta2"),     args().number("eps"),
+                  args().number("weight_decay"), AdamSettings::Decay::kLast, true},
         scale_(args().number("scale")),
         gap_(static_cast<int64_t>(args().number("update_proj_gap"))),
         per_tensor_(kind == Kind::kApollo && args().text("scale_type") == "tensor"),
@@ -115,23 +115,8 @@ class LowRankRule : public RuleBase {
   }
 
   template <typename T>
-  formula::Adam<T> Constants(int i, double eta) const {
-    const double steps = static_cast<double>(t(i));
-    formula::Adam<T> c;
-    c.first = {static_cast<T>(beta1_), static_cast<T>(1 - beta1_)};
-    c.second = {static_cast<T>(beta2_), static_cast<T>(1 - beta2_)};
-    c.step = static_cast<T>(eta * std::sqrt(1 - std::pow(beta2_, steps)) / (1 - std::pow(beta1_, steps)));
-    c.root_bias = 1;
-    c.eps = static_cast<T>(eps_);
-    c.decay = 1;
-    c.l2 = 0;
-    c.decay_after = static_cast<T>(1 - eta * args().number("weight_decay"));
-    return c;
-  }
-
-  template <typename T>
   void StepFull(int i, const Operands& bound, double eta) const {
-    const formula::Adam<T> c = Constants<T>(i, eta);
+    const formula::Adam<T> c = AdamConstants<T>(settings_, eta, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[0] = matrices_[i].m->data.data();
     operands.s[1] = matrices_[i].v->data.data();
@@ -150,7 +135,7 @@ class LowRankRule : public RuleBase {
     });
     if ((t(i) - 1) % gap_ == 0) RenewProjector<T>(i, input);
     Project<T>(matrix, gradient, projected_.as<T>());
-    const formula::Adam<T> c = Constants<T>(i, lr(input));
+    const formula::Adam<T> c = AdamConstants<T>(settings_, lr(input), static_cast<double>(t(i)));
     Direction<T>(c, matrix);
     if (kind_ == Kind::kApollo) {
       ScaledGradient<T>(matrix, gradient);
@@ -331,7 +316,8 @@ class LowRankRule : public RuleBase {
   }
 
   const Kind kind_;
-  const double beta1_, beta2_, eps_, scale_;
+  const AdamSettings settings_;
+  const double scale_;
   const int64_t gap_;
   const bool per_tensor_, scale_front_;
   std::vector<Matrix> matrices_;

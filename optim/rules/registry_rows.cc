@@ -106,7 +106,7 @@ std::vector<Row> FirstOrderRows() {
        Int("min_8bit_size", 4096, 0, 1 << 30, "smaller tensors keep float32 moments"),
        Text("float_tensors", "*embed*", "tensors that keep float32 moments: comma-separated names, * and ? match")},
       {"grad"}, "m, v as 8-bit codes and one float32 maximum a block each", 2.03125, "", "Dettmers et al. 2022",
-      nullptr));
+      &MakeAdamW8bit));
   rows.push_back(FirstOrder(
       "lamb", "Adam direction scaled by a trust ratio a tensor",
       {Positive("lr", 1e-3, "learning rate eta"), Fraction("beta1", 0.9, "decay of the first moment"),
