@@ -38,7 +38,8 @@ const HyperCase kHyperCases[] = {
     {"too_many", "zo-sgd", "queries", 1025.0, "hyperparameters.queries: 1025 is out of range; must be in [1, 1024]"},
     {"candidates", "optoprime", "candidates", 0.0, "hyperparameters.candidates: 0 is out of range; must be in [1, 64]"},
     {"long_text", "adamw", "lr", std::string(100, 'a'),
-     "hyperparameters.lr: \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...\" is text; must be a number"},
+     "hyperparameters.lr: \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...\" is text; must be a "
+     "number"},
 };
 
 class Hypers : public ::testing::TestWithParam<HyperCase> {};
@@ -47,7 +48,8 @@ TEST_P(Hypers, AreRefusedInTheseWords) {
   EXPECT_EQ(checked.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(std::string(checked.status().message()), GetParam().message);
 }
-INSTANTIATE_TEST_SUITE_P(Cases, Hypers, ::testing::ValuesIn(kHyperCases), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Cases, Hypers, ::testing::ValuesIn(kHyperCases),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(Hypers, AreCompletedByDefaults) {
   const auto hyper = CheckHyper(**FindRule("adamw"), {{"lr", 0.5}});
@@ -86,8 +88,8 @@ TEST(Names, EditDistanceCountsSwapsOnce) {
 }
 
 TEST(Layouts, AreRefusedInTheseWords) {
-  const std::vector<TensorSpec> twice = {{"w", DType::kF32, {1}}, {"w", DType::kF32, {1}}}, integer = {{"w", DType::kI32, {1}}},
-                                negative = {{"w", DType::kF32, {-1}}};
+  const std::vector<TensorSpec> twice = {{"w", DType::kF32, {1}}, {"w", DType::kF32, {1}}},
+                                integer = {{"w", DType::kI32, {1}}}, negative = {{"w", DType::kF32, {-1}}};
   EXPECT_EQ(MakeRule("sgd", {}, twice, 0).status().message(), "parameters.w: named twice; names must be unique");
   EXPECT_EQ(MakeRule("sgd", {}, integer, 0).status().message(),
             "parameters.w: dtype int32 cannot be optimized; must be float32, float64, float16 or bfloat16");

@@ -1,4 +1,5 @@
-// The loops under the rules: 16-bit conversions over all bit patterns, sums that do not depend on the instruction set, the NaN scan, the 8-bit code.
+// The loops under the rules: 16-bit conversions over all bit patterns, sums that do not depend on the instruction set,
+// the NaN scan, the 8-bit code.
 #include "optim/rules/kernels.h"
 
 #include <cmath>
@@ -39,7 +40,8 @@ TEST(SixteenBits, NarrowRoundsToNearestEven) {
   Random random(1);
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
     for (uint32_t bits = 0; bits + 1 < (dtype == DType::kF16 ? 0x7c00u : 0x7f80u); ++bits) {
-      const double low = WidenOne(dtype, static_cast<uint16_t>(bits)), high = WidenOne(dtype, static_cast<uint16_t>(bits + 1));
+      const double low = WidenOne(dtype, static_cast<uint16_t>(bits)),
+                   high = WidenOne(dtype, static_cast<uint16_t>(bits + 1));
       if (std::isinf(high)) continue;
       const float middle = static_cast<float>((low + high) / 2);
       ASSERT_EQ(NarrowOne(dtype, middle), bits % 2 == 0 ? bits : bits + 1) << bits;
@@ -60,8 +62,9 @@ TEST(Sums, AreTheSameOnEveryPathAndRight) {
     for (std::string_view path : KernelPaths()) {
       ASSERT_TRUE(SelectKernels(path));
       const KernelTable& k = Kernels();
-      for (double value : {k.f64.sum(x.data(), n), k.f64.sum_squares(x.data(), n), k.f64.sum_square_deviations(x.data(), n, 0.5), k.f32.sum(y.data(), n),
-                           k.f32.sum_squares(y.data(), n), k.f32.sum_square_deviations(y.data(), n, 0.5)}) {
+      for (double value :
+           {k.f64.sum(x.data(), n), k.f64.sum_squares(x.data(), n), k.f64.sum_square_deviations(x.data(), n, 0.5),
+            k.f32.sum(y.data(), n), k.f32.sum_squares(y.data(), n), k.f32.sum_square_deviations(y.data(), n, 0.5)}) {
         got.push_back(value);
       }
     }

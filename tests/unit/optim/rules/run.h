@@ -11,7 +11,8 @@
 
 namespace optod::optim::testing {
 
-inline OwnedTensor MakeTensor(const std::string& name, DType dtype, std::vector<int64_t> shape, const std::vector<double>& values) {
+inline OwnedTensor MakeTensor(const std::string& name, DType dtype, std::vector<int64_t> shape,
+                              const std::vector<double>& values) {
   OwnedTensor tensor;
   tensor.spec = {name, dtype, std::move(shape)};
   tensor.data.resize(tensor.spec.bytes());
@@ -70,7 +71,8 @@ struct StepData {
 };
 
 /// Layers need names that end in .weight, kfac and mkor rows of statistics; adahessian hessian_z; mkor-h a loss.
-inline StepData RandomStep(const RuleInfo& info, const std::vector<TensorSpec>& layout, Random& random, double missing = 0) {
+inline StepData RandomStep(const RuleInfo& info, const std::vector<TensorSpec>& layout, Random& random,
+                           double missing = 0) {
   StepData step;
   const auto needs = [&](const char* name) {
     for (const std::string& input : info.tell_inputs) {
@@ -83,19 +85,21 @@ inline StepData RandomStep(const RuleInfo& info, const std::vector<TensorSpec>& 
     step.grads.emplace_back();
     if (!absent) step.grads.back() = MakeTensor(spec.name, spec.dtype, spec.shape, random.Normals(spec.elements()));
     const DType wide = spec.dtype == DType::kF64 ? DType::kF64 : DType::kF32;
-    if (needs("hessian_z")) step.extra.push_back(MakeTensor("hessian_z/" + spec.name, wide, spec.shape, random.Normals(spec.elements())));
+    if (needs("hessian_z"))
+      step.extra.push_back(MakeTensor("hessian_z/" + spec.name, wide, spec.shape, random.Normals(spec.elements())));
     if (needs("act") && spec.name.ends_with(".weight") && spec.shape.size() >= 2) {
       const std::string layer = spec.name.substr(0, spec.name.size() - 7);
       const int64_t rows = random.Int(1, 6), in = spec.elements() / std::max<int64_t>(1, spec.shape[0]);
       step.extra.push_back(MakeTensor("act/" + layer, wide, {rows, in}, random.Normals(rows * in)));
-      step.extra.push_back(MakeTensor("pgrad/" + layer, wide, {rows, spec.shape[0]}, random.Normals(rows * spec.shape[0])));
+      step.extra.push_back(
+          MakeTensor("pgrad/" + layer, wide, {rows, spec.shape[0]}, random.Normals(rows * spec.shape[0])));
     }
   }
   if (needs("loss")) step.loss = random.Uniform(0.5, 2);
   return step;
 }
 
-inline absl::StatusOr<StepReport> Run(Rule& rule, std::vector<OwnedTensor>& params, const StepData& data) {
+inline absl::StatusOr<StepReport> TakeStep(Rule& rule, std::vector<OwnedTensor>& params, const StepData& data) {
   std::vector<void*> at;
   std::vector<const void*> grads;
   for (OwnedTensor& tensor : params) at.push_back(tensor.data.data());
@@ -110,7 +114,8 @@ inline absl::StatusOr<StepReport> Run(Rule& rule, std::vector<OwnedTensor>& para
 
 inline std::vector<OwnedTensor> RandomParams(const std::vector<TensorSpec>& layout, Random& random) {
   std::vector<OwnedTensor> params;
-  for (const TensorSpec& spec : layout) params.push_back(MakeTensor(spec.name, spec.dtype, spec.shape, random.Normals(spec.elements())));
+  for (const TensorSpec& spec : layout)
+    params.push_back(MakeTensor(spec.name, spec.dtype, spec.shape, random.Normals(spec.elements())));
   return params;
 }
 
@@ -118,7 +123,9 @@ inline std::vector<OwnedTensor> RandomParams(const std::vector<TensorSpec>& layo
 inline bool Same(const std::vector<OwnedTensor>& a, const std::vector<OwnedTensor>& b) {
   if (a.size() != b.size()) return false;
   for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i].spec.name != b[i].spec.name || a[i].spec.dtype != b[i].spec.dtype || a[i].spec.shape != b[i].spec.shape || a[i].data != b[i].data) return false;
+    if (a[i].spec.name != b[i].spec.name || a[i].spec.dtype != b[i].spec.dtype || a[i].spec.shape != b[i].spec.shape ||
+        a[i].data != b[i].data)
+      return false;
   }
   return true;
 }
