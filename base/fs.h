@@ -1,11 +1,12 @@
 #pragma once
-/// The file-system calls whose failures matter (ENOSPC, EIO, failed fsync), as a dependency so that tests can make them fail.
-/// Paths are absolute or relative to the working directory. Thread-safe.
+/// The file-system calls whose failures matter (ENOSPC, EIO, failed fsync), as a dependency so that tests can make them
+/// fail. Paths are absolute or relative to the working directory. Thread-safe.
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,9 +19,16 @@ class Fs {
   virtual ~Fs() = default;
   /// Whole file. NOT_FOUND when absent.
   virtual absl::StatusOr<std::string> ReadFile(const std::string& path) = 0;
-  /// Durable and atomic: writes `path`.tmp-<unique>, fsyncs it, renames it over `path`, fsyncs the directory. On any error the
-  /// temporary is removed and `path` is as before. RESOURCE_EXHAUSTED when the disk is full, DATA_LOSS when an fsync failed.
+  /// Durable and atomic: writes `path`.tmp-<unique>, fsyncs it, renames it over `path`, fsyncs the directory. On any
+  /// error the temporary is removed and `path` is as before. RESOURCE_EXHAUSTED when the disk is full, DATA_LOSS when
+  /// an fsync failed.
   virtual absl::Status WriteFileAtomic(const std::string& path, std::span<const std::byte> data, int mode = 0644) = 0;
+  /// Durable, not atomic: adds `data` to the end of `path` (made when absent) and fsyncs. A failed append is cut off
+  /// again where that can be done. The base version rewrites the whole file through WriteFileAtomic: right, and slow
+  /// for long files.
+  virtual absl::Status AppendFile(const std::string& path, std::span<const std::byte> data, int mode = 0644);
+  /// Permission bits (07777). NOT_FOUND when absent. UNIMPLEMENTED where a file system keeps none.
+  virtual absl::StatusOr<int> FileMode(const std::string& path);
   /// mkdir -p; ok when it exists already.
   virtual absl::Status CreateDirectories(const std::string& path, int mode = 0755) = 0;
   virtual absl::Status Remove(const std::string& path) = 0;
@@ -29,6 +37,9 @@ class Fs {
   /// Names (not paths) of the entries of a directory, sorted, without "." and "..".
   virtual absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) = 0;
 };
+
+/// Text as the bytes that WriteFileAtomic and AppendFile take.
+inline std::span<const std::byte> BytesOf(std::string_view text) { return std::as_bytes(std::span(text)); }
 
 /// POSIX. Lives for ever.
 Fs& PosixFs();

@@ -1,6 +1,7 @@
 #pragma once
-/// Runs one program to its end with limits. Used for evaluation commands, formatters and (through the sandbox) model-written code.
-/// The child gets its own process group; at a timeout or a cancel the whole group is killed, so nothing it started is left behind.
+/// Runs one program to its end with limits. Used for evaluation commands, formatters and (through the sandbox)
+/// model-written code. The child gets its own process group; at a timeout or a cancel the whole group is killed, so
+/// nothing it started is left behind.
 
 #include <atomic>
 #include <chrono>
@@ -13,23 +14,23 @@
 namespace optod {
 
 struct SubprocessOptions {
-  std::vector<std::string> argv;                                  ///< argv[0] is looked up in PATH
-  std::string working_directory;                                  ///< "" = the caller's
-  bool inherit_environment = true;                                ///< false: only `environment`
-  std::vector<std::pair<std::string, std::string>> environment;   ///< added to or replacing the inherited ones
-  std::string stdin_data;                                         ///< fed to the child, then closed
-  std::chrono::milliseconds timeout{0};                           ///< 0 = none
-  size_t max_output_bytes = 1u << 20;                             ///< kept per stream; more is drained and counted, not kept
-  const std::atomic<bool>* cancelled = nullptr;                   ///< polled about every 50 ms; true = kill
+  std::vector<std::string> argv;                                 ///< argv[0] is looked up in PATH
+  std::string working_directory;                                 ///< "" = the caller's
+  bool inherit_environment = true;                               ///< false: only `environment`
+  std::vector<std::pair<std::string, std::string>> environment;  ///< added to or replacing the inherited ones
+  std::string stdin_data;                                        ///< fed to the child, then closed
+  std::chrono::milliseconds timeout{0};                          ///< 0 = none
+  size_t max_output_bytes = 1u << 20;            ///< kept per stream; more is drained and counted, not kept
+  const std::atomic<bool>* cancelled = nullptr;  ///< polled about every 50 ms; true = kill
 };
 
 struct SubprocessResult {
-  int exit_code = -1;            ///< when it exited by itself
-  int signal = 0;                ///< when a signal ended it
+  int exit_code = -1;  ///< when it exited by itself
+  int signal = 0;      ///< when a signal ended it
   bool timed_out = false;
   bool cancelled = false;
-  std::string out, err;          ///< first max_output_bytes of each stream
-  size_t out_bytes = 0, err_bytes = 0;   ///< what it really wrote
+  std::string out, err;                 ///< first max_output_bytes of each stream
+  size_t out_bytes = 0, err_bytes = 0;  ///< what it really wrote
   std::chrono::milliseconds wall{0};
 };
 

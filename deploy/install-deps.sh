@@ -18,7 +18,7 @@ done
 
 build_packages=(
   g++ cmake ninja-build ccache mold pkg-config git ca-certificates
-  libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
+  libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libre2-dev
   libsqlite3-dev libcurl4-openssl-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev
   libspdlog-dev prometheus-cpp-dev libcpp-httplib-dev libsodium-dev zlib1g-dev
   libopenblas-openmp-dev liblapacke-dev

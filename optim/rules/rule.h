@@ -1,7 +1,7 @@
 #pragma once
-/// A first-order optimizer rule bound to one set of tensors: it holds the optimizer state and turns (parameters, gradients) into new parameters.
-/// One rule object belongs to one training run; calls on it must not overlap. A step uses all the threads of the shared pool.
-/// The table of rules is in registry.h.
+/// A first-order optimizer rule bound to one set of tensors: it holds the optimizer state and turns (parameters,
+/// gradients) into new parameters. One rule object belongs to one training run; calls on it must not overlap. A step
+/// uses all the threads of the shared pool. The table of rules is in registry.h.
 
 #include <map>
 #include <memory>
@@ -23,14 +23,18 @@ using Hyper = std::map<std::string, HyperValue>;
 
 /// What one step is given. Pointers are borrowed for the call; tensor i belongs to layout entry i.
 struct StepInput {
-  /// grads[i]: contiguous, dtype and shape of tensor i (or float32 for f16/bf16 parameters when grad_dtype says so). nullptr = this tensor
-  /// has no gradient in this step: it is left alone entirely, its step count too.
+  /// grads[i]: contiguous, dtype and shape of tensor i (or float32 for f16/bf16 parameters when grad_dtype says so).
+  /// nullptr = this tensor has no gradient in this step: it is left alone entirely, its step count too.
   std::span<const void* const> grads;
+  /// float32: gradients of f16 and bf16 parameters are float32 (state and arithmetic always are). Absent: they have the
+  /// parameter's dtype.
+  std::optional<DType> grad_dtype;
   /// Learning rate of this step when a schedule set one; absent = the rule's own `lr`.
   std::optional<double> lr;
   /// Loss of this step when the client sent it (mkor-h needs it); absent otherwise.
   std::optional<double> loss;
-  /// Further inputs a rule declares in RuleInfo::tell_inputs, by name, e.g. "hessian_z/<tensor>", "act/<layer>", "pgrad/<layer>".
+  /// Further inputs a rule declares in RuleInfo::tell_inputs, by name, e.g. "hessian_z/<tensor>", "act/<layer>",
+  /// "pgrad/<layer>".
   std::map<std::string, const OwnedTensor*> extra;
 };
 
@@ -43,11 +47,14 @@ class Rule {
  public:
   virtual ~Rule() = default;
   /// One update in place. `params[i]`: contiguous, layout entry i. Errors leave parameters and state unchanged:
-  /// INVALID_ARGUMENT (NaN or Inf in a gradient: names the tensor; wrong count), FAILED_PRECONDITION (a declared input is missing: names it).
+  /// INVALID_ARGUMENT (NaN or Inf in a gradient: names the tensor; wrong count), FAILED_PRECONDITION (a declared input
+  /// is missing: names it).
   virtual absl::StatusOr<StepReport> Step(std::span<void* const> params, const StepInput& input) = 0;
-  /// Everything needed to go on bit for bit: named tensors ("m/<tensor>", "v/<tensor>", "t/<tensor>", ...), sorted by name.
+  /// Everything needed to go on bit for bit: named tensors ("m/<tensor>", "v/<tensor>", "t/<tensor>", ...), sorted by
+  /// name.
   virtual std::vector<OwnedTensor> ExportState() const = 0;
-  /// Inverse of ExportState. INVALID_ARGUMENT naming the tensor when a name, dtype or shape does not fit; then the state is unchanged.
+  /// Inverse of ExportState. INVALID_ARGUMENT naming the tensor when a name, dtype or shape does not fit; then the
+  /// state is unchanged.
   virtual absl::Status ImportState(std::span<const OwnedTensor> state) = 0;
   /// Bytes of optimizer state now allocated.
   virtual size_t StateBytes() const = 0;

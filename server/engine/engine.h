@@ -12,7 +12,9 @@
 /// All methods are thread-safe; callbacks run on the store's completion thread or on the pool.
 
 #include <atomic>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -23,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "base/thread_pool.h"
+#include "optim/rules/registry.h"
 #include "optod/v1/session.pb.h"
 #include "server/store/blob_store.h"
 #include "server/store/store.h"
@@ -64,7 +67,8 @@ struct Context;
 class Family {
  public:
   virtual ~Family() = default;
-  /// What to evaluate. `pending` in an answer without probes, points or budget_spent = nothing is free now, wait for a change.
+  /// What to evaluate. An answer without probes, points, replay or budget_spent means that nothing is free now: the engine asks again after the
+  /// next change, or when a lease may have ended, as long as the request waits.
   virtual absl::StatusOr<v1::AskResponse> Ask(LiveSession& session, const v1::AskRequest& request, const Caller& caller) = 0;
   /// What was observed (not ScoreTell: the engine does that). Fills response and effects.
   virtual absl::Status Tell(LiveSession& session, const v1::TellRequest& request, v1::TellResponse* response, Effects* effects) = 0;
@@ -80,8 +84,10 @@ class Family {
 
 /// How families are made. One entry a family in engine/families.cc.
 struct FamilyFactory {
+  /// Optimizer names this family serves ("zo-sgd", ...); others of the family answer UNIMPLEMENTED. Empty: all rows that the registry calls implemented.
+  std::vector<std::string> optimizers;
   /// Checks a CreateSessionRequest beyond what the registry checks, fills family-specific defaults into `session`, and says what is stored with
-  /// version 0 (payload, blob) and which further mutations belong to the creation.
+  /// version 0 (payload, blob) and which further mutations belong to the creation (their session_uid is filled in by the engine).
   std::function<absl::Status(Context&, const v1::CreateSessionRequest&, v1::Session* session, store::VersionRow* version0, Effects*)> create;
   /// Builds the in-memory half from what is committed.
   std::function<absl::StatusOr<std::unique_ptr<Family>>(Context&, LiveSession&)> load;
@@ -108,12 +114,12 @@ class LiveSession {
   store::SessionRow row;           ///< counters (head_version, version_count, seq, ...): the truth
   v1::Session proto;               ///< immutable and mutable fields; counters are filled from `row` by ToProto
   std::unique_ptr<Family> family;
-  int64_t durable_version = 0;     ///< highest version known to be committed
+  int64_t durable_version = 0;     ///< highest version known to be committed (kept by the family when it does not commit every step)
 
   SessionName name() const { return {row.user, row.id}; }
   /// The resource as clients see it.
   v1::Session ToProto() const;
-  /// Serializes `proto` back into row.mutable_fields and row.spec, bumps update_ms.
+  /// Serializes the changeable fields of `proto` into row.mutable_fields, bumps update_ms and revision.
   void SyncRow(int64_t now_ms);
   /// A version row numbered row.version_count with parent = head; increments version_count. `version` gets number, parent, step, create_time.
   store::VersionRow NewVersion(v1::Version* version, int64_t parent_step, int64_t now_ms);
@@ -125,10 +131,14 @@ class LiveSession {
   bool loaded = false;
   absl::Status load_error;
   struct Recent { std::string sha256, response; };
-  std::unordered_map<std::string, Recent> recent;      ///< method + '\n' + request id -> answer, of commits in flight
+  std::mutex recent_mutex;
+  std::unordered_map<std::string, Recent> recent;      ///< request key -> answer: commits in flight, and steps that are not durable by choice
+  std::deque<std::string> recent_order;                ///< of the latter, oldest first
   struct Waiter;
-  std::vector<std::shared_ptr<Waiter>> waiters;        ///< asks that wait for a free probe
+  std::deque<std::shared_ptr<Waiter>> waiters;         ///< asks that wait for a free probe
+  bool polling = false;                                ///< a timer looks after `waiters`
   std::atomic<int64_t> last_used_ms{0};
+  std::atomic<int64_t> resident_bytes{0};
 };
 
 template <typename Response>
@@ -195,8 +205,11 @@ class Engine {
   void Drain();
   int64_t LoadedSessions();
   int64_t ResidentBytes();
+  /// Sessions kept in memory; the least recently used idle one is unloaded beyond that. Default 1024.
+  void SetMaxLoaded(size_t sessions);
 
  private:
+  struct Mutation;
   using BytesWork = std::function<absl::StatusOr<Effects>(LiveSession&, std::string*)>;
   void MutateBytes(const Caller&, const std::string& session, const std::string& method, const std::string& request_id, std::string hash_source,
                    BytesWork work, Done<std::string> done);
@@ -211,8 +224,18 @@ class Engine {
 
 /// Values of the wire against the registry: fills defaults, checks ranges; "optimizer.hyperparameters.lr: ..." errors.
 absl::Status CheckOptimizer(v1::OptimizerSpec* spec, std::string* family, std::vector<std::string>* tell_inputs);
+/// A registry row as the API shows it; `available` says whether sessions with it can be made here.
+void DescribeOptimizer(const optim::RuleInfo& info, const std::map<std::string, FamilyFactory>& families, v1::OptimizerInfo* out);
+/// Whether `name` of `family` can be served: OK or UNIMPLEMENTED naming it.
+absl::Status CheckServed(const std::string& name, const std::string& family, const std::map<std::string, FamilyFactory>& families);
+/// "first-order", "zeroth-order" or "trace".
+std::string FamilyName(optim::Family family);
 /// Checks names, dtypes, shapes, duplicates and sizes; fills total_bytes. "layout.tensors[3].shape[0]: -1 is negative".
 absl::Status CheckLayout(v1::TensorIndex* layout);
+/// "users/U/sessions/S" of a row, taken apart into an API message without a family (lists, deleted sessions).
+v1::Session SessionFromRow(const store::SessionRow& row);
+/// The bytes of a message with map entries sorted: equal messages, equal bytes.
+std::string CanonicalBytes(const google::protobuf::MessageLite& message);
 /// lr(t) for update number t = 1, 2, ...: see optimizer.proto Schedule.
 double ScheduledLr(const v1::Schedule& schedule, double base_lr, int64_t t);
 /// OK, or RESOURCE_EXHAUSTED naming the limit that is reached.

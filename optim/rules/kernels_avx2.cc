@@ -1,0 +1,3 @@
+#define OPTOD_KERNEL_TABLE kKernelsAvx2
+#define OPTOD_KERNEL_NAME "avx2"
+#include "optim/rules/kernels_body.h"

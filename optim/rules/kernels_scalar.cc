@@ -1,0 +1,3 @@
+#define OPTOD_KERNEL_TABLE kKernelsScalar
+#define OPTOD_KERNEL_NAME "scalar"
+#include "optim/rules/kernels_body.h"

@@ -1,0 +1,84 @@
+// Rows of the optimizers that optim/zo and trace/ serve: the registry holds their hyperparameters, so that one place
+// checks every request.
+#include "optim/rules/registry_rows.h"
+
+namespace optod::optim {
+namespace {
+
+Row ZerothOrder(const char* name, const char* summary, std::vector<HyperInfo> more, std::vector<std::string> tell,
+                const char* state, double bytes, const char* golden, const char* source) {
+  std::vector<HyperInfo> hyper = {
+      Positive("lr", 1e-6, "learning rate eta"),
+      Positive("eps", 1e-3, "smoothing: parameters are moved by eps z"),
+      Int("queries", 1, 1, 1024, "independent directions a step, q"),
+      Choice("perturbation", "two-side", {"two-side", "one-side"}, "losses at +-eps, or at +eps and 0"),
+      NonNegative("weight_decay", 0, "lambda p is added to the estimate"),
+      Choice("residue", "none", {"none", "mezo"}, "mezo: keep the rounding residue of perturbing in place")};
+  hyper.insert(hyper.end(), more.begin(), more.end());
+  RuleInfo info = {name, Family::kZerothOrder, summary, std::move(hyper), std::move(tell), state, bytes, golden, source,
+                   true};
+  return {std::move(info), nullptr};
+}
+
+std::vector<HyperInfo> ProposalHyper(int64_t candidates, int64_t memory, int64_t max_tokens) {
+  return {Int("candidates", candidates, 1, 64, "proposals a step"),
+          Int("memory", memory, 0, 1 << 20, "past (variables, feedback) pairs shown to the model"),
+          Int("max_tokens", max_tokens, 1, 1 << 20, "longest reply, tokens"),
+          Range("temperature", 0, 0, 2, "of the model; several candidates spread upwards from it"),
+          Text("objective", "", "what the model is asked to do; empty = the optimizer's own sentence"),
+          Flag("include_example", false, "show a worked example in the prompt"),
+          Int("seed", 0, 0, int64_t{1} << 31, "passed to endpoints that take one")};
+}
+
+Row Trace(const char* name, const char* summary, std::vector<HyperInfo> hyper, const char* state, const char* source) {
+  RuleInfo info = {name, Family::kTrace, summary, std::move(hyper), {"feedback"}, state, 0, "", source, true};
+  return {std::move(info), nullptr};
+}
+
+}  // namespace
+
+std::vector<Row> ZerothOrderRows() {
+  const HyperInfo momentum = Fraction("momentum", 0.9, "mu");
+  const std::vector<std::string> losses = {"loss_plus", "loss_minus"};
+  return {
+      ZerothOrder("zo-sgd", "SGD on g z, g from two losses", {}, losses, "none", 0, "zo_sgd_0",
+                  "Malladi et al. 2023, Alg. 1"),
+      ZerothOrder("zo-sgd-mmt", "ZO-SGD with a momentum buffer", {momentum}, losses,
+                  "m of the parameter's shape, float32", 4, "zo_sgd_mmt_0", "Zhang et al. 2024"),
+      ZerothOrder("zo-sgd-cons", "ZO-SGD that keeps the best of descent, ascent and staying", {},
+                  {"loss_plus", "loss_minus", "loss"}, "none", 0, "zo_sgd_cons_0", "Zhang et al. 2024"),
+      ZerothOrder("zo-sgd-sign", "ZO-SGD on signs",
+                  {Choice("sign", "code", {"code", "paper"}, "sign(g) z, or sign(g z) entry by entry")}, losses, "none",
+                  0, "zo_sgd_sign_code_0", "Zhang et al. 2024"),
+      ZerothOrder(
+          "zo-adam", "Adam on the zeroth-order estimate",
+          {Fraction("beta1", 0.9, "decay of the first moment"), Fraction("beta2", 0.999, "decay of the second moment"),
+           NonNegative("adam_eps", 1e-8, "added to the bias-corrected root")},
+          losses, "m, v of the parameter's shape, float32", 8, "zo_adam_0", "Zhang et al. 2024"),
+      ZerothOrder("forward-grad", "SGD on (directional derivative) v", {}, {"jvp"}, "none", 0, "forward_grad_0",
+                  "Baydin et al. 2022"),
+  };
+}
+
+std::vector<Row> TraceRows() {
+  std::vector<HyperInfo> v2 = ProposalHyper(1, 0, 8192);
+  v2.push_back(Int("initial_var_char_limit", 2000, 1, 1 << 30, "characters of a value shown in the prompt"));
+  std::vector<HyperInfo> multi = ProposalHyper(5, 0, 4096);
+  multi.push_back(Range("temperature_max", 1.3, 0, 2, "of the first candidate; the last has temperature"));
+  std::vector<HyperInfo> opro = ProposalHyper(1, 0, 4096);
+  opro[1].doc = "past (variables, feedback) pairs shown to the model; 0 = all";
+  return {
+      Trace("optoprime", "one model call on the minimal subgraph of the execution trace", ProposalHyper(1, 0, 4096),
+            "the last `memory` pairs", "Cheng et al. 2024, Sec. 3"),
+      Trace("optoprime-v2", "OptoPrime with tagged sections and per-variable replies", std::move(v2),
+            "the last `memory` rounds", "Cheng et al. 2024; OpenTrace"),
+      Trace("optoprime-multi", "OptoPrime with several candidates at falling temperatures", std::move(multi),
+            "the last `memory` pairs", "Cheng et al. 2024; OpenTrace"),
+      Trace("opro", "proposals from past values and scores, without the trace", std::move(opro), "all past pairs",
+            "Yang et al. 2024"),
+      Trace("textgrad", "one model call an edge of the trace, then one a parameter", ProposalHyper(1, 0, 4096), "none",
+            "Yuksekgonul et al. 2024"),
+  };
+}
+
+}  // namespace optod::optim

@@ -1,0 +1,115 @@
+#include "trace/optimizers/optoprime.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+#include "trace/optimizers/json_value.h"
+#include "trace/optimizers/python_text.h"
+
+namespace optod::trace {
+namespace {
+
+// Schema of one value by its declared type. Types without a JSON form of their own go as text.
+std::string ValueSchema(const ReplyParameter& p) {
+  const Constraint& c = p.constraint;
+  std::string out = "{\"type\":";
+  if (p.type_name == "int" || p.type_name == "float") {
+    out += p.type_name == "int" ? "\"integer\"" : "\"number\"";
+    if (c.min) out += ",\"minimum\":" + FloatRepr(*c.min);
+    if (c.max) out += ",\"maximum\":" + FloatRepr(*c.max);
+  } else if (p.type_name == "bool") {
+    out += "\"boolean\"";
+  } else if (p.type_name == "dict") {
+    out += "\"object\"";
+  } else if (p.type_name == "list" || p.type_name == "tuple" || p.type_name == "set") {
+    out += "\"array\"";
+  } else {
+    out += "\"string\"";
+    if (c.max_length) out += ",\"maxLength\":" + std::to_string(*c.max_length);
+    if (!c.enum_values.empty()) {
+      out += ",\"enum\":[";
+      for (size_t i = 0; i < c.enum_values.size(); ++i) out += (i ? "," : "") + QuoteJson(c.enum_values[i]);
+      out += "]";
+    }
+  }
+  return out + "}";
+}
+
+std::optional<double> Temperature(const OptoPrimeOptions& options, uint32_t candidate) {
+  if (options.candidates == 1) return options.temperature;
+  // A spread from the top down to 0: the last candidate is the greedy one.
+  const double top = options.temperature.value_or(1.0);
+  return top * (options.candidates - 1 - candidate) / (options.candidates - 1);
+}
+
+}  // namespace
+
+std::string ReplySchema(const std::vector<ReplyParameter>& parameters) {
+  std::string values;
+  for (const ReplyParameter& p : parameters) {
+    if (!p.trainable) continue;
+    if (!values.empty()) values += ',';
+    values += QuoteJson(p.py_name) + ":" + ValueSchema(p);
+  }
+  return R"({"type":"object","properties":{"reasoning":{"type":"string"},"answer":{"type":"string"},"suggestion":{"type":"object","properties":{)" +
+         values +
+         R"(},"additionalProperties":false}},"required":["reasoning","answer","suggestion"],"additionalProperties":false})";
+}
+
+absl::StatusOr<std::vector<CandidateRequest>> BuildOptoPrimeRequests(const Graph& graph, const FeedbackStore& feedback,
+                                                                     std::span<const NodeId> parameters,
+                                                                     const std::vector<MemoryRound>& memory,
+                                                                     const OptoPrimeOptions& options) {
+  if (options.candidates == 0) return InvalidArgument("candidates: 0; must be at least 1");
+  ASSIGN_OR_RETURN(const ProblemInstance problem, BuildProblem(graph, feedback, parameters, options.problem));
+  const std::vector<ReplyParameter> reply_parameters = ReplyParameters(graph, parameters);
+  const bool any = std::any_of(reply_parameters.begin(), reply_parameters.end(),
+                               [](const ReplyParameter& p) { return p.trainable; });
+  if (!any) return FailedPrecondition("parameters: none is trainable");
+  RenderOptions render = options.render;
+  render.memory = memory;
+  CandidateRequest request{Render(problem, render), std::nullopt, ReplySchema(reply_parameters)};
+  std::vector<CandidateRequest> out(options.candidates, request);
+  for (uint32_t i = 0; i < options.candidates; ++i) out[i].temperature = Temperature(options, i);
+  return out;
+}
+
+Candidate ReadCandidate(std::string_view reply, const Graph& graph, std::span<const NodeId> parameters,
+                        const ReplyOptions& options) {
+  Candidate out;
+  out.outcome = ParseReply(reply, ReplyParameters(graph, parameters), options);
+  for (const KeyResult& key : out.outcome.keys) {
+    if (key.outcome != KeyOutcome::kApplied) continue;
+    out.values.push_back({parameters[static_cast<size_t>(key.parameter)], key.new_text, key.new_json});
+  }
+  return out;
+}
+
+absl::Status ApplyCandidate(Graph& graph, const Candidate& candidate) {
+  for (const NewValue& v : candidate.values) {
+    if (!graph.Contains(v.node)) return NotFound("node ", v.node, ": does not exist");
+    if (!graph.IsParameter(v.node)) return FailedPrecondition("node ", graph.Name(v.node), ": is no parameter");
+  }
+  for (const NewValue& v : candidate.values) {
+    RETURN_IF_ERROR(graph.SetValue(v.node, v.text, v.json ? std::optional<std::string_view>(*v.json) : std::nullopt));
+  }
+  return absl::OkStatus();
+}
+
+MemoryRound MakeMemoryRound(const Graph& graph, std::span<const NodeId> parameters, const FeedbackStore& feedback,
+                            std::optional<double> score) {
+  MemoryRound round;
+  for (NodeId id : parameters) {
+    if (graph.Trainable(id)) round.variables.emplace_back(graph.PyName(id), std::string(graph.ValueText(id)));
+  }
+  round.feedback = feedback.JoinedText(graph);
+  round.score = score;
+  return round;
+}
+
+void PushMemory(std::vector<MemoryRound>& memory, MemoryRound round, uint32_t size) {
+  memory.push_back(std::move(round));
+  if (memory.size() > size) memory.erase(memory.begin(), memory.end() - size);
+}
+
+}  // namespace optod::trace
