@@ -14,6 +14,9 @@ namespace optod {
 /// `crc`.
 uint32_t Crc32c(std::span<const std::byte> data, uint32_t crc = 0);
 uint32_t Crc32c(std::string_view text, uint32_t crc = 0);
+inline uint32_t Crc32c(const void* data, size_t size, uint32_t crc = 0) {
+  return Crc32c(std::span(static_cast<const std::byte*>(data), size), crc);
+}
 
 /// One table look-up a byte, on any machine: the reference beside the fast path.
 uint32_t Crc32cPortable(std::span<const std::byte> data, uint32_t crc = 0);
