@@ -29,7 +29,8 @@ std::vector<HyperInfo> LowRankHyper(int64_t rank, double scale) {
           NonNegative("weight_decay", 0, "decoupled decay lambda, after the update"),
           Int("rank", rank, 1, 1 << 20, "rank r of the projection"),
           Int("update_proj_gap", 200, 1, 1 << 30, "steps T between two projections"),
-          Positive("scale", scale, "factor on the projected update")};
+          Positive("scale", scale, "factor on the projected update"),
+          Text("full_tensors", "*embed*,*head*", "matrices that take Adam without projection: comma-separated names, * and ? match")};
 }
 
 std::vector<HyperInfo> LimitedLowRankHyper(int64_t rank, double scale) {
@@ -124,7 +125,7 @@ std::vector<Row> FirstOrderRows() {
                   Fraction("beta1", 0, "decay of an average of the scaled update; 0 = none"),
                   NonNegative("weight_decay", 0, "decoupled decay lambda")},
                  {"grad"}, "row and column means of g^2 (rank >= 2), else v; beta1 adds m; float32", 0.01,
-                 "adafactor_manual", "Shazeer and Stern 2018, Alg. 4", nullptr));
+                 "adafactor_manual", "Shazeer and Stern 2018, Alg. 4", &MakeAdafactor));
   rows.push_back(FirstOrder(
       "muon", "orthogonalised momentum for hidden matrices, AdamW for the rest",
       {Positive("lr", 0.02, "learning rate eta of matrices"), Fraction("momentum", 0.95, "mu of the averaged gradient"),
@@ -137,21 +138,21 @@ std::vector<Row> FirstOrderRows() {
        Fraction("adam_beta1", 0.9, "of AdamW tensors"), Fraction("adam_beta2", 0.95, "of AdamW tensors"),
        NonNegative("adam_eps", 1e-10, "of AdamW tensors")},
       {"grad"}, "m of the parameter's shape for matrices; m, v for the rest; float32", 4, "muon_nocast",
-      "Jordan et al. 2024", nullptr));
+      "Jordan et al. 2024", &MakeMuon));
   rows.push_back(
       FirstOrder("galore", "Adam in a low-rank subspace of the gradient", LowRankHyper(128, 0.25), {"grad"},
                  "m, v of [long side, r] and a projector [r, short side] a matrix; m, v for the rest; float32", 8,
-                 "galore_adamw", "Zhao et al. 2024, Alg. 2", nullptr));
+                 "galore_adamw", "Zhao et al. 2024, Alg. 2", &MakeGalore));
   rows.push_back(FirstOrder("fira", "GaLore plus the scaled part outside the subspace", LimitedLowRankHyper(128, 0.25),
                             {"grad"}, "as galore, one norm a matrix", 8, "fira_adamw", "Chen et al. 2024, Alg. 1",
-                            nullptr));
+                            &MakeFira));
   rows.push_back(FirstOrder(
       "apollo", "gradient scaled a channel by low-rank Adam statistics", ApolloHyper(256, 1, "channel", false),
       {"grad"}, "m, v of [long side, r] a matrix, a projector drawn from the seed; m, v for the rest; float32", 8,
-      "apollo_channel", "Zhu et al. 2024, Alg. 1", nullptr));
+      "apollo_channel", "Zhu et al. 2024, Alg. 1", &MakeApollo));
   rows.push_back(FirstOrder("apollo-mini", "APOLLO of rank 1, one factor a tensor", ApolloHyper(1, 128, "tensor", true),
                             {"grad"}, "as apollo with r = 1", 0.01, "apollo_mini", "Zhu et al. 2024, Sec. 4.2",
-                            nullptr));
+                            &MakeApollo));
   rows.push_back(FirstOrder(
       "kfac", "Kronecker-factored natural gradient; SGD behind",
       {Positive("lr", 0.01, "learning rate eta"), Fraction("momentum", 0, "of the SGD behind"),

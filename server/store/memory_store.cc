@@ -121,7 +121,7 @@ class MemoryStore final : public Store {
     while (it != tables_.versions.begin() && (--it)->first.first == uid) {
       if (!it->second.blob.empty()) return it->second;
     }
-    return NotFound("session uid ", uid, ": no snapshot at or before version ", number);
+    return NoSnapshot(uid, number);
   }
 
   absl::StatusOr<std::vector<ObservationRow>> ListObservations(int64_t uid, const std::string& kind, int64_t first_a,
@@ -135,7 +135,7 @@ class MemoryStore final : public Store {
                                         const std::string& request_id) override {
     std::shared_lock lock(mutex_);
     auto it = tables_.requests.find({user, method, request_id});
-    if (it == tables_.requests.end()) return NotFound("request id ", request_id, " of ", method, " is not known");
+    if (it == tables_.requests.end()) return NoRequest(method, request_id);
     return it->second.first;
   }
 

@@ -30,6 +30,12 @@ inline absl::Status VersionTaken(int64_t uid, int64_t number) {
 inline absl::Status NodeTaken(int64_t uid, int64_t id) {
   return AlreadyExists("session uid ", uid, ": node ", id, " already exists");
 }
+inline absl::Status NoSnapshot(int64_t uid, int64_t number) {
+  return NotFound("session uid ", uid, ": no snapshot at or before version ", number);
+}
+inline absl::Status NoRequest(const std::string& method, const std::string& request_id) {
+  return NotFound("request id ", request_id, " of ", method, " is not known");
+}
 inline absl::Status RequestTaken(const std::string& method, const std::string& request_id) {
   return AlreadyExists("request id ", request_id, " of ", method, " is already answered");
 }

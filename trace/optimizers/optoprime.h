@@ -14,8 +14,8 @@
 namespace optod::trace {
 
 struct OptoPrimeOptions {
-  ProblemOptions problem;
-  RenderOptions render;     ///< memory is filled from `memory` below
+  ProblemOptions problem{};
+  RenderOptions render{};   ///< memory is filled from `memory` below
   uint32_t candidates = 1;  ///< k >= 1 independent proposals
   std::optional<double>
       temperature;           ///< one candidate: sent as given; several: the top of a linear schedule down to 0 (1.0)
@@ -41,8 +41,8 @@ std::string ReplySchema(const std::vector<ReplyParameter>& parameters);
 
 struct NewValue {
   NodeId node = kNoNode;
-  std::string text;
-  std::optional<std::string> json;
+  std::string text{};
+  std::optional<std::string> json{};
 };
 
 struct Candidate {

@@ -50,8 +50,8 @@ struct ProblemInstance {
 std::string_view DefaultInstruction();
 
 struct ProblemOptions {
-  std::string instruction;  ///< empty: DefaultInstruction()
-  bool list_hidden = true;  ///< list parameters that act only inside traceable bodies under variables
+  std::string instruction{};  ///< empty: DefaultInstruction()
+  bool list_hidden = true;    ///< list parameters that act only inside traceable bodies under variables
   bool deepest_output_only =
       false;  ///< show only outputs at the greatest level as outputs (the reference library's rule)
 };

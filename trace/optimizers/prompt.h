@@ -31,20 +31,20 @@ std::optional<Section> ParseSection(std::string_view title);
 
 /// One past step, newest last.
 struct MemoryRound {
-  std::vector<std::pair<std::string, std::string>> variables;  ///< py_name, value text
-  std::string feedback;
-  std::optional<double> score;
+  std::vector<std::pair<std::string, std::string>> variables{};  ///< py_name, value text
+  std::string feedback{};
+  std::optional<double> score{};
 };
 
 struct RenderOptions {
-  std::vector<Section> mask;                            ///< sections left empty
-  std::vector<std::pair<Section, std::string>> titles;  ///< replacements of default titles; values are never touched
+  std::vector<Section> mask{};                            ///< sections left empty
+  std::vector<std::pair<Section, std::string>> titles{};  ///< replacements of default titles; values are never touched
   uint32_t value_limit =
       2000;  ///< code points of an input, other or output value; variables are never cut; 0: no limit
   uint32_t max_prompt_tokens =
       0;  ///< estimate over both messages; values, then intermediates, are cut to fit; 0: no limit
   bool include_example = false;  ///< put a small worked example before the instance
-  std::vector<MemoryRound> memory;
+  std::vector<MemoryRound> memory{};
 };
 
 struct Prompt {

@@ -245,7 +245,8 @@ class LineChecker {
   bool AfterAsync(size_t i) const { return i > begin_ && t_[i - 1].text == "async"; }
   bool Word(size_t i, bool statement_start) const {
     const std::string_view w = t_[i].text;
-    if (i > begin_ && t_[i - 1].text == ".") return false;
+    const bool relative_import = w == "import" && t_[begin_].text == "from";
+    if (i > begin_ && t_[i - 1].text == "." && !relative_import) return false;
     if (Among(w, kStatementWords) || Among(w, kBinaryWords) || Among(w, kPrefixWords)) return true;
     // `match x:` is a statement, `match = 1` a name.
     return statement_start && Among(w, kSoftWords) && i + 1 < end_ && t_[end_ - 1].text == ":" &&

@@ -69,7 +69,7 @@ struct Scanned {
 
 Scanned Scan(std::string_view text) {
   Scanned out;
-  int64_t work = static_cast<int64_t>(text.size()) * 64 + (1 << 20);
+  int64_t work = static_cast<int64_t>(text.size()) * 16 + (1 << 20);
   size_t kept = 0;  // everything before is in prose
   auto keep = [&](size_t until) { out.prose += text.substr(kept, until - kept); };
   auto show = [&](size_t from, size_t until) { out.visible += text.substr(from, until - from); };
@@ -193,7 +193,7 @@ class Reader {
 
   // No object of its own has a suggestion: look for one inside other text, for instance behind a broken "reasoning".
   ReplyOutcome ReadInside(const Scanned& scan) {
-    int64_t work = static_cast<int64_t>(scan.visible.size()) * 64 + (1 << 20);
+    int64_t work = static_cast<int64_t>(scan.visible.size()) * 16 + (1 << 20);
     for (size_t at : SuggestionObjects(scan.visible)) {
       size_t end = 0;
       auto value = ParseJsonPrefix(std::string_view(scan.visible).substr(at), {.lenient = true}, &end, nullptr, &work);

@@ -43,9 +43,9 @@ std::string_view KeyOutcomeName(KeyOutcome outcome);  ///< `applied`, `unchanged
 
 struct ReplyParameter {
   std::string py_name{};
-  std::string name;                   ///< `base:index`
-  std::string type_name;              ///< declared type
-  std::string text;                   ///< current value
+  std::string name{};                 ///< `base:index`
+  std::string type_name{};            ///< declared type
+  std::string text{};                 ///< current value
   std::optional<std::string> json{};  ///< its JSON, if it has one
   bool trainable = true;
   bool is_code = false;
