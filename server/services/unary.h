@@ -1,10 +1,5 @@
 #pragma once
-<<<<<<< HEAD
-/// The body of a unary handler whose work may block (store reads, commits): authenticate on gRPC's thread, work on a pool, answer. The request and the
-/// response live until Finish, so the work may use both.
-=======
 /// The shape of every unary handler: authenticate, call the engine or work on a pool, convert the answer, finish. Nothing here blocks.
->>>>>>> frame
 
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
@@ -12,19 +7,13 @@
 #include <functional>
 #include <utility>
 
-<<<<<<< HEAD
-#include "absl/status/status.h"
-=======
 #include "absl/status/statusor.h"
->>>>>>> frame
 #include "base/thread_pool.h"
 #include "server/auth/authenticator.h"
 #include "server/services/status.h"
 
 namespace optod::services {
 
-<<<<<<< HEAD
-=======
 /// Runs `call(caller, done)` for an authenticated caller; `done` takes an absl::StatusOr<Response>.
 template <typename Response, typename Call>
 grpc::ServerUnaryReactor* RunUnary(const auth::Authenticator& authenticator, grpc::CallbackServerContext* context, Response* response, Call call) {
@@ -41,7 +30,6 @@ grpc::ServerUnaryReactor* RunUnary(const auth::Authenticator& authenticator, grp
   return reactor;
 }
 
->>>>>>> frame
 /// Finishes at once with an error.
 inline grpc::ServerUnaryReactor* Refuse(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -49,12 +37,8 @@ inline grpc::ServerUnaryReactor* Refuse(grpc::CallbackServerContext* context, co
   return reactor;
 }
 
-<<<<<<< HEAD
-/// `work` gets the caller and fills the response that it has captured.
-=======
 /// For work that may block (store reads, commits): authenticates on gRPC's thread, works on the pool, answers. The request and the response live until
 /// Finish, so `work` may use both.
->>>>>>> frame
 inline grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* context, const auth::Authenticator& authenticator, ThreadPool& pool,
                                            std::function<absl::Status(const engine::Caller&)> work) {
   absl::StatusOr<engine::Caller> caller = authenticator.Authenticate(*context);
