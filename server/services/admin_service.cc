@@ -68,12 +68,12 @@ class AdminService final : public v1::AdminService::CallbackService {
   ServerUnaryReactor* ListUsers(CallbackServerContext* context, const v1::ListUsersRequest* request, v1::ListUsersResponse* response) override {
     return RunForAdmin(context, [this, request, response](const Caller&) -> absl::Status {
       ASSIGN_OR_RETURN(int64_t size, PageSize(request->page_size()));
-      ASSIGN_OR_RETURN(int64_t first, ParsePageToken("users", request->page_token()));
+      ASSIGN_OR_RETURN(PageStart start, ParsePageToken("users", request->page_token()));
       std::vector<store::UserRow> rows = parts_.authenticator->ListUsers();
       int64_t count = static_cast<int64_t>(rows.size());
-      int64_t end = std::min(count, first + size);
-      for (int64_t i = first; i < end; ++i) FillUser(rows[static_cast<size_t>(i)], response->add_users());
-      if (end < count) response->set_next_page_token(MakePageToken("users", end));
+      int64_t end = std::min(count, start.number + size);
+      for (int64_t i = start.number; i < end; ++i) FillUser(rows[static_cast<size_t>(i)], response->add_users());
+      if (end < count) response->set_next_page_token(MakePageToken("users", {end, ""}));
       return absl::OkStatus();
     });
   }
