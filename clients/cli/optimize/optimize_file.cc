@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "clients/cli/nearest.h"
+#include "clients/cli/optimize/sections.h"
 #include "clients/cli/strict_yaml.h"
 
 namespace optod::cli {
@@ -130,24 +131,6 @@ absl::Status ReadParameter(const YamlMap& parameters, const std::string& name, P
   return absl::OkStatus();
 }
 
-absl::Status ReadParameters(const YamlMap& root, std::vector<ParameterEntry>* out) {
-  ASSIGN_OR_RETURN(const YamlMap parameters, root.Map("parameters"));
-  RETURN_IF_ERROR(parameters.CheckKeys({}));
-  for (const std::string& name : parameters.Keys()) {
-    ParameterEntry entry;
-    RETURN_IF_ERROR(ReadParameter(parameters, name, &entry));
-    for (const ParameterEntry& other : *out) {
-      const bool same_file = entry.kind != ParameterEntry::Kind::kValue && other.path == entry.path;
-      const bool both_functions = entry.kind == ParameterEntry::Kind::kFunction && other.kind == ParameterEntry::Kind::kFunction;
-      if (same_file && (!both_functions || entry.function == other.function))
-        return parameters.Error(name, "overlaps with parameter " + other.name + " in the same file");
-    }
-    out->push_back(std::move(entry));
-  }
-  if (out->empty()) return root.Error("parameters", "must hold at least one parameter");
-  return absl::OkStatus();
-}
-
 absl::Status ReadScore(const YamlMap& map, ScoreRule* rule) {
   const YAML::Node node = map.At("score");
   if (!node.IsDefined()) return map.Error("", "score: missing; one of {json: FIELD}, {regex: 'EXPRESSION'}, exit-code");
@@ -200,33 +183,6 @@ absl::Status ReadEvaluate(const YamlMap& root, EvaluateSection* out) {
   return ReadDuration(map, "timeout", &out->timeout);
 }
 
-absl::Status ReadOptimizer(const YamlMap& root, OptimizerSection* out) {
-  if (!root.Has("optimizer")) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const YamlMap map, root.Map("optimizer"));
-  RETURN_IF_ERROR(map.CheckKeys({}));
-  RETURN_IF_ERROR(map.Read("name", &out->name));
-  RETURN_IF_ERROR(map.Read("llm", &out->llm));
-  int64_t seed = 0, candidates = 1;
-  RETURN_IF_ERROR(map.Read("seed", &seed));
-  RETURN_IF_ERROR(map.Read("candidates", &candidates));
-  if (seed < 0) return map.Error("seed", "must be >= 0");
-  if (candidates < 1 || candidates > 64) return map.Error("candidates", "must be 1 to 64");
-  out->seed = static_cast<uint64_t>(seed);
-  out->candidates = static_cast<int>(candidates);
-  for (const std::string& key : map.Keys()) {
-    if (key == "name" || key == "llm" || key == "seed" || key == "candidates") continue;
-    const std::string type = GuessType(map.At(key), false);
-    Hyper value;
-    if (type == "json") return map.Error(key, "must be a number, true, false or a text");
-    value.kind = type == "bool" ? Hyper::Kind::kFlag : type == "text" ? Hyper::Kind::kText : Hyper::Kind::kNumber;
-    if (value.kind == Hyper::Kind::kNumber) RETURN_IF_ERROR(map.Read(key, &value.number));
-    if (value.kind == Hyper::Kind::kFlag) RETURN_IF_ERROR(map.Read(key, &value.flag));
-    if (value.kind == Hyper::Kind::kText) RETURN_IF_ERROR(map.Read(key, &value.text));
-    out->hyperparameters[key] = value;
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ReadBudget(const YamlMap& root, BudgetSection* out) {
   if (!root.Has("budget")) return absl::OkStatus();
   ASSIGN_OR_RETURN(const YamlMap map, root.Map("budget"));
@@ -268,6 +224,53 @@ absl::StatusOr<double> NumberIn(const ParameterEntry& entry, const std::string& 
 
 }  // namespace
 
+absl::Status ReadParameters(const YamlMap& root, std::vector<ParameterEntry>* out) {
+  ASSIGN_OR_RETURN(const YamlMap parameters, root.Map("parameters"));
+  RETURN_IF_ERROR(parameters.CheckKeys({}));
+  for (const std::string& name : parameters.Keys()) {
+    ParameterEntry entry;
+    RETURN_IF_ERROR(ReadParameter(parameters, name, &entry));
+    for (const ParameterEntry& other : *out) {
+      const bool same_file = entry.kind != ParameterEntry::Kind::kValue && other.path == entry.path;
+      const bool both_functions = entry.kind == ParameterEntry::Kind::kFunction && other.kind == ParameterEntry::Kind::kFunction;
+      if (same_file && (!both_functions || entry.function == other.function))
+        return parameters.Error(name, "overlaps with parameter " + other.name + " in the same file");
+    }
+    out->push_back(std::move(entry));
+  }
+  if (out->empty()) return root.Error("parameters", "must hold at least one parameter");
+  return absl::OkStatus();
+}
+
+absl::Status ReadOptimizer(const YamlMap& root, const std::vector<std::string>& not_hyper, OptimizerSection* out) {
+  if (!root.Has("optimizer")) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const YamlMap map, root.Map("optimizer"));
+  RETURN_IF_ERROR(map.CheckKeys({}));
+  RETURN_IF_ERROR(map.Read("name", &out->name));
+  RETURN_IF_ERROR(map.Read("llm", &out->llm));
+  int64_t seed = 0, candidates = 1;
+  RETURN_IF_ERROR(map.Read("seed", &seed));
+  RETURN_IF_ERROR(map.Read("candidates", &candidates));
+  if (seed < 0) return map.Error("seed", "must be >= 0");
+  if (candidates < 1 || candidates > 64) return map.Error("candidates", "must be 1 to 64");
+  out->seed = static_cast<uint64_t>(seed);
+  if (map.Has("candidates")) out->candidates = static_cast<int>(candidates);
+  std::vector<std::string> own = {"name", "llm", "seed", "candidates"};
+  own.insert(own.end(), not_hyper.begin(), not_hyper.end());
+  for (const std::string& key : map.Keys()) {
+    if (std::find(own.begin(), own.end(), key) != own.end()) continue;
+    const std::string type = GuessType(map.At(key), false);
+    Hyper value;
+    if (type == "json") return map.Error(key, "must be a number, true, false or a text");
+    value.kind = type == "bool" ? Hyper::Kind::kFlag : type == "text" ? Hyper::Kind::kText : Hyper::Kind::kNumber;
+    if (value.kind == Hyper::Kind::kNumber) RETURN_IF_ERROR(map.Read(key, &value.number));
+    if (value.kind == Hyper::Kind::kFlag) RETURN_IF_ERROR(map.Read(key, &value.flag));
+    if (value.kind == Hyper::Kind::kText) RETURN_IF_ERROR(map.Read(key, &value.text));
+    out->hyperparameters[key] = value;
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::chrono::milliseconds> ParseDuration(const std::string& text) {
   double amount = 0;
   char unit[4] = "";
@@ -308,7 +311,7 @@ absl::StatusOr<OptimizeFile> ParseOptimizeFile(const std::string& text, const st
   if (file.name.empty()) file.name = std::filesystem::path(file_name).stem().string();
   RETURN_IF_ERROR(ReadParameters(root, &file.parameters));
   RETURN_IF_ERROR(ReadEvaluate(root, &file.evaluate));
-  RETURN_IF_ERROR(ReadOptimizer(root, &file.optimizer));
+  RETURN_IF_ERROR(ReadOptimizer(root, {}, &file.optimizer));
   RETURN_IF_ERROR(ReadBudget(root, &file.budget));
   RETURN_IF_ERROR(ReadGate(root, &file.gate));
   return file;

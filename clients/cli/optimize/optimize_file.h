@@ -72,7 +72,7 @@ struct OptimizerSection {
   std::string name = "optoprime";
   std::string llm;
   uint64_t seed = 0;
-  int candidates = 1;
+  std::optional<int> candidates;   ///< absent: the optimizer's default
   std::map<std::string, Hyper> hyperparameters;
 };
 

@@ -239,8 +239,8 @@ class Run {
       if (!candidate.refused.empty()) candidate.values = out_.record.best_values;
       fresh.push_back(std::move(candidate));
     }
-    out_.any_proposal = out_.any_proposal || !all_failed;
-    if (all_failed) return Stop("the language model cannot be used");
+    if (all_failed) return ModelUnusable(response->candidates(0).reason());
+    any_proposal_ = true;
     const size_t known = KnownCount();
     RETURN_IF_ERROR(EvaluateFresh(fresh));
     RETURN_IF_ERROR(MoveHead());
@@ -318,10 +318,9 @@ class Run {
   }
 
   absl::StatusOr<v1::ProposeResponse> Propose() {
-    out_.needed_proposal = true;
     v1::ProposeRequest request;
     request.set_session(session_.name());
-    request.set_candidates(file_.optimizer.candidates);
+    request.set_candidates(file_.optimizer.candidates.value_or(0));
     stop_waiting_ = false;
     const auto on_progress = [&](const v1::Operation& operation) {
       stop_waiting_ = Interrupted() || WallSpent();
@@ -331,9 +330,7 @@ class Run {
     };
     progress_.Show(Event("proposing"));
     auto response = client_.ProposeAndWait(request, on_progress, &stop_waiting_);
-    if (response.ok()) {
-      tokens_ += response->usage().llm_prompt_tokens() + response->usage().llm_completion_tokens();
-    }
+    if (response.ok()) tokens_ += response->usage().llm_prompt_tokens() + response->usage().llm_completion_tokens();
     return response;
   }
 
@@ -341,14 +338,18 @@ class Run {
     if (Interrupted()) return Stop("interrupted");
     if (WallSpent()) return Stop("the time budget is spent");
     if (status.code() == absl::StatusCode::kResourceExhausted) {
-      out_.any_proposal = out_.any_proposal || tokens_ > 0;
       Note(std::string(status.message()));
       return Stop("a budget is spent");
     }
     Note(std::string(status.message()));
     v1::GetServerInfoRequest ping;
     RETURN_IF_ERROR(client_.GetServerInfo(ping).status());
-    return Stop("the language model cannot be used: " + std::string(status.message()));
+    return ModelUnusable(std::string(status.message()));
+  }
+
+  absl::Status ModelUnusable(const std::string& why) {
+    out_.no_proposal = !any_proposal_;
+    return Stop("the language model cannot be used: " + why);
   }
 
   absl::Status MoveHead() {
@@ -434,6 +435,7 @@ class Run {
   Evaluation best_evaluation_;
   std::vector<std::string> tried_;
   std::atomic<bool> stop_waiting_{false};
+  bool any_proposal_ = false;
   int step_ = 0, idle_steps_ = 0;
   int64_t tokens_ = 0;
 };

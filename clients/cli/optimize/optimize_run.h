@@ -30,8 +30,7 @@ struct RunOptions {
 /// Everything the run did, and how it ended.
 struct RunOutcome {
   RunRecord record;
-  bool any_proposal = false;     ///< the model answered at least once
-  bool needed_proposal = false;  ///< the loop got as far as asking it
+  bool no_proposal = false;      ///< the model was asked and could not answer even once (and no budget was the reason)
   absl::Status fatal;            ///< not OK: the server refused or went away; `record` holds what was reached before
 };
 

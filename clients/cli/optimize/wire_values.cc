@@ -92,8 +92,7 @@ v1::OptimizerSpec ToOptimizerSpec(const OptimizerSection& section) {
     if (value.kind == Hyper::Kind::kFlag) hyper[name].set_flag(value.flag);
     if (value.kind == Hyper::Kind::kText) hyper[name].set_text(value.text);
   }
-  hyper["candidates"].set_number(section.candidates);
-  if (section.seed != 0) hyper["seed"].set_number(static_cast<double>(section.seed));
+  if (section.candidates) hyper["candidates"].set_number(*section.candidates);
   return spec;
 }
 
