@@ -28,6 +28,12 @@
 #include "server/auth/authenticator.h"
 #include "server/checks.h"
 #include "server/engine/engine.h"
+#include "server/engine/first_order.h"
+#include "server/engine/operations.h"
+#include "server/engine/trace_family.h"
+#include "server/engine/trace_services.h"
+#include "server/engine/zeroth_order.h"
+#include "server/language_models.h"
 #include "server/listeners.h"
 #include "server/log/log.h"
 #include "server/services/admin_service.h"
@@ -35,6 +41,8 @@
 #include "server/services/byte_budget.h"
 #include "server/services/event_service.h"
 #include "server/services/request_meter.h"
+#include "server/services/session_service.h"
+#include "server/services/trace_service.h"
 #include "server/services/unimplemented.h"
 #include "server/store/blob_store.h"
 #include "server/store/directory_lock.h"
@@ -50,15 +58,26 @@ namespace {
 constexpr char kMemory[] = ":memory:";
 constexpr int64_t kTransferBudgetBytes = int64_t{1} << 30;
 
+constexpr int kLlmThreads = 16;   // model calls under way at once; each waits on the network
+constexpr std::chrono::hours kSweepInterval{1};
+constexpr int64_t kSweepMinAgeMs = 3'600'000;
+
 /// The public services. `implemented` is what GetServerInfo reports.
 struct ServiceRow {
   const char* name;
   bool implemented;
 };
 constexpr ServiceRow kServices[] = {
-    {"optod.v1.AdminService", true},   {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true}, {"optod.v1.JobService", false},
-    {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true}, {"optod.v1.TraceService", true},
+    {"optod.v1.AdminService", true},     {"optod.v1.ArtifactService", true}, {"optod.v1.EventService", true}, {"optod.v1.JobService", false},
+    {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},  {"optod.v1.TraceService", true},
 };
+
+/// The families of optimizers, by the registry's names.
+std::map<std::string, engine::FamilyFactory> Families() {
+  return {{"first-order", engine::FirstOrderFactory()},
+          {"zeroth-order", engine::ZerothOrderFactory()},
+          {"trace", engine::MakeTraceFamilyFactory()}};
+}
 
 int PoolThreads() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 32); }
 
@@ -104,9 +123,13 @@ struct App::Impl {
   std::unique_ptr<store::BlobStore> blobs;
   std::unique_ptr<ThreadPool> pool;          ///< session work
   std::unique_ptr<ThreadPool> care;          ///< what may block: files, store reads, backups
+  std::unique_ptr<ThreadPool> llm_pool;      ///< calls of language models
   std::unique_ptr<Timers> timers;            ///< of the engine, posts to pool
   std::unique_ptr<Timers> care_timers;       ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
+  LanguageModels models;
+  std::unique_ptr<engine::Operations> operations;
+  engine::TraceServices trace;
   std::unique_ptr<engine::Engine> engine;
   std::unique_ptr<services::ByteBudget> transfers;
   std::unique_ptr<web::Metrics> metrics;
@@ -125,9 +148,10 @@ struct App::Impl {
   absl::Status StartHttp();
   services::ServerState State();
   web::Page StatusPage();
-  std::vector<std::string> LlmEndpoints() const { return {}; }
+  std::vector<std::string> LlmEndpoints() const { return models.gateway->EndpointNames(); }
   int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
   void SetServing(bool now);
+  void ScheduleSweep();
   bool DrainEngine(std::chrono::steady_clock::time_point deadline, std::thread* drainer);
 };
 
@@ -167,7 +191,14 @@ absl::Status App::Impl::StartEngine() {
   context.clock = &clock;
   context.pool = pool.get();
   context.timers = timers.get();
-  engine = std::make_unique<engine::Engine>(context, std::map<std::string, engine::FamilyFactory>());
+  ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
+  for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
+  llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
+  operations = std::make_unique<engine::Operations>(*store, clock, *pool, *timers);
+  if (absl::Status ended = operations->AbortUnfinished(); !ended.ok()) return Explain("operations", ended);
+  trace = {models.gateway.get(), models.cassette.get(), llm_pool.get(), operations.get()};
+  context.trace = &trace;
+  engine = std::make_unique<engine::Engine>(context, Families());
   engine->SetMaxLoaded(static_cast<size_t>(config.max_sessions_loaded));
   return absl::OkStatus();
 }
@@ -208,6 +239,9 @@ void App::Impl::MakeServices() {
   events = services::MakeEventService(*authenticator, *store, *care, *care_timers);
   services.push_back(services::MakeAdminService(admin, State()));
   services.push_back(services::MakeArtifactService(artifact));
+  services.push_back(services::MakeSessionService(*engine, *authenticator));
+  services.push_back(services::MakeTraceService(*engine, *authenticator));
+  services.push_back(services::MakeOperationService(*operations, *authenticator));
   services.push_back(services::MakeUnimplementedJobService());
 }
 
@@ -267,6 +301,20 @@ void App::Impl::SetServing(bool now) {
   for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && row.implemented);
 }
 
+/// Blobs that no row points to any more go once an hour.
+void App::Impl::ScheduleSweep() {
+  care_timers->After(kSweepInterval, [this] {
+    absl::StatusOr<std::vector<std::string>> live = store->LiveBlobs();
+    absl::StatusOr<int64_t> freed = live.ok() ? blobs->Sweep(*live, kSweepMinAgeMs, clock.NowUnixMs()) : absl::StatusOr<int64_t>(live.status());
+    if (!freed.ok()) {
+      log::Warn("sweep_failed", {{"message", std::string(freed.status().message())}});
+    } else if (*freed > 0) {
+      log::Info("swept", {{"bytes", *freed}});
+    }
+    ScheduleSweep();
+  });
+}
+
 absl::StatusOr<std::unique_ptr<App>> App::Start(const config::Config& config, Environment environment) {
   RETURN_IF_ERROR(config::Validate(config));
   auto impl = std::make_unique<Impl>();
@@ -281,6 +329,8 @@ absl::StatusOr<std::unique_ptr<App>> App::Start(const config::Config& config, En
   parts.AddMetrics();
   RETURN_IF_ERROR(parts.StartGrpc());
   RETURN_IF_ERROR(parts.StartHttp());
+  parts.ScheduleSweep();
+  if (parts.lock != nullptr) RETURN_IF_ERROR(parts.lock->SetAddress(parts.addresses.front()));
   parts.SetServing(true);
   return app;
 }
@@ -339,6 +389,8 @@ void App::Shutdown(int64_t grace_ms) {
   parts.care_timers.reset();
   parts.care.reset();   // runs what is queued
   parts.engine.reset();
+  parts.llm_pool.reset();
+  parts.operations.reset();
   parts.timers.reset();
   parts.pool.reset();
   if (parts.store != nullptr) {

@@ -30,11 +30,12 @@ DynamicCode::DynamicCode(bool is_signed) {
   std::sort(values.begin(), values.end());
   std::copy_n(values.begin(), 256, values_.begin());
   for (int c = 0; c < 255; ++c) midpoints_[c] = 0.5f * (values_[c] + values_[c + 1]);
+  midpoints_[255] = 2.0f;
   first_.resize(1 << 16);
   for (uint32_t key = 0; key < (1u << 16); ++key) {
     const bool negative = (key & 0x8000u) != 0;
     const float least = __builtin_bit_cast(float, (key << 16) | (negative ? 0xffffu : 0u));
-    const auto at = std::lower_bound(midpoints_.begin(), midpoints_.end(), std::isnan(least) ? 1.0f : least);
+    const auto at = std::lower_bound(midpoints_.begin(), midpoints_.end() - 1, std::isnan(least) ? 1.0f : least);
     first_[key] = static_cast<uint8_t>(at - midpoints_.begin());
   }
 }

@@ -170,6 +170,10 @@ void AddSquaresLoop(const T* __restrict x, double* __restrict sums, int64_t n) {
 }
 
 template <typename T>
+void ScaleByLoop(T a, const T* __restrict x, const T* __restrict f, T* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = a * x[i] * f[i];
+}
+template <typename T>
 void ScaleAndAddLoop(T a, T* __restrict y, T b, const T* __restrict x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = a * y[i] + b * x[i];
 }
@@ -247,6 +251,7 @@ constexpr TypedKernels<T> MakeTyped() {
   k.sum_squares = &SumSquaresLoop<T>;
   k.sum_square_deviations = &SumSquareDeviationsLoop<T>;
   k.add_squares = &AddSquaresLoop<T>;
+  k.scale_by = &ScaleByLoop<T>;
   k.scale_and_add = &ScaleAndAddLoop<T>;
   return k;
 }

@@ -27,9 +27,12 @@ class PushReactor final : public RawReadReactor {
 
   void OnReadDone(bool ok) override {
     if (!ok) return End();
-    absl::Status status = state_ == State::kHeader ? OnHeader() : OnChunk();
-    if (!status.ok()) return Finish(to_grpc_(status));
-    if (state_ == State::kChunks) StartRead(&message_);
+    if (state_ == State::kHeader) {   // goes on in OnOpened, perhaps on another thread before OnHeader returns
+      if (absl::Status status = OnHeader(); !status.ok()) Finish(to_grpc_(status));
+      return;
+    }
+    if (absl::Status status = OnChunk(); !status.ok()) return Finish(to_grpc_(status));
+    StartRead(&message_);
   }
   void OnCancel() override { cancelled_ = true; }
   void OnDone() override { delete this; }

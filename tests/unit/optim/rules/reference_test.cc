@@ -160,8 +160,11 @@ TEST_P(AgainstReference, Float64) {
 // are held in float64 only.
 TEST_P(AgainstReference, Float32) {
   if (GetParam() == "galore" || GetParam() == "fira") return;
+  // KFAC divides by eigenvalue products plus a damping of 0.01 and up: float32 noise in the eigenvalues is amplified a
+  // hundredfold.
+  const double atol = GetParam() == "kfac" ? 0.2 : 2e-2;
   for (int seed = 1000; seed < 1000 + kConfigurations && !HasFatalFailure(); ++seed)
-    Compare(DType::kF32, seed, 2e-2, 2e-2);
+    Compare(DType::kF32, seed, 2e-2, atol);
 }
 
 INSTANTIATE_TEST_SUITE_P(Rules, AgainstReference, ::testing::ValuesIn(Names()), [](const auto& info) {
@@ -170,8 +173,9 @@ INSTANTIATE_TEST_SUITE_P(Rules, AgainstReference, ::testing::ValuesIn(Names()), 
   return name;
 });
 
-// A quadratic with scales that rise over two decades along the tensor: 8-bit moments end within 2 % of full ones, with
-// a quarter of the state.
+// A quadratic with scales that rise over two decades along the tensor, and noisy gradients: 8-bit moments end within 5
+// % of full ones, with a quarter of the state. (A second moment moves by 1 - beta2 of itself a step, less than half the
+// code's spacing: that is what the 5 % pay for.)
 TEST(EightBit, FollowsAdamWAndKeepsAQuarterOfTheState) {
   const std::vector<TensorSpec> layout = {{"w", DType::kF32, {8192}}};
   std::vector<double> losses, bytes;
@@ -182,7 +186,7 @@ TEST(EightBit, FollowsAdamWAndKeepsAQuarterOfTheState) {
     ASSERT_TRUE(rule.ok());
     double loss = 0;
     for (int t = 0; t < 200; ++t) {
-      const std::vector<double> p = Values(params[0]), noise = random.Normals(8192, 0.1);
+      const std::vector<double> p = Values(params[0]), noise = random.Normals(8192, 1);
       std::vector<double> grad(p.size());
       loss = 0;
       for (size_t i = 0; i < p.size(); ++i) {
@@ -197,7 +201,8 @@ TEST(EightBit, FollowsAdamWAndKeepsAQuarterOfTheState) {
     losses.push_back(loss);
     bytes.push_back(static_cast<double>((*rule)->StateBytes()));
   }
-  EXPECT_NEAR(losses[1], losses[0], 0.02 * losses[0]);
+  EXPECT_NEAR(losses[1], losses[0], 0.05 * losses[0]);
+  EXPECT_NE(losses[1], losses[0]);
   EXPECT_EQ(bytes[1], 2 * (8192 + 32 * 4) + 8);
   EXPECT_EQ(bytes[0], 2 * 4 * 8192 + 8);
 }
