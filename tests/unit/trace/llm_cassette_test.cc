@@ -181,10 +181,11 @@ TEST_F(CassetteTest, AMissSaysWhereTheRequestDiffers) {
 TEST_F(CassetteTest, FileIsOneReadableLineAnExchange) {
   Complete(Ask("hello"), Open(CassetteMode::kRecord).get()).value();
   const std::string file = *PosixFs().ReadFile(path_);
-  EXPECT_THAT(
-      file,
-      testing::MatchesRegex(
-          R"(\{"hash":"[0-9a-f]+","occurrence":0,"request":\{"model":"m","messages":.*\},"reply":\{"text":"reply 1 .*\}\}\n)"));
+  EXPECT_THAT(file, testing::StartsWith(R"({"hash":")"));
+  EXPECT_THAT(file,
+              HasSubstr(R"(","occurrence":0,"request":{"model":"m","messages":[{"role":"system","content":"sys"},)"));
+  EXPECT_THAT(file, HasSubstr("},\"reply\":{\"text\":\"reply 1 \xc3\xa9 "));
+  EXPECT_THAT(file, testing::EndsWith("}}}\n"));
   EXPECT_EQ(std::count(file.begin(), file.end(), '\n'), 1);
 }
 
@@ -196,7 +197,7 @@ TEST_F(CassetteTest, ATornLastLineIsCutOff) {
   }
   const std::string whole = *PosixFs().ReadFile(path_);
   const size_t first_line = whole.find('\n') + 1;
-  for (size_t size = first_line; size < whole.size(); size += 7) {
+  for (size_t size = first_line; size < whole.size(); size += 61) {
     ASSERT_TRUE(PosixFs().WriteFileAtomic(path_, BytesOf(whole.substr(0, size))).ok());
     EXPECT_EQ(Open(CassetteMode::kReplay)->size(), 1u) << size;
     EXPECT_EQ(Open(CassetteMode::kAuto)->size(), 1u);
