@@ -36,10 +36,12 @@ void SqliteCheckpointer::Loop() {
     lock.unlock();
     if (connection == nullptr) {
       auto opened = Connection::Open(options_);
-      if (opened.ok()) connection = *std::move(opened);   // otherwise the next call tries again; the WAL only grows meanwhile
+      if (opened.ok())
+        connection = *std::move(opened);  // otherwise the next call tries again; the WAL only grows meanwhile
     }
     if (connection != nullptr) {
-      const int code = sqlite3_wal_checkpoint_v2(connection->handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+      const int code =
+          sqlite3_wal_checkpoint_v2(connection->handle(), nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
       // A full disk or a busy lock loses nothing: the WAL still holds everything, and the next call tries again.
       if (IsFatal(code)) failed_(SqliteStatus(code, "checkpoint"));
     }

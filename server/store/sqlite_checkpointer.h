@@ -1,5 +1,6 @@
 #pragma once
-/// Moves the WAL into the database file on a thread and connection of its own, beside the writer (PASSIVE: it never makes anybody wait).
+/// Moves the WAL into the database file on a thread and connection of its own, beside the writer (PASSIVE: it never
+/// makes anybody wait).
 
 #include <condition_variable>
 #include <functional>
@@ -16,7 +17,7 @@ class SqliteCheckpointer {
  public:
   /// `failed` hears of errors after which nothing more may be written (an fsync of the database file).
   SqliteCheckpointer(Connection::Options options, std::function<void(absl::Status)> failed);
-  ~SqliteCheckpointer();   ///< finishes the running checkpoint
+  ~SqliteCheckpointer();  ///< finishes the running checkpoint
 
   /// Asks for a checkpoint; one that is asked for while another runs follows it.
   void Start();
