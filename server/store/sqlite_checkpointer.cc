@@ -26,6 +26,11 @@ void SqliteCheckpointer::Start() {
   wake_.notify_one();
 }
 
+void SqliteCheckpointer::WaitUntilIdle() {
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [this] { return !asked_ && !running_; });
+}
+
 void SqliteCheckpointer::Loop() {
   std::unique_ptr<Connection> connection;
   std::unique_lock lock(mutex_);
@@ -33,6 +38,7 @@ void SqliteCheckpointer::Loop() {
     wake_.wait(lock, [this] { return asked_ || stop_; });
     if (stop_) return;
     asked_ = false;
+    running_ = true;
     lock.unlock();
     if (connection == nullptr) {
       auto opened = Connection::Open(options_);
@@ -46,6 +52,8 @@ void SqliteCheckpointer::Loop() {
       if (IsFatal(code)) failed_(SqliteStatus(code, "checkpoint"));
     }
     lock.lock();
+    running_ = false;
+    idle_.notify_all();
   }
 }
 

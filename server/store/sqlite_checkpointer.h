@@ -21,6 +21,8 @@ class SqliteCheckpointer {
 
   /// Asks for a checkpoint; one that is asked for while another runs follows it.
   void Start();
+  /// Returns when none runs or is asked for: two checkpoints at a time refuse each other.
+  void WaitUntilIdle();
 
  private:
   void Loop();
@@ -28,8 +30,8 @@ class SqliteCheckpointer {
   const Connection::Options options_;
   const std::function<void(absl::Status)> failed_;
   std::mutex mutex_;
-  std::condition_variable wake_;
-  bool asked_ = false, stop_ = false;
+  std::condition_variable wake_, idle_;
+  bool asked_ = false, running_ = false, stop_ = false;
   std::thread thread_;
 };
 

@@ -166,6 +166,7 @@ void SqliteWriter::CareForWal() {
   if (wal_pages_ >= wal_limit_pages_ && wal_pages_ - checkpointed_pages_ >= checkpoint_pages_) {
     // The passive checkpoints have done most of it; what is left is short. Readers in the old WAL make this fail: next
     // time then.
+    hooks_.wait_for_checkpoint();
     sqlite3_busy_timeout(connection_->handle(), 50);
     const int code =
         sqlite3_wal_checkpoint_v2(connection_->handle(), nullptr, SQLITE_CHECKPOINT_RESTART, nullptr, nullptr);

@@ -25,7 +25,7 @@ class SqliteWriter {
  public:
   struct Hooks {
     std::function<void(std::span<PendingBatch>, const absl::Status&)> complete;  ///< CommitQueue::Complete
-    std::function<void()> start_checkpoint;
+    std::function<void()> start_checkpoint, wait_for_checkpoint;                 ///< of SqliteCheckpointer
   };
   SqliteWriter(std::unique_ptr<Connection> connection, Hooks hooks, int64_t checkpoint_bytes, int64_t wal_limit_bytes);
 

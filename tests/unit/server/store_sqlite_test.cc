@@ -183,7 +183,7 @@ TEST_F(SqliteStoreTest, TheWalStaysBounded) {
     ASSERT_TRUE(store->CommitAndWait(BatchOf(InsertVersion{row})).ok());
     largest = std::max(largest, std::filesystem::file_size(options_.path + "-wal"));
   }
-  EXPECT_LT(largest, 4u << 20);
+  EXPECT_LT(largest, 1u << 20);
   EXPECT_EQ(store->ListVersions(uid, 0, 1000, -1)->size(), 200u);
 }
 
