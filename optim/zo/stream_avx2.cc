@@ -49,9 +49,6 @@ struct V256 {
 
 }  // namespace
 
-const Kernels* Avx2() {
-  static constexpr Kernels kKernels = {"avx2", V256::kGroup, &FillBlocks<V256>, &AddBlocks<V256>};
-  return __builtin_cpu_supports("avx2") ? &kKernels : nullptr;
-}
+constexpr Kernels kAvx2Kernels = {"avx2", V256::kGroup, &FillBlocks<V256>, &AddBlocks<V256>};
 
 }  // namespace optod::zo::kernels

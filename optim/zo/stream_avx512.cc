@@ -49,9 +49,6 @@ struct V512 {
 
 }  // namespace
 
-const Kernels* Avx512() {
-  static constexpr Kernels kKernels = {"avx512", V512::kGroup, &FillBlocks<V512>, &AddBlocks<V512>};
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? &kKernels : nullptr;
-}
+constexpr Kernels kAvx512Kernels = {"avx512", V512::kGroup, &FillBlocks<V512>, &AddBlocks<V512>};
 
 }  // namespace optod::zo::kernels
