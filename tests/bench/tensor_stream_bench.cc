@@ -1,10 +1,12 @@
-// How fast tensors get into a server: 1 GiB in 1 MiB chunks up one PushParameters stream, over TCP and a Unix socket, by a raw client (GenericStub and
-// static slices) and by an ordinary protobuf client, beside a plain socket copy of the same bytes in the same run. And zeroth-order tells a second.
+// How fast tensors get into a server: 1 GiB in 1 MiB chunks up one PushParameters stream, over TCP and a Unix socket,
+// by a raw client (GenericStub and static slices) and by an ordinary protobuf client, beside a plain socket copy of the
+// same bytes in the same run. And zeroth-order tells a second.
 //
 //   tensor_stream_bench [--mib 1024] [--rounds 5]
 //
-// "received": until every byte stands in the session's buffer (blobs are dropped). "hashed": with the SHA-256 that names the blob. The server is another
-// process; both ends set mallopt as optod does. Rows are interleaved; medians and the range over the rounds.
+// "received": until every byte stands in the session's buffer (blobs are dropped). "hashed": with the SHA-256 that
+// names the blob. The server is another process; both ends set mallopt as optod does. Rows are interleaved; medians and
+// the range over the rounds.
 
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -50,7 +52,9 @@ double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 class NullBlobStore final : public store::BlobStore {
  public:
   explicit NullBlobStore(bool hash) : hash_(hash) {}
-  absl::StatusOr<std::string> Put(std::span<const std::byte> data) override { return hash_ ? Sha256Hex(data) : std::string(64, '0'); }
+  absl::StatusOr<std::string> Put(std::span<const std::byte> data) override {
+    return hash_ ? Sha256Hex(data) : std::string(64, '0');
+  }
   absl::StatusOr<std::string> Get(const std::string& sha256) override { return absl::NotFoundError(sha256); }
   absl::StatusOr<int64_t> Size(const std::string& sha256) override { return absl::NotFoundError(sha256); }
   bool Has(const std::string&) override { return false; }
@@ -68,7 +72,8 @@ grpc::Status Plain(const absl::Status& status) {
 class Service final : public services::SessionServiceBase {
  public:
   explicit Service(engine::Engine& engine) : engine_(engine) {}
-  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const v1::CreateSessionRequest* request, v1::Session* response) override {
+  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context, const v1::CreateSessionRequest* request,
+                                          v1::Session* response) override {
     auto* reactor = context->DefaultReactor();
     engine_.CreateSession({}, *request, [reactor, response](absl::StatusOr<v1::Session> session) {
       if (session.ok()) *response = *session;
@@ -79,15 +84,21 @@ class Service final : public services::SessionServiceBase {
   services::RawReadReactor* PushParameters(grpc::CallbackServerContext*, grpc::ByteBuffer* response) override {
     return services::MakePushParameters(engine_, {}, response, &Plain);
   }
-  services::RawBidiReactor* StepStream(grpc::CallbackServerContext*) override { return services::RefuseBidi(grpc::Status::CANCELLED); }
-  grpc::ServerBidiReactor<v1::AskTellRequest, v1::AskTellResponse>* AskTellStream(grpc::CallbackServerContext*) override { return nullptr; }
+  services::RawBidiReactor* StepStream(grpc::CallbackServerContext*) override {
+    return services::RefuseBidi(grpc::Status::CANCELLED);
+  }
+  grpc::ServerBidiReactor<v1::AskTellRequest, v1::AskTellResponse>* AskTellStream(
+      grpc::CallbackServerContext*) override {
+    return nullptr;
+  }
 
  private:
   engine::Engine& engine_;
 };
 
 struct Inside {
-  explicit Inside(bool hash) : store(store::MakeMemoryStore()), blobs(hash), pool(2), timers(pool), engine(Given(), Families()) {}
+  explicit Inside(bool hash)
+      : store(store::MakeMemoryStore()), blobs(hash), pool(2), timers(pool), engine(Given(), Families()) {}
   engine::Context Given() {
     engine::Context context;
     context.store = store.get();
@@ -146,7 +157,7 @@ class RawPush final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::Byt
   }
   void OnWriteDone(bool ok) override {
     if (!ok) return;
-    if (at_ == data_.size()) return StartWritesDone();   // not before this write's completion was read
+    if (at_ == data_.size()) return StartWritesDone();  // not before this write's completion was read
     const size_t size = std::min(kChunk, data_.size() - at_);
     uint8_t head[40];
     uint8_t* p = head;
@@ -167,7 +178,8 @@ class RawPush final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::Byt
     }
     *p++ = 0x7a;
     varint(size);
-    const grpc::Slice slices[2] = {grpc::Slice(head, static_cast<size_t>(p - head)), grpc::Slice(data_.data() + at_, size, grpc::Slice::STATIC_SLICE)};
+    const grpc::Slice slices[2] = {grpc::Slice(head, static_cast<size_t>(p - head)),
+                                   grpc::Slice(data_.data() + at_, size, grpc::Slice::STATIC_SLICE)};
     message_ = grpc::ByteBuffer(slices, 2);
     at_ += size;
     StartWrite(&message_);
@@ -218,7 +230,7 @@ double SocketCopy(bool unix_socket, const std::string& unix_path, const std::str
   if (pipe(ready) != 0) return 0;
   const pid_t pid = fork();
   if (pid == 0) {
-    std::string to(data.size(), '\1');   // touched before the clock starts
+    std::string to(data.size(), '\1');  // touched before the clock starts
     if (write(ready[1], "x", 1) != 1) _exit(1);
     const int fd = accept(listener, nullptr, nullptr);
     size_t at = 0;
@@ -258,7 +270,8 @@ struct Row {
 void Print(const std::string& unit, std::vector<Row>& rows) {
   for (Row& row : rows) {
     std::sort(row.rates.begin(), row.rates.end());
-    std::printf("%-44s %8.2f %s  (%.2f-%.2f)\n", row.name.c_str(), row.rates[row.rates.size() / 2], unit.c_str(), row.rates.front(), row.rates.back());
+    std::printf("%-44s %8.2f %s  (%.2f-%.2f)\n", row.name.c_str(), row.rates[row.rates.size() / 2], unit.c_str(),
+                row.rates.front(), row.rates.back());
   }
 }
 
@@ -308,10 +321,12 @@ int Main(int argc, char** argv) {
     if (std::string(argv[i]) == "--mib") mib = std::stoul(argv[i + 1]);
     if (std::string(argv[i]) == "--rounds") rounds = std::max(1, std::stoi(argv[i + 1]));
   }
-  const std::string base = (std::filesystem::temp_directory_path() / ("optod-bench-" + std::to_string(getpid()))).string();
+  const std::string base =
+      (std::filesystem::temp_directory_path() / ("optod-bench-" + std::to_string(getpid()))).string();
   int ports[2];
   pid_t servers[2];
-  for (const bool hash : {false, true}) servers[hash] = StartServer(base + (hash ? "h" : "r"), hash, &ports[hash]);   // before gRPC starts threads here
+  for (const bool hash : {false, true})
+    servers[hash] = StartServer(base + (hash ? "h" : "r"), hash, &ports[hash]);  // before gRPC starts threads here
   TuneMalloc();
   std::string data(mib << 20, '\0');
   for (size_t i = 0; i < data.size(); i += 8) std::memcpy(data.data() + i, &i, 8);
@@ -321,21 +336,23 @@ int Main(int argc, char** argv) {
       if (row.name == name) return row.rates.push_back(rate);
     rows.push_back({name, {rate}});
   };
-  for (int round = 0; round <= rounds; ++round) {   // round 0 warms up
+  for (int round = 0; round <= rounds; ++round) {  // round 0 warms up
     for (const bool unix_socket : {false, true}) {
       const std::string where = unix_socket ? "unix" : "tcp";
       const double copy = SocketCopy(unix_socket, base + "c", data);
       if (round > 0) add(where + "  plain socket copy", copy);
       for (const bool hash : {false, true}) {
         for (const bool raw : {true, false}) {
-          const std::string target = unix_socket ? "unix:" + base + (hash ? "h" : "r") : "127.0.0.1:" + std::to_string(ports[hash]);
+          const std::string target =
+              unix_socket ? "unix:" + base + (hash ? "h" : "r") : "127.0.0.1:" + std::to_string(ports[hash]);
           auto channel = grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
           auto stub = v1::SessionService::NewStub(channel);
           grpc::GenericStub generic(channel);
           v1::CreateSessionRequest create;
-          create.set_session_id("s");   // pushed again and again: its buffers come from the pool after the first time
+          create.set_session_id("s");  // pushed again and again: its buffers come from the pool after the first time
           create.mutable_optimizer()->set_name("sgd");
-          engine::SpecToProto({"w", optim::DType::kF32, {static_cast<int64_t>(data.size() / 4)}}, create.mutable_layout()->add_tensors());
+          engine::SpecToProto({"w", optim::DType::kF32, {static_cast<int64_t>(data.size() / 4)}},
+                              create.mutable_layout()->add_tensors());
           grpc::ClientContext context;
           v1::Session session;
           const auto created = stub->CreateSession(&context, create, &session);
@@ -355,7 +372,8 @@ int Main(int argc, char** argv) {
             std::cerr << status.error_message() << "\n";
             return 1;
           }
-          const std::string name = where + "  " + (raw ? "raw slices" : "protobuf client") + (hash ? ", hashed" : ", received");
+          const std::string name =
+              where + "  " + (raw ? "raw slices" : "protobuf client") + (hash ? ", hashed" : ", received");
           if (round > 0) add(name, static_cast<double>(data.size()) / (Now() - start) / 1e9);
         }
       }
