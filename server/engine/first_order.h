@@ -1,20 +1,20 @@
 #pragma once
 /// First-order sessions: parameters and a rule (optim/rules) in memory, gradients told, a new version with every tell.
 ///
-///   tell ─► check ─► clip ─► record (durability) ─► Rule::Step ─► version row (+ snapshot every `snapshot_every`
-///   steps)
+///   tell ─► check ─► clip ─► record ─► Rule::Step ─► version row (+ snapshot every `snapshot_every` steps)
 ///
 /// Durable form
 /// - EVERY_STEP: the told gradient (observation "gradient", a = version made; beyond 64 KiB as a blob) commits with its
-/// version row. A session is
-///   loaded from the latest snapshot on its branch by running the rule over the gradients since: bit for bit what it
-///   was. Gradients are dropped once two snapshots lie after them.
+///   version row. A session is loaded from the latest snapshot on its branch by running the rule over the gradients
+///   since: bit for bit what it was. Gradients are dropped once two snapshots lie after them.
 /// - EVERY_N, ON_CHECKPOINT: nothing is written between snapshots (every n, every `snapshot_every` steps);
-/// `durable_version` says which is safe.
-/// - The answers of the last 64 updates are kept (observation "answer", a = seq), so that a told seq can be told again.
+///   `durable_version` says which version is safe.
+/// - The answers of the last 64 updates are kept (observation "answer", a = seq): a told seq can be told again.
+///
 /// A version can be rebuilt (rollback, pull, fork) while the gradients since the snapshot before it are kept; snapshots
-/// are always kept. Errors of Tell: see GradientTell and TellRequest.seq; a NaN or Inf gradient is INVALID_ARGUMENT
-/// naming the tensor and changes nothing.
+/// are always kept.
+/// Errors of Tell: see GradientTell and TellRequest.seq; a NaN or Inf gradient is INVALID_ARGUMENT naming the tensor
+/// and changes nothing.
 
 #include <deque>
 #include <memory>

@@ -3,8 +3,8 @@
 /// safetensors file.
 ///
 ///   8 bytes: length of the header, little-endian | JSON header, padded with spaces to 64 | data
-///   tensors "params/<name>" in layout order from offset 0, then "state/<name>"; __metadata__ {"format":
-///   "optod-snapshot", "version", "step"}
+///   tensors "params/<name>" in layout order from offset 0, then "state/<name>"
+///   __metadata__ {"format": "optod-snapshot", "version", "step"}
 ///
 /// Version 0 of a session that was given parameters has the flat parameter buffer alone as its blob (so that its hash
 /// is that of what was pushed): exactly total_bytes long, which a snapshot never is. Pure functions.

@@ -2,28 +2,24 @@
 /// Zeroth-order sessions: the server hands out perturbations by name (base version, seed, query) and is told losses; a
 /// step is a few scalars.
 ///
-///   ask ─► probes of the head that nobody has ─► tell losses ─► all q there: g_i = (L+ - L-) / (2 eps), coefficient_i
-///   = fl32(lr g_i / q)
+///   ask ─► probes of the head that nobody has ─► tell losses
+///       ─► all q there: g_i = (L+ - L-) / (2 eps), coefficient_i = fl32(lr g_i / q)
 ///       ─► version row holding the coefficients; theta itself is touched only when somebody asks for it
 ///
 /// MeZO (Malladi et al. 2023, Alg. 1) with q queries, two- or one-sided; `zo-sgd`, and `zo-sgd-sign` with sign "code".
 /// Other names: UNIMPLEMENTED.
 /// - Directions: Philox counter words (element / 4, tensor, query, base version); version numbers are never reused, so
-/// two branches share a
-///   direction only where they start from the same version.
+///   two branches share a direction only where they start from the same version.
 /// - probe_id "<base version>.<query>". A probe told twice counts once. Results for versions other than the head are
-/// ignored; when all of a tell
-///   are such, it is ABORTED.
+///   ignored; when all of a tell are such, it is ABORTED.
 /// - Leases live in memory: after a restart the probes without a result are free. A worker that asks again by name when
-/// nothing is free gets the
-///   probes again that it holds.
+///   nothing is free gets the probes again that it holds.
 /// - Partial results are durable (observation "probe", a = base version, b = query). Rolling back to a version starts
-/// its step anew.
+///   its step anew.
 /// - A NaN or Inf loss makes a `skipped` version: no coefficients, no decay.
 /// - Layout-only sessions hold no tensor and may have any size; with values all tensors are float32. ParametersAt
-/// replays from the last stored
-///   values (theta <- fl(factor * theta) on decayed tensors, then theta <- fl(theta - fl(c_i z_i)) for each query in
-///   order); with values that are in use, they are stored again every 1000 steps.
+///   replays from the last stored values (theta <- fl(factor * theta) on decayed tensors, then
+///   theta <- fl(theta - fl(c_i z_i)) for each query in order); values in use are stored again every 1000 steps.
 
 #include <deque>
 #include <memory>

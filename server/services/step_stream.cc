@@ -1,8 +1,8 @@
 // StepStream: gradients in, one step after another on one long-lived stream.
 //
 //   reads:  open ─► (begin, chunks, commit)* ─► half-close
-//   steps:  committed steps wait in `steps_`; one at a time goes to the blob store (large gradients) and to the
-//   session's strand writes: opened, then per step: applied, chunks of the new parameters; one message in flight
+//   steps:  committed steps wait in `steps_`; one at a time goes to the blob store (when large), then to the strand
+//   writes: opened, then per step: applied, chunks of the new parameters; one message in flight
 //
 // Reads, steps and writes run side by side: the next gradient arrives while the last one is applied. A step that is
 // refused ends the stream with its status, after the answers before it.

@@ -2,9 +2,10 @@
 /// The four calls of SessionService that carry tensors, as raw ByteBuffer methods: PushParameters, PullParameters,
 /// PullState, StepStream.
 ///
-///   wire message  = small protobuf head + `bytes data` (last field of TensorChunk)
-///   reading       : the head is parsed by hand across slices, the data is copied once, from gRPC's slices into its
-///   place in a pooled buffer writing       : head slice + a slice that refers to the pooled buffer; nothing is copied
+///   wire message = small protobuf head + `bytes data` (last field of TensorChunk)
+///   reading: the head is parsed by hand across slices; the data is copied once, from gRPC's slices into its place in a
+///            pooled buffer
+///   writing: head slice + a slice that refers to the pooled buffer; nothing is copied
 ///
 /// Ordinary protobuf clients work unchanged. Checks: chunks in order without gaps (INVALID_ARGUMENT names the expected
 /// offset), crc32c when not 0 and sha256 when given (DATA_LOSS), total_bytes equal to the layout's, no chunk above 4
@@ -15,12 +16,10 @@
 /// SessionService is implemented by a class deriving from SessionServiceBase, whose four raw methods return what the
 /// Make functions give:
 ///
-///   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StepStream(grpc::CallbackServerContext* context)
-///   override {
+///   RawBidiReactor* StepStream(grpc::CallbackServerContext* context) override {
 ///     auto caller = Authenticate(context);
 ///     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));
-///     return MakeStepStream(engine_, *caller, [context](const absl::Status& status) { return ToGrpc(status, context);
-///     });
+///     return MakeStepStream(engine_, *caller, [context](const absl::Status& s) { return ToGrpc(s, context); });
 ///   }
 
 #include <grpcpp/support/byte_buffer.h>
@@ -53,8 +52,7 @@ using RawReadReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 using RawWriteReactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 using RawBidiReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
-/// absl::Status -> grpc::Status, asked once a call at most: [context](const absl::Status& s) { return ToGrpc(s,
-/// context); } of services/status.h.
+/// absl::Status -> grpc::Status, asked once a call at most: services/status.h with the call's context.
 using ToGrpcStatus = std::function<grpc::Status(const absl::Status&)>;
 
 struct StreamOptions {
