@@ -102,7 +102,7 @@ absl::StatusOr<Gradients> GradientsFromTell(const Layout& layout, const v1::Grad
     const std::string field = Cat("gradients.gradients[", i, "]");
     ASSIGN_OR_RETURN(const size_t at, CheckTensor(layout, tensor, field, /*allow_f32=*/true));
     if (out.views[at].data != nullptr) return InvalidArgument(field, " \"", layout.spec(at).name, "\": given twice");
-    out.views[at] = {tensor.data().data(), static_cast<DType>(tensor.spec().dtype())};
+    out.views[at] = {tensor.data().data(), DTypeFromProto(tensor.spec().dtype())};
   }
   std::set<std::string> names;
   for (int i = 0; i < tell.extra_size(); ++i)
@@ -219,7 +219,7 @@ absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobS
     if (flat == nullptr)
       return ResourceExhausted("gradient of version ", row.a, ": no memory for ", bytes.size(), " bytes");
     if (!bytes.empty()) std::memcpy(flat->data(), bytes.data(), bytes.size());
-    return GradientsFromFlat(layout, std::move(flat), static_cast<DType>(kept->gradients(0).spec().dtype()));
+    return GradientsFromFlat(layout, std::move(flat), DTypeFromProto(kept->gradients(0).spec().dtype()));
   }
   size_t at = 0;
   if (!row.blob.empty()) {

@@ -7,8 +7,12 @@
 
 namespace optod::engine {
 
+optim::DType DTypeFromProto(v1::DType dtype) {
+  return v1::DType_IsValid(dtype) ? static_cast<optim::DType>(dtype) : optim::DType::kUnspecified;
+}
+
 optim::TensorSpec SpecFromProto(const v1::TensorSpec& spec) {
-  return {spec.name(), static_cast<optim::DType>(spec.dtype()), {spec.shape().begin(), spec.shape().end()}};
+  return {spec.name(), DTypeFromProto(spec.dtype()), {spec.shape().begin(), spec.shape().end()}};
 }
 
 void SpecToProto(const optim::TensorSpec& spec, v1::TensorSpec* out) {

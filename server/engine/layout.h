@@ -51,6 +51,8 @@ class Layout {
 std::string ShapeText(const std::vector<int64_t>& shape);
 /// Whether `text` matches a glob: `*` any run of characters, `?` one; everything else stands for itself.
 bool GlobMatch(const std::string& glob, const std::string& text);
+/// A number that the enum does not know (clients may send any) becomes kUnspecified.
+optim::DType DTypeFromProto(v1::DType dtype);
 optim::TensorSpec SpecFromProto(const v1::TensorSpec& spec);
 void SpecToProto(const optim::TensorSpec& spec, v1::TensorSpec* out);
 

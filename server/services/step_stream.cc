@@ -130,7 +130,9 @@ class StepReactor final : public RawBidiReactor {
     step_.request_id = begin.request_id();
     step_.flat.seq = begin.seq();
     step_.flat.base_version = begin.base_version();
-    step_.flat.dtype = static_cast<optim::DType>(begin.dtype());
+    step_.flat.dtype = engine::DTypeFromProto(begin.dtype());
+    if (!v1::DType_IsValid(begin.dtype()))
+      return InvalidArgument("begin.dtype: ", static_cast<int>(begin.dtype()), " is unknown");
     if (begin.has_loss()) step_.flat.loss = begin.loss();
     step_.bytes = engine::FlatBytes(*session_.layout, step_.flat.dtype);
     if (begin.total_bytes() != step_.bytes)

@@ -199,6 +199,8 @@ const ErrorCase kErrors[] = {
      "gradients.gradients[1] \"w\": shape [3, 3]; the layout has [2, 3]"},
     {"dtype", [](auto* r) { Sent(r, 0)->mutable_spec()->set_dtype(v1::DTYPE_F64); }, absl::StatusCode::kInvalidArgument,
      "gradients.gradients[0] \"b\": dtype float64; must be float32"},
+    {"dtype_number", [](auto* r) { Sent(r, 0)->mutable_spec()->set_dtype(static_cast<v1::DType>(257)); },
+     absl::StatusCode::kInvalidArgument, "must be float32"},
     {"bytes", [](auto* r) { Sent(r, 0)->set_data("abc"); }, absl::StatusCode::kInvalidArgument,
      "gradients.gradients[0] \"b\": 3 bytes of data; 2 elements of float32 take 8"},
     {"twice", [](auto* r) { *r->mutable_gradients()->add_gradients() = r->gradients().gradients(0); },
@@ -261,6 +263,12 @@ const CreateCase kCreates[] = {
      "initial[0] \"w\": shape [2, 3, 1]; the layout has [2, 3]"},
     {"dtype", [](auto* r) { r->mutable_initial(0)->mutable_spec()->set_dtype(v1::DTYPE_F16); },
      "initial[0] \"w\": dtype float16; must be float32"},
+    {"dtype_number",
+     [](auto* r) {
+       r->mutable_layout()->mutable_tensors(0)->set_dtype(static_cast<v1::DType>(257));
+       r->clear_initial();
+     },
+     "layout.tensors[0].dtype: missing or unknown (257)"},
     {"integer_layout",
      [](auto* r) {
        r->mutable_layout()->mutable_tensors(0)->set_dtype(v1::DTYPE_I32);

@@ -392,6 +392,8 @@ const StreamCase kStreams[] = {
      "begin.total_bytes: 41"},
     {"dtype", [](Stream* s) { s->Send(1, 0, std::string(20, '\0'), 100, v1::DTYPE_F16); },
      grpc::StatusCode::INVALID_ARGUMENT, "dtype: float16"},
+    {"dtype_number", [](Stream* s) { s->Send(1, 0, std::string(40, '\0'), 100, static_cast<v1::DType>(257)); },
+     grpc::StatusCode::INVALID_ARGUMENT, "begin.dtype: 257 is unknown"},
     {"chunk_first", [](Stream* s) { s->stream->Write(Chunk(0, 4)); }, grpc::StatusCode::INVALID_ARGUMENT,
      "chunk: comes without begin"},
     {"commit_first", [](Stream* s) { s->stream->Write(Commit(1)); }, grpc::StatusCode::INVALID_ARGUMENT,
