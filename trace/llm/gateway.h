@@ -1,20 +1,22 @@
 #pragma once
-/// The one door to language models. It knows the endpoints by name, holds their keys, and does what every caller would otherwise do by
-/// itself: limits, retries, budgets, schema negotiation, record and replay. Thread-safe; Complete blocks its caller.
+/// The one door to language models. It knows the endpoints by name, holds their keys, and does what every caller would
+/// otherwise do by itself: limits, retries, budgets, schema negotiation, record and replay. Thread-safe; Complete
+/// blocks its caller.
 ///
-///   Complete -> cassette? -> budget -> concurrency and rate limits -> POST {base_url}/chat/completions -> read -> charge -> cassette
+///   Complete -> cassette? -> budget -> concurrency and rate limits -> POST {base_url}/chat/completions -> read ->
+///   charge -> cassette
 ///                                             ^                                    |
 ///                                             +---- wait: Retry-After or backoff --+  connect errors, 408, 429, 5xx
 ///
-/// Errors; LlmErrorReason() gives the word in brackets. Messages name the endpoint, never its key; what an endpoint sent is quoted up to
-/// 200 characters with known keys replaced.
+/// Errors; LlmErrorReason() gives the word in brackets. Messages name the endpoint, never its key; what an endpoint
+/// sent is quoted up to 200 characters with known keys replaced.
 ///   NOT_FOUND            no endpoint of that name [unknown_endpoint]; not in the cassette (replay) [not_recorded]
 ///   INVALID_ARGUMENT     the request is wrong [bad_request], or the endpoint answered 400, 404, 413, 422 ... [refused]
-///   FAILED_PRECONDITION  401, 403: the key was refused [key_refused]; the answer is not what the API promises [malformed]
-///   UNAVAILABLE          cannot connect, connection broke [unreachable]; 5xx [server_error]; an empty reply [empty]
-///   DEADLINE_EXCEEDED    no answer within the endpoint's timeout [timeout]; not retried: a slow model would only be asked again
-///   RESOURCE_EXHAUSTED   429 after all attempts [rate_limited]; `llm budget: ...` [budget]; a reply over 1 MiB [oversize]
-///   CANCELLED            [cancelled]
+///   FAILED_PRECONDITION  401, 403: the key was refused [key_refused]; the answer is not what the API promises
+///   [malformed] UNAVAILABLE          cannot connect, connection broke [unreachable]; 5xx [server_error]; an empty
+///   reply [empty] DEADLINE_EXCEEDED    no answer within the endpoint's timeout [timeout]; not retried: a slow model
+///   would only be asked again RESOURCE_EXHAUSTED   429 after all attempts [rate_limited]; `llm budget: ...` [budget];
+///   a reply over 1 MiB [oversize] CANCELLED            [cancelled]
 
 #include <atomic>
 #include <chrono>
@@ -34,11 +36,11 @@
 namespace optod::trace {
 
 struct GatewayOptions {
-  std::chrono::milliseconds first_backoff{500};   ///< doubled after each attempt; each wait is drawn from its upper half
+  std::chrono::milliseconds first_backoff{500};  ///< doubled after each attempt; each wait is drawn from its upper half
   std::chrono::milliseconds max_backoff{30'000};
-  std::chrono::milliseconds max_retry_after{120'000};   ///< an endpoint that asks for more is given up at once
+  std::chrono::milliseconds max_retry_after{120'000};  ///< an endpoint that asks for more is given up at once
   size_t max_reply_bytes = 1u << 20;
-  uint64_t jitter_seed = 0;   ///< main draws it from the kernel; a fixed one makes waits repeatable
+  uint64_t jitter_seed = 0;  ///< main draws it from the kernel; a fixed one makes waits repeatable
 };
 
 class LlmGateway {
@@ -54,9 +56,9 @@ class LlmGateway {
   /// What prompts may be built for. NOT_FOUND names the endpoints there are, or says how to define one.
   absl::StatusOr<EndpointConfig> Endpoint(const std::string& name) const;
 
-  /// One reply. `budget`, `cancelled` and `cassette` may be null; `cancelled` is looked at about every 50 ms while waiting (a request that
-  /// is already on the wire runs to its end or its timeout, since it is paid for). Replayed replies are charged to the budget as
-  /// recorded, so that a replayed run ends where the recorded one ended.
+  /// One reply. `budget`, `cancelled` and `cassette` may be null; `cancelled` is looked at about every 50 ms while
+  /// waiting (a request that is already on the wire runs to its end or its timeout, since it is paid for). Replayed
+  /// replies are charged to the budget as recorded, so that a replayed run ends where the recorded one ended.
   absl::StatusOr<ChatReply> Complete(const std::string& endpoint, const ChatRequest& request, Budget* budget = nullptr,
                                      const std::atomic<bool>* cancelled = nullptr, Cassette* cassette = nullptr);
 

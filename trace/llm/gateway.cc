@@ -1,0 +1,313 @@
+#include "trace/llm/gateway.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "base/status.h"
+#include "trace/llm/chat_json.h"
+#include "trace/llm/error.h"
+#include "trace/llm/limiter.h"
+#include "trace/llm/retry.h"
+
+namespace optod::trace {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::nanoseconds;
+
+/// An endpoint and what was learned about it. Shared by the calls under way, so that replacing it disturbs none of
+/// them.
+struct EndpointState {
+  EndpointState(EndpointConfig c, Clock& clock)
+      : config(std::move(c)),
+        who("llm endpoint " + config.name),
+        limiter(clock, config.max_concurrency, config.requests_per_minute, config.tokens_per_minute),
+        form(config.json_schema == SchemaSupport::kNo ? SchemaForm::kNone : SchemaForm::kSchema) {}
+  const EndpointConfig config;
+  const std::string who;
+  Limiter limiter;
+  std::atomic<SchemaForm> form;  ///< the best form that it is believed to take
+};
+
+struct CallContext {
+  std::shared_ptr<EndpointState> endpoint;
+  std::vector<Secret> secrets;
+  const std::atomic<bool>* cancelled = nullptr;
+};
+
+/// What came of one HTTP request.
+struct Attempt {
+  ChatOutcome outcome;  ///< of a 200
+  absl::Status error;   ///< of anything else
+  int http_status = 0;  ///< 0 = no answer
+  bool retryable = false;
+  std::optional<milliseconds> retry_after;
+};
+
+int64_t ExpectedTokens(const ChatRequest& request) {
+  size_t bytes = 0;
+  for (const ChatMessage& message : request.messages) bytes += message.content.size();
+  return static_cast<int64_t>(bytes / 4) +
+         request.max_tokens;  // four bytes a token: the usual rule of thumb for English
+}
+
+std::optional<SchemaForm> Simpler(SchemaForm form) {
+  if (form == SchemaForm::kSchema) return SchemaForm::kObject;
+  if (form == SchemaForm::kObject) return SchemaForm::kNone;
+  return std::nullopt;
+}
+
+absl::Status TransportError(const EndpointState& endpoint, const absl::Status& status) {
+  const std::string& who = endpoint.who;
+  switch (status.code()) {
+    case absl::StatusCode::kDeadlineExceeded:
+      return LlmError(status.code(), "timeout",
+                      Cat(who, ": no complete reply within ", endpoint.config.timeout.count(), " ms"));
+    case absl::StatusCode::kResourceExhausted:
+      return LlmError(status.code(), "oversize", Cat(who, ": the reply is too large (", status.message(), ")"));
+    case absl::StatusCode::kInvalidArgument:
+      return LlmError(status.code(), "bad_request",
+                      Cat(who, ": base_url or key cannot be used (", status.message(), ")"));
+    default:
+      return LlmError(absl::StatusCode::kUnavailable, "unreachable",
+                      Cat(who, ": cannot be reached (", status.message(), ")"));
+  }
+}
+
+absl::Status HttpError(const CallContext& call, const HttpResponse& response) {
+  const std::string& who = call.endpoint->who;
+  const int status = response.status;
+  const std::string said = Quote(ErrorText(response.body), call.secrets);
+  const std::string tail = said.empty() ? std::string() : ": " + said;
+  if (status == 401 || status == 403) {
+    const bool has_key = !call.endpoint->config.key.empty();
+    return LlmError(absl::StatusCode::kFailedPrecondition, "key_refused",
+                    has_key ? Cat(who, ": the key was refused (", status, ")")
+                            : Cat(who, ": it wants a key and none is set (", status, ")"));
+  }
+  if (status == 429)
+    return LlmError(absl::StatusCode::kResourceExhausted, "rate_limited", Cat(who, ": too many requests (429)", tail));
+  if (status == 408 || status >= 500) {
+    return LlmError(absl::StatusCode::kUnavailable, "server_error",
+                    Cat(who, ": the server failed (", status, ")", tail));
+  }
+  if (status >= 400) {
+    const char* hint = status == 404 ? "; is the model's name right, and does the URL end in /v1?" : "";
+    return LlmError(absl::StatusCode::kInvalidArgument, "refused",
+                    Cat(who, ": it refused the request (", status, ")", tail, hint));
+  }
+  return LlmError(absl::StatusCode::kFailedPrecondition, "malformed",
+                  Cat(who, ": unexpected HTTP status ", status, " (redirects are not followed); is the URL right?"));
+}
+
+absl::Status WithAttempts(const absl::Status& status, int attempts) {
+  if (attempts <= 1) return status;
+  return LlmError(status.code(), LlmErrorReason(status), Cat(status.message(), "; ", attempts, " attempts"));
+}
+
+}  // namespace
+
+struct LlmGateway::Impl {
+  HttpTransport& transport;
+  Clock& clock;
+  const GatewayOptions options;
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<EndpointState>> endpoints;
+  std::atomic<uint64_t> draws{0};
+
+  /// SplitMix64 (Steele et al., 2014) by counter: waits need spread, not quality.
+  uint64_t Draw() {
+    uint64_t z = options.jitter_seed + (draws.fetch_add(1) + 1) * 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+  }
+
+  absl::StatusOr<CallContext> Prepare(const std::string& name, const std::atomic<bool>* cancelled) {
+    std::lock_guard lock(mutex);
+    CallContext call{nullptr, {}, cancelled};
+    std::string known;
+    for (const auto& [other, endpoint] : endpoints) {
+      known += (known.empty() ? "" : ", ") + other;
+      if (!endpoint->config.key.empty()) call.secrets.push_back(endpoint->config.key);
+      if (other == name) call.endpoint = endpoint;
+    }
+    if (call.endpoint != nullptr) return call;
+    return LlmError(absl::StatusCode::kNotFound, "unknown_endpoint",
+                    Cat("llm endpoint ", Quote(name, call.secrets, 63), ": is not configured; ",
+                        known.empty() ? "set OPTOD_LLM_URL to define `default`" : "there is: " + known));
+  }
+
+  Attempt Post(const CallContext& call, const ChatRequest& request, SchemaForm form) {
+    const EndpointState& endpoint = *call.endpoint;
+    HttpRequest http;
+    http.url = endpoint.config.base_url + "/chat/completions";
+    http.headers = {{"Content-Type", "application/json"}, {"Accept", "application/json"}};
+    http.body = EncodeRequest(endpoint.config.model, request, form);
+    http.timeout = endpoint.config.timeout;
+    http.max_response_bytes = options.max_reply_bytes;
+    if (!endpoint.config.key.empty()) {
+      http.headers.emplace_back("Authorization", std::string("Bearer ").append(endpoint.config.key.Reveal()));
+    }
+    absl::StatusOr<HttpResponse> response = transport.Perform(http);
+    for (auto& header : http.headers) Wipe(header.second);
+
+    Attempt attempt;
+    if (!response.ok()) {
+      attempt.error = TransportError(endpoint, response.status());
+      attempt.retryable = absl::IsUnavailable(attempt.error);
+      return attempt;
+    }
+    attempt.http_status = response->status;
+    if (response->status == 200) {
+      attempt.outcome = ParseReply(endpoint.who, response->body, call.secrets);
+      return attempt;
+    }
+    attempt.error = HttpError(call, *response);
+    // An account without money answers 429 too, for ever.
+    attempt.retryable = IsRetryable(response->status) && response->body.find("insufficient_quota") == std::string::npos;
+    attempt.retry_after = ParseRetryAfter(response->Header("retry-after"), clock.NowUnixMs());
+    return attempt;
+  }
+
+  absl::StatusOr<Attempt> PostWithinLimits(const CallContext& call, const ChatRequest& request, SchemaForm form) {
+    const int64_t expected = ExpectedTokens(request);
+    RETURN_IF_ERROR(call.endpoint->limiter.Enter(expected, call.cancelled));
+    Attempt attempt = Post(call, request, form);
+    const int64_t used = attempt.outcome.reply.usage.total_tokens();
+    call.endpoint->limiter.Leave(expected, attempt.http_status != 200 ? 0 : used > 0 ? used : expected);
+    return attempt;
+  }
+
+  /// Walks down the forms of a schema while the endpoint answers 400 or 422, and remembers the first that it takes.
+  /// When it takes none the request is at fault, not the schema: the first answer stands.
+  absl::StatusOr<Attempt> PostNegotiated(const CallContext& call, const ChatRequest& request) {
+    EndpointState& endpoint = *call.endpoint;
+    const SchemaForm known = endpoint.form.load();
+    ASSIGN_OR_RETURN(Attempt first, PostWithinLimits(call, request, known));
+    const auto refused = [](const Attempt& attempt) {
+      return attempt.http_status == 400 || attempt.http_status == 422;
+    };
+    if (!request.json_schema || endpoint.config.json_schema != SchemaSupport::kAuto || !refused(first)) return first;
+    for (auto form = Simpler(known); form.has_value(); form = Simpler(*form)) {
+      ASSIGN_OR_RETURN(Attempt next, PostWithinLimits(call, request, *form));
+      if (next.http_status == 200) endpoint.form.store(*form);
+      if (!refused(next)) return next;
+    }
+    return first;
+  }
+
+  /// How long to wait before the next attempt, or nullopt: give up now.
+  std::optional<milliseconds> WaitAfter(const Attempt& attempt, int number) {
+    if (!attempt.retryable) return std::nullopt;
+    const milliseconds backoff = Backoff(number, options.first_backoff, options.max_backoff, Draw());
+    if (!attempt.retry_after || attempt.retry_after->count() == 0) return backoff;
+    if (*attempt.retry_after > options.max_retry_after) return std::nullopt;
+    return attempt.retry_after;
+  }
+
+  /// The parsed answer (usable or not) with attempts and latency, or the error of the last attempt: then nothing was
+  /// paid.
+  absl::StatusOr<ChatOutcome> Ask(const CallContext& call, const ChatRequest& request) {
+    const EndpointConfig& config = call.endpoint->config;
+    const int64_t start = clock.NowMonotonicNs();
+    for (int number = 1;; ++number) {
+      ASSIGN_OR_RETURN(Attempt attempt, PostNegotiated(call, request));
+      if (attempt.http_status == 200) {
+        ChatReply& reply = attempt.outcome.reply;
+        reply.text = Redact(std::move(reply.text),
+                            call.secrets);  // an endpoint that echoes headers must not plant the key in a store
+        reply.model = Redact(std::move(reply.model), call.secrets);
+        reply.finish_reason = Redact(std::move(reply.finish_reason), call.secrets);
+        reply.attempts = number;
+        reply.latency = nanoseconds(clock.NowMonotonicNs() - start);
+        reply.usage.usd =
+            (static_cast<double>(reply.usage.prompt_tokens) * config.usd_per_million_prompt_tokens +
+             static_cast<double>(reply.usage.completion_tokens) * config.usd_per_million_completion_tokens) /
+            1e6;
+        return std::move(attempt.outcome);
+      }
+      const std::optional<milliseconds> wait = WaitAfter(attempt, number);
+      if (!wait || number >= config.max_attempts) {
+        if (attempt.retry_after > options.max_retry_after) {
+          return LlmError(
+              attempt.error.code(), LlmErrorReason(attempt.error),
+              Cat(attempt.error.message(), "; it asks to wait ", attempt.retry_after->count() / 1000, " s"));
+        }
+        return WithAttempts(attempt.error, number);
+      }
+      RETURN_IF_ERROR(SleepUnlessCancelled(clock, *wait, call.cancelled));
+    }
+  }
+};
+
+LlmGateway::LlmGateway(HttpTransport& transport, Clock& clock, GatewayOptions options)
+    : impl_(new Impl{transport, clock, options, {}, {}, {}}) {}
+LlmGateway::~LlmGateway() = default;
+
+absl::Status LlmGateway::SetEndpoint(EndpointConfig config) {
+  RETURN_IF_ERROR(CheckEndpoint(config));
+  ASSIGN_OR_RETURN(const ParsedUrl url, ParseEndpointUrl("base_url", config.base_url));
+  config.base_url = url.base_url;
+  const std::string name = config.name;
+  auto endpoint = std::make_shared<EndpointState>(std::move(config), impl_->clock);
+  std::lock_guard lock(impl_->mutex);
+  impl_->endpoints.insert_or_assign(name, std::move(endpoint));
+  return absl::OkStatus();
+}
+
+std::vector<std::string> LlmGateway::EndpointNames() const {
+  std::lock_guard lock(impl_->mutex);
+  std::vector<std::string> names;
+  for (const auto& [name, endpoint] : impl_->endpoints) names.push_back(name);
+  return names;
+}
+
+absl::StatusOr<EndpointConfig> LlmGateway::Endpoint(const std::string& name) const {
+  ASSIGN_OR_RETURN(const CallContext call, impl_->Prepare(name, nullptr));
+  return call.endpoint->config;
+}
+
+absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, const ChatRequest& request, Budget* budget,
+                                               const std::atomic<bool>* cancelled, Cassette* cassette) {
+  RETURN_IF_ERROR(CheckRequest(request));
+  absl::StatusOr<CallContext> call = impl_->Prepare(endpoint, cancelled);
+  const bool offline = cassette != nullptr && cassette->mode() == CassetteMode::kReplay;
+  const std::string model = call.ok() ? call->endpoint->config.model : offline ? cassette->OnlyModel() : std::string();
+  if (model.empty()) return call.status();
+  ChatRequest safe = request;  // a prompt built from a program's output may hold a key that the program printed
+  if (call.ok()) {
+    for (ChatMessage& message : safe.messages) message.content = Redact(std::move(message.content), call->secrets);
+  }
+  if (cassette != nullptr) RETURN_IF_ERROR(cassette->Health());
+  if (IsCancelled(cancelled)) return LlmError(absl::StatusCode::kCancelled, "cancelled", "llm call: cancelled");
+
+  Budget unlimited;
+  Budget& purse = budget != nullptr ? *budget : unlimited;
+  RETURN_IF_ERROR(purse.Begin());
+  std::optional<Cassette::Ticket> ticket;
+  if (cassette != nullptr) {
+    ticket = cassette->Take(model, safe);
+    if (std::optional<ChatOutcome> found = cassette->Find(*ticket)) {
+      if (LlmErrorReason(found->error) == "not_recorded") {
+        purse.Release();
+      } else {
+        purse.Charge(found->reply.usage);
+      }
+      return std::move(*found).Result();
+    }
+  }
+  absl::StatusOr<ChatOutcome> answer = impl_->Ask(*call, safe);
+  if (!answer.ok()) {
+    purse.Release();
+    return answer.status();
+  }
+  purse.Charge(answer->reply.usage);
+  if (ticket) cassette->Record(*ticket, *answer);
+  return std::move(*answer).Result();
+}
+
+}  // namespace optod::trace
