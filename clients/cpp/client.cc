@@ -2,25 +2,19 @@
 
 #include <cstdlib>
 
+#include "base/fs.h"
 #include "base/random_id.h"
+#include "base/reason.h"
 #include "base/status.h"
 #include "clients/cpp/client_impl.h"
 
 namespace optod::client {
 namespace {
 
-constexpr char kReasonPayload[] = "optod.reason";
-constexpr char kRetryAfterPayload[] = "optod.retry-after-ms";
-
 std::string Trailer(const grpc::ClientContext& context, const char* key) {
   const auto& metadata = context.GetServerTrailingMetadata();
   const auto found = metadata.find(key);
   return found == metadata.end() ? "" : std::string(found->second.data(), found->second.size());
-}
-
-std::string Payload(const absl::Status& status, const char* key) {
-  const auto payload = status.GetPayload(key);
-  return payload ? std::string(*payload) : "";
 }
 
 enum class Repeat { kSafe, kOnce };
@@ -66,19 +60,17 @@ absl::Status CheckAddress(const std::string& address) {
 absl::Status ToAbsl(const grpc::Status& status, const grpc::ClientContext& context) {
   if (status.ok()) return absl::OkStatus();
   absl::Status out(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-  if (const std::string reason = Trailer(context, "optod-reason"); !reason.empty()) out.SetPayload(kReasonPayload, absl::Cord(reason));
-  if (const auto wait = ParseRetryAfter(Trailer(context, "retry-after")))
-    out.SetPayload(kRetryAfterPayload, absl::Cord(std::to_string(wait->count())));
+  if (const std::string reason = Trailer(context, "optod-reason"); !reason.empty()) out = WithReason(std::move(out), reason);
+  if (const std::string field = Trailer(context, "optod-field"); !field.empty()) out = WithField(std::move(out), field);
+  if (const auto wait = ParseRetryAfter(Trailer(context, "retry-after-ms"))) out = WithRetryAfterMs(std::move(out), wait->count());
   return out;
 }
 
 std::optional<std::chrono::milliseconds> RetryAfter(const absl::Status& status) {
-  const std::string text = Payload(status, kRetryAfterPayload);
-  if (text.empty()) return std::nullopt;
-  return std::chrono::milliseconds(std::atoll(text.c_str()));
+  return ParseRetryAfter(PayloadOf(status, kRetryAfterUrl));
 }
 
-std::string ErrorReason(const absl::Status& status) { return Payload(status, kReasonPayload); }
+std::string ErrorReason(const absl::Status& status) { return PayloadOf(status, kReasonUrl); }
 
 std::chrono::milliseconds TransferDeadline(uint64_t bytes) {
   return std::chrono::milliseconds(30'000 + static_cast<int64_t>(bytes / 10'000));
@@ -92,8 +84,10 @@ void ClientImpl::Prepare(grpc::ClientContext* context, std::chrono::milliseconds
 ClientOptions OptionsFromEnv(ClientOptions defaults) {
   const char* address = std::getenv("OPTOD_ADDRESS");
   const char* token = std::getenv("OPTOD_TOKEN");
+  const char* ca = std::getenv("OPTOD_TLS_CA");
   if (address && *address) defaults.address = address;
   if (token && *token) defaults.token = token;
+  if (ca && *ca) defaults.tls_ca_file = ca;
   return defaults;
 }
 
@@ -107,7 +101,13 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ClientOptions& opt
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(64 << 20);
-  auto channel = grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments);
+  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
+  if (!options.tls_ca_file.empty()) {
+    grpc::SslCredentialsOptions tls;
+    ASSIGN_OR_RETURN(tls.pem_root_certs, PosixFs().ReadFile(options.tls_ca_file));
+    credentials = grpc::SslCredentials(tls);
+  }
+  auto channel = grpc::CreateCustomChannel(options.address, credentials, arguments);
   return std::unique_ptr<Client>(new Client(std::make_unique<ClientImpl>(options, std::move(channel))));
 }
 

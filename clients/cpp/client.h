@@ -7,8 +7,8 @@
 ///
 /// Calls. Requests and answers are the generated messages of optod/v1; their comments are the manual. A mutating request whose `request_id` is
 /// empty gets a UUID4; a retry sends the same id, so that nothing is applied twice.
-/// Retries. UNAVAILABLE only, RetryPolicy::attempts in all, waits doubling from `first_wait` to `longest_wait`; a `retry-after` of the server
-/// (seconds, trailing metadata) replaces the wait. Calls that cannot be repeated safely (CreateToken, Drain, open streams) are sent once.
+/// Retries. UNAVAILABLE only, RetryPolicy::attempts in all, waits doubling from `first_wait` to `longest_wait`; a `retry-after-ms` of the
+/// server (trailing metadata) replaces the wait. Calls that cannot be repeated safely (CreateToken, Drain, open streams) are sent once.
 /// Errors. The server's code and text unchanged; ErrorReason() gives its machine-readable reason. UNAVAILABLE: nobody answers there.
 /// DEADLINE_EXCEEDED: no answer within CallOptions::deadline, all attempts together.
 
@@ -38,12 +38,13 @@ namespace optod::client {
 struct ClientOptions {
   std::string address = "127.0.0.1:7070";      ///< HOST:PORT or unix:PATH
   std::string token;                           ///< "" = none; sent as `authorization: Bearer TOKEN`
+  std::string tls_ca_file;                     ///< PEM of the authority that signed the server's certificate; "" = no TLS
   std::chrono::milliseconds deadline{30'000};  ///< of a unary call, unless the call says otherwise
   RetryPolicy retry;
   Clock* clock = nullptr;                      ///< nullptr = SystemClock(); waits between attempts
 };
 
-/// `defaults` with OPTOD_ADDRESS and OPTOD_TOKEN put in where they are set and not empty.
+/// `defaults` with OPTOD_ADDRESS, OPTOD_TOKEN and OPTOD_TLS_CA put in where they are set and not empty.
 ClientOptions OptionsFromEnv(ClientOptions defaults = {});
 
 struct CallOptions {

@@ -47,7 +47,7 @@ struct ClientImpl {
   void Prepare(grpc::ClientContext* context, std::chrono::milliseconds deadline) const;
 };
 
-/// Same code, same text; the reason and a retry-after from the trailing metadata become payloads.
+/// Same code, same text; reason, field and retry-after-ms of the trailing metadata become payloads (base/reason.h).
 absl::Status ToAbsl(const grpc::Status& status, const grpc::ClientContext& context);
 /// What the server asked to wait, from a status made by ToAbsl.
 std::optional<std::chrono::milliseconds> RetryAfter(const absl::Status& status);

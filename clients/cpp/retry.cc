@@ -19,11 +19,10 @@ std::chrono::milliseconds RetryWait(const RetryPolicy& policy, int attempt, doub
 }
 
 std::optional<std::chrono::milliseconds> ParseRetryAfter(const std::string& text) {
-  if (text.empty()) return std::nullopt;
-  char* end = nullptr;
-  const double seconds = std::strtod(text.c_str(), &end);
-  if (*end != '\0' || !std::isfinite(seconds) || seconds < 0 || seconds > 86'400) return std::nullopt;
-  return std::chrono::milliseconds(std::llround(seconds * 1000));
+  if (text.empty() || text.size() > 8 || text.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
+  const int64_t ms = std::atoll(text.c_str());
+  if (ms > 86'400'000) return std::nullopt;
+  return std::chrono::milliseconds(ms);
 }
 
 }  // namespace optod::client

@@ -23,7 +23,7 @@ bool ShouldRetry(const RetryPolicy& policy, int attempt, const absl::Status& sta
 std::chrono::milliseconds RetryWait(const RetryPolicy& policy, int attempt, double jitter,
                                     std::optional<std::chrono::milliseconds> retry_after);
 
-/// "1.5" seconds, as in the metadata key retry-after. Absent when it is no finite number >= 0.
+/// The trailing metadata retry-after-ms: decimal milliseconds. Absent when it is no whole number in [0, one day].
 std::optional<std::chrono::milliseconds> ParseRetryAfter(const std::string& text);
 
 }  // namespace optod::client

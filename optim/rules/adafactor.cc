@@ -41,7 +41,7 @@ class AdafactorRule : public RuleBase {
       if (beta1_ > 0) m_[i] = AddState("m/" + spec.name, compute(i), spec.shape);
     }
     row_factor_.resize(most_rows);
-    col_factor_.resize(most_cols);
+    col_factor_ = Buffer(most_cols * sizeof(double));
     col_sums_.resize(kSegments * most_cols);
     partial_.resize(kSegments);
   }
@@ -158,15 +158,15 @@ class AdafactorRule : public RuleBase {
       const T* v = v_[i]->template as<T>() + at;
       for (int64_t e = 0; e < count; ++e) u[e] = g[e] / formula::Sqrt(v[e]);
     } else {
-      const double* factor = col_factor_.data() + col_begin;
-      for (int64_t e = 0; e < count; ++e) u[e] = static_cast<T>(static_cast<double>(g[e]) * row_factor * factor[e]);
+      Kernels().typed<T>().scale_by(static_cast<T>(row_factor), g, col_factor_.as<T>() + col_begin, u, count);
     }
   }
 
   template <typename T>
   void LoadColumnFactors(int i, int64_t b) {
     const T* col = col_[i]->template as<T>() + b * Cols(i);
-    for (int64_t c = 0; c < Cols(i); ++c) col_factor_[c] = 1 / std::sqrt(static_cast<double>(col[c]));
+    T* factor = col_factor_.as<T>();
+    for (int64_t c = 0; c < Cols(i); ++c) factor[c] = static_cast<T>(1 / std::sqrt(static_cast<double>(col[c])));
   }
 
   /// body(at, count, col_begin, row factor) over runs within rows of matrix b, on all threads in fixed segments.
@@ -210,13 +210,14 @@ class AdafactorRule : public RuleBase {
     ForEachRun<T>(i, b, [&](int64_t, int64_t at, int64_t count, int64_t col, double row_factor) {
       T u[kTile], tile[kTile];
       Update<T>(i, o, at, count, col, row_factor, u);
-      for (int64_t e = 0; e < count; ++e) u[e] *= scale;
+      T* p = const_cast<T*>(Load<T>(o.p_dtype, o.p, at, count, tile));
       if (m_[i] != nullptr) {
         T* m = m_[i]->template as<T>() + at;
-        for (int64_t e = 0; e < count; ++e) u[e] = m[e] = average(m[e], u[e]);
+        Kernels().typed<T>().scale_and_add(average.keep, m, average.add * scale, u, count);
+        Kernels().typed<T>().scale_and_add(decay, p, T{-1}, m, count);
+      } else {
+        Kernels().typed<T>().scale_and_add(decay, p, -scale, u, count);
       }
-      T* p = const_cast<T*>(Load<T>(o.p_dtype, o.p, at, count, tile));
-      for (int64_t e = 0; e < count; ++e) p[e] = p[e] * decay - u[e];
       Store<T>(o.p_dtype, o.p, at, count, p);
     });
   }
@@ -241,7 +242,8 @@ class AdafactorRule : public RuleBase {
 
   const double eps1_, beta1_;
   std::vector<StateTensor*> row_, col_, v_, m_;
-  std::vector<double> row_factor_, col_factor_, col_sums_, partial_;
+  std::vector<double> row_factor_, col_sums_, partial_;
+  Buffer col_factor_;
 };
 
 }  // namespace

@@ -2,8 +2,8 @@
 // State: m, v of the parameter's shape; amsgrad adds vmax.
 #include <cmath>
 
+#include "optim/rules/adam_constants.h"
 #include "optim/rules/factories.h"
-#include "optim/rules/formulas.h"
 
 namespace optod::optim {
 namespace {
@@ -12,11 +12,8 @@ class AdamRule : public RuleBase {
  public:
   AdamRule(RuleArgs rule_args, bool decoupled)
       : RuleBase(std::move(rule_args)),
-        decoupled_(decoupled),
-        beta1_(args().number("beta1")),
-        beta2_(args().number("beta2")),
-        eps_(args().number("eps")),
-        weight_decay_(args().number("weight_decay")),
+        settings_{args().number("beta1"), args().number("beta2"), args().number("eps"), args().number("weight_decay"),
+                  decoupled ? AdamSettings::Decay::kFirst : AdamSettings::Decay::kL2},
         m_(AddLike("m")),
         v_(AddLike("v")) {
     if (args().flag("amsgrad")) v_max_ = AddLike("vmax");
@@ -32,29 +29,14 @@ class AdamRule : public RuleBase {
       operands.s[1] = v_[i]->data.data();
       if (!v_max_.empty()) operands.s[2] = v_max_[i]->data.data();
       WithComputeType(compute(i), [&](auto zero) {
-        const auto c = Constants<decltype(zero)>(eta, static_cast<double>(t(i)));
+        const auto c = AdamConstants<decltype(zero)>(settings_, eta, static_cast<double>(t(i)));
         RunKernel(v_max_.empty() ? kAdam : kAmsgrad, &c, operands, chunk.begin, chunk.end);
       });
     });
   }
 
  private:
-  template <typename T>
-  formula::Adam<T> Constants(double eta, double t) const {
-    formula::Adam<T> c;
-    c.first = {static_cast<T>(beta1_), static_cast<T>(1 - beta1_)};
-    c.second = {static_cast<T>(beta2_), static_cast<T>(1 - beta2_)};
-    c.step = static_cast<T>(eta / (1 - std::pow(beta1_, t)));
-    c.root_bias = static_cast<T>(std::sqrt(1 - std::pow(beta2_, t)));
-    c.eps = static_cast<T>(eps_);
-    c.decay = static_cast<T>(decoupled_ ? 1 - eta * weight_decay_ : 1);
-    c.l2 = static_cast<T>(decoupled_ ? 0 : weight_decay_);
-    c.decay_after = 1;
-    return c;
-  }
-
-  const bool decoupled_;
-  const double beta1_, beta2_, eps_, weight_decay_;
+  const AdamSettings settings_;
   std::vector<StateTensor*> m_, v_, v_max_;
 };
 

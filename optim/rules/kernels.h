@@ -52,6 +52,10 @@ struct TypedKernels {
   double (*sum_square_deviations)(const T* x, int64_t n, double mean);
   /// sums[i] += x[i]^2
   void (*add_squares)(const T* x, double* sums, int64_t n);
+  /// y[i] = a x[i] f[i]
+  void (*scale_by)(T a, const T* x, const T* f, T* y, int64_t n);
+  /// y[i] = a y[i] + b x[i]
+  void (*scale_and_add)(T a, T* y, T b, const T* x, int64_t n);
 };
 
 struct KernelTable {

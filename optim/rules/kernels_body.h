@@ -169,6 +169,15 @@ void AddSquaresLoop(const T* __restrict x, double* __restrict sums, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
 }
 
+template <typename T>
+void ScaleByLoop(T a, const T* __restrict x, const T* __restrict f, T* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = a * x[i] * f[i];
+}
+template <typename T>
+void ScaleAndAddLoop(T a, T* __restrict y, T b, const T* __restrict x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = a * y[i] + b * x[i];
+}
+
 // The largest magnitude pattern of a block tells whether any exponent in it is all ones.
 template <typename Bits>
 inline int64_t FirstNotFinite(const void* data, int64_t n, Bits magnitude_mask, Bits infinity) {
@@ -242,6 +251,8 @@ constexpr TypedKernels<T> MakeTyped() {
   k.sum_squares = &SumSquaresLoop<T>;
   k.sum_square_deviations = &SumSquareDeviationsLoop<T>;
   k.add_squares = &AddSquaresLoop<T>;
+  k.scale_by = &ScaleByLoop<T>;
+  k.scale_and_add = &ScaleAndAddLoop<T>;
   return k;
 }
 

@@ -1,18 +1,21 @@
-// GaLore (Zhao et al. 2024), Fira (Chen et al. 2024), APOLLO and APOLLO-Mini (Zhu et al. 2024): Adam's statistics live in a subspace of the
-// gradient G [rows, cols] of each matrix. Rows >= cols: P [r, cols], R = G P'; else P [rows, r], R = P' G. Every T steps P is renewed: GaLore and
-// Fira take the first r singular vectors of G, APOLLO draws Gaussians of variance 1/r from (seed, tensor, step).
+// GaLore (Zhao et al. 2024), Fira (Chen et al. 2024), APOLLO and APOLLO-Mini (Zhu et al. 2024): Adam's statistics live
+// in a subspace of the gradient G [rows, cols] of each matrix. Rows >= cols: P [r, cols], R = G P'; else P [rows, r], R
+// = P' G. Every T steps P is renewed: GaLore and Fira take the first r singular vectors of G, APOLLO draws Gaussians of
+// variance 1/r from (seed, tensor, step).
 //   m, v: EMAs of R; N = m / (sqrt(v) + eps); step = eta sqrt(1 - b2^t) / (1 - b1^t)
-//   galore: U = scale back(N);  fira: U = scale back(N) + limit((G - back(R)) f);  apollo: U = sqrt(scale) limit(G f), or limit(sqrt(scale) G f)
-//   f = ||N|| / (||R|| + 1e-8), one a channel (row of R when rows >= cols, else column) or one a tensor;
-//   limit(S) = S / l, l = max(||S|| / (last norm + 1e-8), limiter) / limiter, from a matrix's second step on;  p := (p - step U)(1 - eta lambda).
-// Tensors that are no matrices, and those named by full_tensors, take the same Adam without projection. State: m, v of R, projector/<tensor>
-// and limit/<tensor> (the limited norm); moments are kept across a change of P.
-// Optional input projector/<tensor>, of the projector's shape: GaLore and Fira turn the signs of their singular vectors to match it;
+//   galore: U = scale back(N);  fira: U = scale back(N) + limit((G - scale back(R)) f);  apollo: U = sqrt(scale)
+//   limit(G f), or limit(sqrt(scale) G f) (scale on back(R) too: so does Fira's released code.) f = ||N|| / (||R|| +
+//   1e-8), one a channel (row of R when rows >= cols, else column) or one a tensor; limit(S) = S / l, l = max(||S|| /
+//   (last norm + 1e-8), limiter) / limiter, from a matrix's second step on;  p := (p - step U)(1 - eta lambda).
+// Tensors that are no matrices, and those named by full_tensors, take the same Adam without projection. State: m, v of
+// R, projector/<tensor> and limit/<tensor> (the limited norm); moments are kept across a change of P. Optional input
+// projector/<tensor>, of the projector's shape: GaLore and Fira turn the signs of their singular vectors to match it;
 // APOLLO uses it in place of its draw.
 #include <algorithm>
 #include <cmath>
 
 #include "base/status.h"
+#include "optim/rules/adam_constants.h"
 #include "optim/rules/blas.h"
 #include "optim/rules/factories.h"
 #include "optim/rules/formulas.h"
@@ -29,9 +32,8 @@ class LowRankRule : public RuleBase {
   LowRankRule(RuleArgs rule_args, Kind kind)
       : RuleBase(std::move(rule_args)),
         kind_(kind),
-        beta1_(args().number("beta1")),
-        beta2_(args().number("beta2")),
-        eps_(args().number("eps")),
+        settings_{args().number("beta1"),        args().number("beta2"),     args().number("eps"),
+                  args().number("weight_decay"), AdamSettings::Decay::kLast, true},
         scale_(args().number("scale")),
         gap_(static_cast<int64_t>(args().number("update_proj_gap"))),
         per_tensor_(kind == Kind::kApollo && args().text("scale_type") == "tensor"),
@@ -57,8 +59,8 @@ class LowRankRule : public RuleBase {
       if (matrices_[i].rank == 0 || Extra(input, name) == nullptr) continue;
       RETURN_IF_ERROR(CheckExtra(input, name, compute(i), ""));
       if (Extra(input, name)->spec.shape != matrices_[i].projector->spec.shape) {
-        return InvalidArgument(name, ": its shape must be the projector's, ", matrices_[i].projector->spec.shape[0], " by ",
-                               matrices_[i].projector->spec.shape[1]);
+        return InvalidArgument(name, ": its shape must be the projector's, ", matrices_[i].projector->spec.shape[0],
+                               " by ", matrices_[i].projector->spec.shape[1]);
       }
     }
     return absl::OkStatus();
@@ -90,7 +92,8 @@ class LowRankRule : public RuleBase {
   Matrix Declare(int i) {
     const TensorSpec& spec = layout()[i];
     Matrix matrix;
-    const bool projected = spec.shape.size() == 2 && spec.elements() > 0 && !MatchesAny(args().text("full_tensors"), spec.name);
+    const bool projected =
+        spec.shape.size() == 2 && spec.elements() > 0 && !MatchesAny(args().text("full_tensors"), spec.name);
     if (!projected) {
       matrix.m = AddState("m/" + spec.name, compute(i), spec.shape);
       matrix.v = AddState("v/" + spec.name, compute(i), spec.shape);
@@ -100,8 +103,10 @@ class LowRankRule : public RuleBase {
     matrix.cols = spec.shape[1];
     matrix.right = matrix.rows >= matrix.cols;
     matrix.rank = std::min({static_cast<int64_t>(args().number("rank")), matrix.rows, matrix.cols});
-    const std::vector<int64_t> low = matrix.right ? std::vector{matrix.rows, matrix.rank} : std::vector{matrix.rank, matrix.cols};
-    const std::vector<int64_t> basis = matrix.right ? std::vector{matrix.rank, matrix.cols} : std::vector{matrix.rows, matrix.rank};
+    const std::vector<int64_t> low =
+        matrix.right ? std::vector{matrix.rows, matrix.rank} : std::vector{matrix.rank, matrix.cols};
+    const std::vector<int64_t> basis =
+        matrix.right ? std::vector{matrix.rank, matrix.cols} : std::vector{matrix.rows, matrix.rank};
     matrix.m = AddState("m/" + spec.name, compute(i), low);
     matrix.v = AddState("v/" + spec.name, compute(i), low);
     matrix.projector = AddState("projector/" + spec.name, compute(i), basis);
@@ -110,27 +115,13 @@ class LowRankRule : public RuleBase {
   }
 
   template <typename T>
-  formula::Adam<T> Constants(int i, double eta) const {
-    const double steps = static_cast<double>(t(i));
-    formula::Adam<T> c;
-    c.first = {static_cast<T>(beta1_), static_cast<T>(1 - beta1_)};
-    c.second = {static_cast<T>(beta2_), static_cast<T>(1 - beta2_)};
-    c.step = static_cast<T>(eta * std::sqrt(1 - std::pow(beta2_, steps)) / (1 - std::pow(beta1_, steps)));
-    c.root_bias = 1;
-    c.eps = static_cast<T>(eps_);
-    c.decay = 1;
-    c.l2 = 0;
-    c.decay_after = static_cast<T>(1 - eta * args().number("weight_decay"));
-    return c;
-  }
-
-  template <typename T>
   void StepFull(int i, const Operands& bound, double eta) const {
-    const formula::Adam<T> c = Constants<T>(i, eta);
+    const formula::Adam<T> c = AdamConstants<T>(settings_, eta, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[0] = matrices_[i].m->data.data();
     operands.s[1] = matrices_[i].v->data.data();
-    ForEachRowBlock(layout()[i].elements(), 1, [&](int64_t first, int64_t last) { RunKernel(kAdam, &c, operands, first, last); });
+    ForEachRowBlock(layout()[i].elements(), 1,
+                    [&](int64_t first, int64_t last) { RunKernel(kAdam, &c, operands, first, last); });
   }
 
   template <typename T>
@@ -144,7 +135,7 @@ class LowRankRule : public RuleBase {
     });
     if ((t(i) - 1) % gap_ == 0) RenewProjector<T>(i, input);
     Project<T>(matrix, gradient, projected_.as<T>());
-    const formula::Adam<T> c = Constants<T>(i, lr(input));
+    const formula::Adam<T> c = AdamConstants<T>(settings_, lr(input), static_cast<double>(t(i)));
     Direction<T>(c, matrix);
     if (kind_ == Kind::kApollo) {
       ScaledGradient<T>(matrix, gradient);
@@ -192,7 +183,9 @@ class LowRankRule : public RuleBase {
   void Factors(const Matrix& x) {
     const T *r = projected_.as<T>(), *n = direction_.as<T>();
     const int64_t channels = x.long_side(), all = x.m->spec.elements();
-    const auto ratio = [](double direction, double gradient) { return std::sqrt(direction) / (std::sqrt(gradient) + 1e-8); };
+    const auto ratio = [](double direction, double gradient) {
+      return std::sqrt(direction) / (std::sqrt(gradient) + 1e-8);
+    };
     if (per_tensor_) {
       std::fill_n(factor_.begin(), channels, ratio(blas::SumSquares(all, n), blas::SumSquares(all, r)));
       return;
@@ -213,7 +206,8 @@ class LowRankRule : public RuleBase {
   template <typename T>
   void ApplyFactors(const Matrix& x, double more, T* s) const {
     for (int64_t row = 0; row < x.rows; ++row) {
-      for (int64_t col = 0; col < x.cols; ++col) s[row * x.cols + col] *= static_cast<T>(factor_[x.right ? row : col] * more);
+      for (int64_t col = 0; col < x.cols; ++col)
+        s[row * x.cols + col] *= static_cast<T>(factor_[x.right ? row : col] * more);
     }
   }
 
@@ -238,7 +232,7 @@ class LowRankRule : public RuleBase {
     if (kind_ == Kind::kGalore) return Back<T>(x, static_cast<T>(scale_), direction_.as<T>(), 0, update);
     Factors<T>(x);
     std::copy_n(gradient, x.rows * x.cols, update);
-    Back<T>(x, -1, projected_.as<T>(), 1, update);
+    Back<T>(x, static_cast<T>(-scale_), projected_.as<T>(), 1, update);
     ApplyFactors<T>(x, 1, update);
     Limit<T>(x, update);
     Back<T>(x, static_cast<T>(scale_), direction_.as<T>(), 1, update);
@@ -293,7 +287,8 @@ class LowRankRule : public RuleBase {
     }
   }
 
-  // First r singular vectors of the gradient. Allocates: it runs every T steps and costs a decomposition. When LAPACK fails, the old basis stays.
+  // First r singular vectors of the gradient. Allocates: it runs every T steps and costs a decomposition. When LAPACK
+  // fails, the old basis stays.
   template <typename T>
   void SingularProjector(const Matrix& x, T* projector) const {
     const int64_t k = std::min(x.rows, x.cols);
@@ -309,16 +304,20 @@ class LowRankRule : public RuleBase {
 
   template <typename T>
   void AlignSigns(const Matrix& x, const T* reference, T* projector) const {
-    const int64_t length = x.right ? x.cols : x.rows, vector_step = x.right ? x.cols : 1, entry_step = x.right ? 1 : x.rank;
+    const int64_t length = x.right ? x.cols : x.rows, vector_step = x.right ? x.cols : 1,
+                  entry_step = x.right ? 1 : x.rank;
     for (int64_t k = 0; k < x.rank; ++k) {
       double dot = 0;
-      for (int64_t e = 0; e < length; ++e) dot += static_cast<double>(projector[k * vector_step + e * entry_step]) * reference[k * vector_step + e * entry_step];
+      for (int64_t e = 0; e < length; ++e)
+        dot += static_cast<double>(projector[k * vector_step + e * entry_step]) *
+               reference[k * vector_step + e * entry_step];
       for (int64_t e = 0; e < length && dot < 0; ++e) projector[k * vector_step + e * entry_step] *= -1;
     }
   }
 
   const Kind kind_;
-  const double beta1_, beta2_, eps_, scale_;
+  const AdamSettings settings_;
+  const double scale_;
   const int64_t gap_;
   const bool per_tensor_, scale_front_;
   std::vector<Matrix> matrices_;
@@ -328,8 +327,14 @@ class LowRankRule : public RuleBase {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Rule>> MakeGalore(RuleArgs args) { return std::make_unique<LowRankRule>(std::move(args), Kind::kGalore); }
-absl::StatusOr<std::unique_ptr<Rule>> MakeFira(RuleArgs args) { return std::make_unique<LowRankRule>(std::move(args), Kind::kFira); }
-absl::StatusOr<std::unique_ptr<Rule>> MakeApollo(RuleArgs args) { return std::make_unique<LowRankRule>(std::move(args), Kind::kApollo); }
+absl::StatusOr<std::unique_ptr<Rule>> MakeGalore(RuleArgs args) {
+  return std::make_unique<LowRankRule>(std::move(args), Kind::kGalore);
+}
+absl::StatusOr<std::unique_ptr<Rule>> MakeFira(RuleArgs args) {
+  return std::make_unique<LowRankRule>(std::move(args), Kind::kFira);
+}
+absl::StatusOr<std::unique_ptr<Rule>> MakeApollo(RuleArgs args) {
+  return std::make_unique<LowRankRule>(std::move(args), Kind::kApollo);
+}
 
 }  // namespace optod::optim

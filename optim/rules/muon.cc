@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "optim/rules/adam_constants.h"
 #include "optim/rules/blas.h"
 #include "optim/rules/factories.h"
 #include "optim/rules/formulas.h"
@@ -134,18 +135,10 @@ class MuonRule : public RuleBase {
 
   template <typename T>
   void StepAux(int i, const Operands& bound, double eta) {
-    const double beta1 = args().number("adam_beta1"), beta2 = args().number("adam_beta2"),
-                 steps = static_cast<double>(t(i));
     const double own = eta * args().number("adam_lr") / args().number("lr");
-    formula::Adam<T> c;
-    c.first = {static_cast<T>(beta1), static_cast<T>(1 - beta1)};
-    c.second = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
-    c.step = static_cast<T>(own / (1 - std::pow(beta1, steps)));
-    c.root_bias = static_cast<T>(std::sqrt(1 - std::pow(beta2, steps)));
-    c.eps = static_cast<T>(args().number("adam_eps"));
-    c.decay = static_cast<T>(1 - own * args().number("weight_decay"));
-    c.l2 = 0;
-    c.decay_after = 1;
+    const AdamSettings settings = {args().number("adam_beta1"), args().number("adam_beta2"), args().number("adam_eps"),
+                                   args().number("weight_decay")};
+    const formula::Adam<T> c = AdamConstants<T>(settings, own, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[1] = v_[i]->data.data();
     ForEachRowBlock(layout()[i].elements(), 1,

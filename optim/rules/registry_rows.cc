@@ -30,7 +30,8 @@ std::vector<HyperInfo> LowRankHyper(int64_t rank, double scale) {
           Int("rank", rank, 1, 1 << 20, "rank r of the projection"),
           Int("update_proj_gap", 200, 1, 1 << 30, "steps T between two projections"),
           Positive("scale", scale, "factor on the projected update"),
-          Text("full_tensors", "*embed*,*head*", "matrices that take Adam without projection: comma-separated names, * and ? match")};
+          Text("full_tensors", "*embed*,*head*",
+               "matrices that take Adam without projection: comma-separated names, * and ? match")};
 }
 
 std::vector<HyperInfo> LimitedLowRankHyper(int64_t rank, double scale) {
@@ -105,7 +106,7 @@ std::vector<Row> FirstOrderRows() {
        Int("min_8bit_size", 4096, 0, 1 << 30, "smaller tensors keep float32 moments"),
        Text("float_tensors", "*embed*", "tensors that keep float32 moments: comma-separated names, * and ? match")},
       {"grad"}, "m, v as 8-bit codes and one float32 maximum a block each", 2.03125, "", "Dettmers et al. 2022",
-      nullptr));
+      &MakeAdamW8bit));
   rows.push_back(FirstOrder(
       "lamb", "Adam direction scaled by a trust ratio a tensor",
       {Positive("lr", 1e-3, "learning rate eta"), Fraction("beta1", 0.9, "decay of the first moment"),
@@ -164,7 +165,7 @@ std::vector<Row> FirstOrderRows() {
        NonNegative("weight_decay", 0, "L2, of the SGD behind"),
        Text("sgd_layers", "*embed*,*norm*,*lm_head*", "layers left to SGD: comma-separated names, * and ? match")},
       {"grad", "act", "pgrad"}, "A, G and their eigenvectors or inverses a layer: 2 (in^2 + out^2) numbers, float32",
-      16, "kfac_eigen", "Martens and Grosse 2015; Pauloski et al. 2021", nullptr));
+      16, "kfac_eigen", "Martens and Grosse 2015; Pauloski et al. 2021", &MakeKfac));
   rows.push_back(FirstOrder(
       "adahessian", "Adam with a Hutchinson estimate of the Hessian diagonal as second moment",
       {Positive("lr", 0.15, "learning rate eta"), Fraction("beta1", 0.9, "decay of the first moment"),
@@ -180,10 +181,10 @@ std::vector<Row> FirstOrderRows() {
       "adahessian_quartic", "Yao et al. 2021, Alg. 1", &MakeAdaHessian));
   rows.push_back(FirstOrder("mkor", "momentum-enabled Kronecker factors by rank-1 updates of the inverses", MkorHyper(),
                             {"grad", "act", "pgrad"}, "A_inv [in+1, in+1], G_inv [out, out] a layer, and the backend's",
-                            12, "mkor_exact_sm", "Mozaffari et al. 2023, Alg. 1", nullptr));
+                            12, "mkor_exact_sm", "Mozaffari et al. 2023, Alg. 1", &MakeMkor));
   rows.push_back(FirstOrder("mkor-h", "MKOR that falls back for good to its backend once second order stops helping",
                             MkorHHyper(), {"grad", "act", "pgrad", "loss"}, "as mkor, and the smoothed loss", 12,
-                            "mkor_exact_sm", "Mozaffari et al. 2023, Sec. 3.3", nullptr));
+                            "mkor_exact_sm", "Mozaffari et al. 2023, Sec. 3.3", &MakeMkorH));
   rows.push_back(FirstOrder(
       "scale", "column-normalised gradients, momentum for the last layer only",
       {Positive("lr", 1e-3, "learning rate eta"), NonNegative("weight_decay", 0, "decoupled decay lambda"),

@@ -24,7 +24,7 @@ std::vector<HyperInfo> ProposalHyper(int64_t candidates, int64_t memory, int64_t
   return {Int("candidates", candidates, 1, 64, "proposals a step"),
           Int("memory", memory, 0, 1 << 20, "past (variables, feedback) pairs shown to the model"),
           Int("max_tokens", max_tokens, 1, 1 << 20, "longest reply, tokens"),
-          Range("temperature", 0, 0, 2, "of the model; several candidates spread upwards from it"),
+          Range("temperature", 0.7, 0, 2, "of the model; of several candidates the hottest, the others fall evenly to 0"),
           Text("objective", "", "what the model is asked to do; empty = the optimizer's own sentence"),
           Flag("include_example", false, "show a worked example in the prompt"),
           Int("seed", 0, 0, int64_t{1} << 31, "passed to endpoints that take one")};

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "optim/rules/adam_constants.h"
 #include "optim/rules/factories.h"
 #include "optim/rules/formulas.h"
 #include "optim/rules/glob.h"
@@ -74,17 +75,11 @@ class ScaleRule : public RuleBase {
 
   template <typename T>
   void StepVector(int i, const Operands& bound, double eta) const {
-    const double beta1 = args().number("beta1"), beta2 = args().number("beta2"), steps = static_cast<double>(t(i));
     const double own = eta * args().number("adam_lr") / args().number("lr");
-    formula::Adam<T> c;
-    c.first = {static_cast<T>(beta1), static_cast<T>(1 - beta1)};
-    c.second = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
-    c.step = static_cast<T>(own * std::sqrt(1 - std::pow(beta2, steps)) / (1 - std::pow(beta1, steps)));
-    c.root_bias = 1;
-    c.eps = static_cast<T>(args().number("adam_eps"));
-    c.decay = static_cast<T>(1 - own * args().number("weight_decay"));
-    c.l2 = 0;
-    c.decay_after = 1;
+    const AdamSettings settings = {args().number("beta1"),      args().number("beta2"),
+                                   args().number("adam_eps"),   args().number("weight_decay"),
+                                   AdamSettings::Decay::kFirst, true};
+    const formula::Adam<T> c = AdamConstants<T>(settings, own, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[0] = m_[i]->data.data();
     operands.s[1] = v_[i]->data.data();

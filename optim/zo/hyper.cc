@@ -19,6 +19,59 @@ absl::Status CheckUnitInterval(const char* name, double value) {
   return InvalidArgument("hyperparameters.", name, ": ", value, " is out of range; must be in [0, 1)");
 }
 
+absl::StatusOr<ZoHyper> DefaultsFor(const std::string& optimizer) {
+  ZoHyper hyper;
+  if (optimizer == "zo-sgd") return hyper;
+  if (optimizer == "zo-sgd-mmt") return hyper.momentum = 0.9, hyper;
+  if (optimizer == "zo-sgd-cons") return hyper.rule = Rule::kConservative, hyper;
+  if (optimizer == "zo-sgd-sign") return hyper.sign = Sign::kScalar, hyper;
+  if (optimizer == "zo-adam") return hyper.base = Base::kAdam, hyper;
+  if (optimizer == "forward-grad") return hyper.rule = Rule::kForwardGrad, hyper;
+  return NotFound("optimizer: \"", optimizer, "\" is not a zeroth-order optimizer");
+}
+
+absl::Status SetNumber(const std::string& name, double value, ZoHyper* hyper) {
+  static constexpr std::pair<const char*, double ZoHyper::*> kNumbers[] = {{"lr", &ZoHyper::lr},
+                                                                           {"eps", &ZoHyper::eps},
+                                                                           {"weight_decay", &ZoHyper::weight_decay},
+                                                                           {"momentum", &ZoHyper::momentum},
+                                                                           {"beta1", &ZoHyper::beta1},
+                                                                           {"beta2", &ZoHyper::beta2},
+                                                                           {"adam_eps", &ZoHyper::adam_eps}};
+  for (const auto& [known, member] : kNumbers) {
+    if (name == known) return hyper->*member = value, absl::OkStatus();
+  }
+  if (name != "queries") return InvalidArgument("hyperparameters.", name, ": is unknown, or not a number");
+  if (!(value >= 1 && value <= 1 << 20 && value == std::floor(value))) {
+    return InvalidArgument("hyperparameters.queries: ", value, " must be a whole number in [1, ", 1 << 20, "]");
+  }
+  hyper->queries = static_cast<int>(value);
+  return absl::OkStatus();
+}
+
+absl::Status SetChoice(const std::string& name, const std::string& value, ZoHyper* hyper) {
+  struct Choice {
+    const char *name, *value;
+    void (*set)(ZoHyper*);
+  };
+  static constexpr Choice kChoices[] = {
+      {"perturbation", "two-side", [](ZoHyper* h) { h->sides = Sides::kTwo; }},
+      {"perturbation", "one-side", [](ZoHyper* h) { h->sides = Sides::kOne; }},
+      {"residue", "none", [](ZoHyper* h) { h->residue = Residue::kNone; }},
+      {"residue", "mezo", [](ZoHyper* h) { h->residue = Residue::kMezo; }},
+      {"sign", "code", [](ZoHyper* h) { h->sign = Sign::kScalar; }},
+      {"sign", "paper", [](ZoHyper* h) { h->sign = Sign::kElement; }},
+  };
+  std::string allowed;
+  for (const Choice& choice : kChoices) {
+    if (name != choice.name) continue;
+    if (value == choice.value) return choice.set(hyper), absl::OkStatus();
+    allowed += Cat(allowed.empty() ? "" : ", ", choice.value);
+  }
+  if (allowed.empty()) return InvalidArgument("hyperparameters.", name, ": is unknown, or not a choice");
+  return InvalidArgument("hyperparameters.", name, ": \"", value, "\" is not one of ", allowed);
+}
+
 }  // namespace
 
 absl::Status CheckZoHyper(const ZoHyper& hyper) {
@@ -43,15 +96,19 @@ absl::Status CheckZoHyper(const ZoHyper& hyper) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ZoHyper> ZoHyperFor(const std::string& optimizer) {
-  ZoHyper hyper;
-  if (optimizer == "zo-sgd") return hyper;
-  if (optimizer == "zo-sgd-mmt") return hyper.momentum = 0.9, hyper;
-  if (optimizer == "zo-sgd-cons") return hyper.rule = Rule::kConservative, hyper;
-  if (optimizer == "zo-sgd-sign") return hyper.sign = Sign::kElement, hyper;
-  if (optimizer == "zo-adam") return hyper.base = Base::kAdam, hyper;
-  if (optimizer == "forward-grad") return hyper.rule = Rule::kForwardGrad, hyper;
-  return NotFound("optimizer: \"", optimizer, "\" is not a zeroth-order optimizer");
+absl::StatusOr<ZoHyper> ZoHyperFor(const std::string& optimizer, const ZoValues& values) {
+  ASSIGN_OR_RETURN(ZoHyper hyper, DefaultsFor(optimizer));
+  for (const auto& [name, value] : values) {
+    if (const double* number = std::get_if<double>(&value)) {
+      RETURN_IF_ERROR(SetNumber(name, *number, &hyper));
+    } else if (const std::string* text = std::get_if<std::string>(&value)) {
+      RETURN_IF_ERROR(SetChoice(name, *text, &hyper));
+    } else {
+      return InvalidArgument("hyperparameters.", name, ": no zeroth-order hyperparameter is a switch");
+    }
+  }
+  RETURN_IF_ERROR(CheckZoHyper(hyper));
+  return hyper;
 }
 
 ZoLayout::ZoLayout(std::vector<ZoTensor> tensors) : tensors_(std::move(tensors)) {

@@ -4,7 +4,9 @@
 /// 2023).
 
 #include <cstddef>
+#include <map>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -48,9 +50,14 @@ struct ZoHyper {
 /// INVALID_ARGUMENT naming the field, its value and the rule: `hyperparameters.lr: -1 is negative; must be > 0`.
 absl::Status CheckZoHyper(const ZoHyper& hyper);
 
-/// The settings a registered name stands for: zo-sgd, zo-sgd-mmt (momentum 0.9), zo-sgd-cons, zo-sgd-sign (element
-/// signs), zo-adam, forward-grad. NOT_FOUND for other names.
-absl::StatusOr<ZoHyper> ZoHyperFor(const std::string& optimizer);
+/// Hyperparameters by the registry's names: lr, eps, queries, perturbation (two-side | one-side), weight_decay, residue
+/// (none | mezo), momentum, sign (code | paper), beta1, beta2, adam_eps. Numbers are double.
+using ZoValues = std::map<std::string, std::variant<double, bool, std::string>>;
+
+/// The settings a registered name stands for: zo-sgd, zo-sgd-mmt (momentum 0.9), zo-sgd-cons, zo-sgd-sign (sign of the
+/// scalar, as the published code), zo-adam, forward-grad; `values` replace the defaults. NOT_FOUND for other
+/// optimizers; INVALID_ARGUMENT for unknown names, wrong kinds and whatever CheckZoHyper refuses.
+absl::StatusOr<ZoHyper> ZoHyperFor(const std::string& optimizer, const ZoValues& values = {});
 
 /// One tensor of the flat parameter vector. Its number in the layout is its tensor number in the random stream.
 struct ZoTensor {

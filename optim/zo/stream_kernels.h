@@ -33,6 +33,10 @@ const Kernels& Scalar();
 const Kernels* Avx2();
 const Kernels* Avx512();
 
+/// What stream_avx2.cc and stream_avx512.cc define (x86-64 only): data, so that asking for them runs no wide
+/// instruction.
+extern const Kernels kAvx2Kernels, kAvx512Kernels;
+
 /// The one in use: the widest that this CPU has.
 const Kernels& Best();
 

@@ -1,4 +1,4 @@
-// Built instead of stream_avx2.cc and stream_avx512.cc on targets that are not x86-64.
+// Built instead of stream_x86.cc, stream_avx2.cc and stream_avx512.cc on targets that are not x86-64.
 #include "optim/zo/stream_kernels.h"
 
 namespace optod::zo::kernels {

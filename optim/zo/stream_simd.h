@@ -34,22 +34,29 @@ struct RoundKeys {
   }
 };
 
-// Radius words and angle words of V::kGroup blocks, pairs (x0, x1) in even and (x2, x3) in odd 32-bit lanes.
-template <class V>
-inline void Philox(const RoundKeys<V>& keys, typename V::I c0, typename V::I c1, typename V::I c2, typename V::I c3,
-                   typename V::I* radius, typename V::I* angle) {
+// Radius words and angle words of n * V::kGroup blocks, pairs (x0, x1) in even and (x2, x3) in odd 32-bit lanes. A
+// round waits for two multiplications; independent groups side by side fill that time.
+template <class V, int n>
+inline void Philox(const RoundKeys<V>& keys, typename V::I (&c0)[n], typename V::I word1, typename V::I query,
+                   typename V::I step, typename V::I (&radius)[n], typename V::I (&angle)[n]) {
   using I = typename V::I;
   const I mul0 = V::SetInt(static_cast<int32_t>(constants::kMul0)),
           mul1 = V::SetInt(static_cast<int32_t>(constants::kMul1));
+  I c1[n], c2[n], c3[n];
+  for (int u = 0; u < n; ++u) c1[u] = word1, c2[u] = query, c3[u] = step;
   for (int round = 0; round < constants::kRounds; ++round) {
-    const I product0 = V::MulWide(c0, mul0), product1 = V::MulWide(c2, mul1);
-    c0 = V::Xor3(V::HighHalf(product1), c1, keys.k0[round]);
-    c1 = product1;
-    c2 = V::Xor3(V::HighHalf(product0), c3, keys.k1[round]);
-    c3 = product0;
+    for (int u = 0; u < n; ++u) {
+      const I product0 = V::MulWide(c0[u], mul0), product1 = V::MulWide(c2[u], mul1);
+      c0[u] = V::Xor3(V::HighHalf(product1), c1[u], keys.k0[round]);
+      c1[u] = product1;
+      c2[u] = V::Xor3(V::HighHalf(product0), c3[u], keys.k1[round]);
+      c3[u] = product0;
+    }
   }
-  *radius = V::JoinLow(c0, c2);
-  *angle = V::JoinLow(c1, c3);
+  for (int u = 0; u < n; ++u) {
+    radius[u] = V::JoinLow(c0[u], c2[u]);
+    angle[u] = V::JoinLow(c1[u], c3[u]);
+  }
 }
 
 // Box-Muller, operation for operation as in normal_constants.h.
@@ -71,23 +78,35 @@ inline void NormalPairs(typename V::I radius, typename V::I angle, typename V::F
   *z_odd = V::Mul(r, V::Mul(y, Horner<V>(constants::kSin, y2)));
 }
 
-// Calls sink(offset, z) with the values of blocks [block, block + blocks), V::kLanes at a time and in order.
-template <class V, class Sink>
-inline void Generate(const StreamKey& key, uint32_t block, size_t blocks, Sink sink) {
+// Calls sink(offset, z) with the values of n * V::kGroup blocks that start at block + b, V::kLanes values at a time.
+template <class V, int n, class Sink>
+inline void GenerateGroups(const RoundKeys<V>& keys, const StreamKey& key, uint32_t block, size_t b, const Sink& sink) {
   using F = typename V::F;
   using I = typename V::I;
-  const RoundKeys<V> keys(key);
-  const I c1 = V::SetInt(static_cast<int32_t>(key.word1)), c2 = V::SetInt(static_cast<int32_t>(key.query)),
-          c3 = V::SetInt(static_cast<int32_t>(key.step));
-  for (size_t b = 0; b < blocks; b += V::kGroup) {
-    const I c0 = V::AddInt(V::SetInt(static_cast<int32_t>(block + static_cast<uint32_t>(b))), V::BlockOffsets());
-    I radius, angle;
-    Philox<V>(keys, c0, c1, c2, c3, &radius, &angle);
-    F z_even, z_odd;
-    NormalPairs<V>(radius, angle, &z_even, &z_odd);
-    sink(4 * b, V::UnpackLow(z_even, z_odd));
-    sink(4 * b + V::kLanes, V::UnpackHigh(z_even, z_odd));
+  I c0[n], radius[n], angle[n];
+  for (int u = 0; u < n; ++u) {
+    const uint32_t start = block + static_cast<uint32_t>(b + u * V::kGroup);
+    c0[u] = V::AddInt(V::SetInt(static_cast<int32_t>(start)), V::BlockOffsets());
   }
+  Philox<V, n>(keys, c0, V::SetInt(static_cast<int32_t>(key.word1)), V::SetInt(static_cast<int32_t>(key.query)),
+               V::SetInt(static_cast<int32_t>(key.step)), radius, angle);
+  for (int u = 0; u < n; ++u) {
+    F z_even, z_odd;
+    NormalPairs<V>(radius[u], angle[u], &z_even, &z_odd);
+    const size_t offset = 4 * (b + u * V::kGroup);
+    sink(offset, V::UnpackLow(z_even, z_odd));
+    sink(offset + V::kLanes, V::UnpackHigh(z_even, z_odd));
+  }
+}
+
+// All of [block, block + blocks), in order: V::kUnroll groups side by side, then one by one.
+template <class V, class Sink>
+inline void Generate(const StreamKey& key, uint32_t block, size_t blocks, const Sink& sink) {
+  const RoundKeys<V> keys(key);
+  const size_t stride = V::kUnroll * V::kGroup;
+  size_t b = 0;
+  for (; b + stride <= blocks; b += stride) GenerateGroups<V, V::kUnroll>(keys, key, block, b, sink);
+  for (; b < blocks; b += V::kGroup) GenerateGroups<V, 1>(keys, key, block, b, sink);
 }
 
 template <class V>

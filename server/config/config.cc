@@ -50,7 +50,7 @@ const Key kKeys[] = {
     {"max-artifact-size", Kind::kBytes, &Config::max_artifact_bytes, "SIZE", "largest artifact that is taken [256MiB]"},
     {"synchronous", Kind::kChoice, &Config::synchronous, "full|normal",
      "commits survive power loss, or only a crash of the process [full]"},
-    {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE", "YAML file of LLM endpoints and their keys"},
+    {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE", "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
     {"executor", Kind::kChoice, &Config::executor, "disabled|sandbox|client",
      "where code written by a model may run [sandbox]"},
     {"cassette", Kind::kText, &Config::cassette, "FILE", "recorded LLM traffic"},

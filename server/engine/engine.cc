@@ -55,9 +55,9 @@ store::Mutation EventOf(const std::string& user, const std::string& type, const 
 
 // ---- Impl
 
-absl::Status Engine::Impl::Enter() {
+absl::Status Engine::Impl::Enter(bool internal) {
   std::lock_guard lock(mutex);
-  if (draining) return WithReason(Unavailable("the server is draining; try again later"), "DRAINING");
+  if (draining && !internal) return WithReason(Unavailable("the server is draining; try again later"), "DRAINING");
   ++running;
   return absl::OkStatus();
 }
@@ -130,12 +130,12 @@ absl::Status Engine::Impl::EnsureLoaded(const SessionPtr& live, const SessionNam
   return absl::OkStatus();
 }
 
-void Engine::Impl::WaitDurable(LiveSession& live) {
+void WaitDurable(store::Store& store, LiveSession& live) {
   if (live.commits_in_flight == 0) return;
   std::mutex done_mutex;
   std::condition_variable done_cv;
   bool done = false;
-  context.store->Barrier([&](absl::Status) {
+  store.Barrier([&](absl::Status) {
     std::lock_guard lock(done_mutex);
     done = true;
     done_cv.notify_all();
@@ -294,6 +294,11 @@ int64_t Engine::ResidentBytes() {
   return total;
 }
 
+std::shared_ptr<void> Engine::HoldDrain() {
+  (void)impl_->Enter(/*internal=*/true);
+  return std::shared_ptr<void>(nullptr, [impl = impl_.get()](void*) { impl->Leave(); });
+}
+
 void Engine::SetMaxLoaded(size_t sessions) { impl_->max_loaded = sessions; }
 
 /// One mutating call on its way: looked up, run, committed, answered.
@@ -408,7 +413,7 @@ void Engine::MutateBytes(const Caller& caller, const std::string& session, const
   auto name = ParseSessionName(session, caller, "session");
   absl::Status status = name.ok() ? CheckAccess(caller, *name, /*change=*/true) : name.status();
   if (status.ok()) status = CheckRequestId(request_id);
-  if (status.ok()) status = impl_->Enter();
+  if (status.ok()) status = impl_->Enter(caller.internal);
   if (!status.ok()) return done(status);
   auto mutation = std::make_shared<Mutation>();
   mutation->impl = impl_.get();

@@ -37,6 +37,7 @@ struct Caller {
   std::string user = "local";
   bool admin = false;
   bool viewer = false;   ///< may read, not change
+  bool internal = false; ///< the server itself, ending work that was let in before a drain
 };
 
 /// users/U/sessions/S taken apart.
@@ -96,6 +97,8 @@ struct FamilyFactory {
   std::function<absl::Status(Context&, LiveSession& source, int64_t version, LiveSession& fork, store::VersionRow* version0, Effects*)> fork;
 };
 
+struct TraceServices;
+
 /// What the engine and its families run on. Borrowed; outlives the engine.
 struct Context {
   store::Store* store = nullptr;
@@ -103,7 +106,7 @@ struct Context {
   Clock* clock = nullptr;
   ThreadPool* pool = nullptr;
   Timers* timers = nullptr;
-  void* trace_services = nullptr;   ///< trace::llm gateway and friends; engine/trace_family.h knows the type
+  TraceServices* trace = nullptr;   ///< language models and operations: trace_services.h; nullptr = no trace sessions
 };
 
 /// One session in memory. Only its strand touches it.
@@ -140,6 +143,9 @@ class LiveSession {
   std::atomic<int64_t> last_used_ms{0};
   std::atomic<int64_t> resident_bytes{0};
 };
+
+/// On the strand: blocks until all of the session's commits are durable, so that the store's reads see them.
+void WaitDurable(store::Store& store, LiveSession& live);
 
 template <typename Response>
 using Done = absl::AnyInvocable<void(absl::StatusOr<Response>)>;
@@ -198,6 +204,9 @@ class Engine {
           done(std::move(*result));
         });
   }
+
+  /// Keeps a drain waiting while the token lives: for work that goes on after its call was answered.
+  std::shared_ptr<void> HoldDrain();
 
   // ---- care
   Context& context() { return context_; }

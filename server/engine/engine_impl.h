@@ -33,7 +33,7 @@ struct Engine::Impl {
   size_t max_loaded = 1024;
 
   /// Counts a call in; UNAVAILABLE while draining. Every success is paired with Leave.
-  absl::Status Enter();
+  absl::Status Enter(bool internal = false);
   void Leave();
 
   /// The session's place in memory, made when it is not there (not loaded yet).
@@ -46,8 +46,7 @@ struct Engine::Impl {
   const FamilyFactory& Factory(const v1::Session& session) const;
   void EvictIdle();
 
-  /// On the strand: blocks until all of the session's commits are durable.
-  void WaitDurable(LiveSession& live);
+  void WaitDurable(LiveSession& live) { engine::WaitDurable(*context.store, live); }
   /// On the strand, after a change: answers asks that wait.
   void RunWaiters(const SessionPtr& live);
   void PollWaiters(const SessionPtr& live);

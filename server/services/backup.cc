@@ -1,14 +1,25 @@
 #include "server/services/backup.h"
 
-#include <span>
+#include <memory>
+#include <vector>
 
 #include "base/status.h"
+#include "server/store/sqlite_store.h"
 
 namespace optod::services {
 namespace {
 
-absl::Status WriteText(Fs& fs, const std::string& path, const std::string& text) {
-  return fs.WriteFileAtomic(path, std::as_bytes(std::span(text.data(), text.size())), 0600);
+absl::Status WriteText(Fs& fs, const std::string& path, const std::string& text) { return fs.WriteFileAtomic(path, BytesOf(text), 0600); }
+
+absl::StatusOr<std::vector<std::string>> LiveBlobsOf(const std::string& database) {
+  store::SqliteOptions options;
+  options.path = database;
+  options.reader_count = 1;
+  options.measure_ms = 0;
+  ASSIGN_OR_RETURN(std::unique_ptr<store::Store> copy, store::OpenSqliteStore(options));
+  ASSIGN_OR_RETURN(std::vector<std::string> live, copy->LiveBlobs());
+  RETURN_IF_ERROR(copy->Close());
+  return live;
 }
 
 }  // namespace
@@ -18,18 +29,17 @@ absl::StatusOr<BackupOutcome> BackupInto(const std::string& directory, store::St
   BackupOutcome outcome;
   outcome.path = directory;
   RETURN_IF_ERROR(fs.CreateDirectories(directory + "/blobs", 0700));
-  // Which blobs the rows point to is asked before the copy and after it: what either names is in the backup.
-  ASSIGN_OR_RETURN(std::vector<std::string> live, store.LiveBlobs());
-  RETURN_IF_ERROR(store.BackupTo(directory + "/optod.db"));
-  ASSIGN_OR_RETURN(outcome.bytes, fs.FileSize(directory + "/optod.db"));
+  const std::string database = directory + "/optod.db";
+  RETURN_IF_ERROR(store.BackupTo(database));
+  ASSIGN_OR_RETURN(outcome.bytes, fs.FileSize(database));
+  // The copy itself is asked which blobs it needs: the running server may be some commits ahead.
+  ASSIGN_OR_RETURN(std::vector<std::string> live, LiveBlobsOf(database));
   for (const std::string& sha256 : live) {
-    absl::StatusOr<std::string> data = blobs.Get(sha256);
-    if (absl::IsNotFound(data.status())) continue;   // its row went away meanwhile
-    RETURN_IF_ERROR(data.status());
+    ASSIGN_OR_RETURN(std::string data, blobs.Get(sha256));
     std::string folder = directory + "/blobs/" + sha256.substr(0, 2);
     RETURN_IF_ERROR(fs.CreateDirectories(folder, 0700));
-    RETURN_IF_ERROR(WriteText(fs, folder + "/" + sha256, *data));
-    outcome.bytes += static_cast<int64_t>(data->size());
+    RETURN_IF_ERROR(WriteText(fs, folder + "/" + sha256, data));
+    outcome.bytes += static_cast<int64_t>(data.size());
     ++outcome.blobs;
   }
   RETURN_IF_ERROR(WriteText(fs, directory + "/COMPLETE", Cat(outcome.blobs, " blobs\n")));

@@ -23,18 +23,22 @@ absl::StatusOr<int64_t> PageSize(int32_t requested) {
   return requested > 1000 ? 1000 : requested;
 }
 
-std::string MakePageToken(const std::string& scope, int64_t cursor) {
-  std::string text = std::to_string(cursor);
+std::string MakePageToken(const std::string& scope, const PageStart& start) {
+  std::string text = std::to_string(start.number) + "~" + start.text;
   return Digest(scope, text) + text;
 }
 
-absl::StatusOr<int64_t> ParsePageToken(const std::string& scope, const std::string& token) {
-  if (token.empty()) return 0;
+absl::StatusOr<PageStart> ParsePageToken(const std::string& scope, const std::string& token) {
+  PageStart start;
+  if (token.empty()) return start;
   if (token.size() > kDigestHex) {
     std::string text = token.substr(kDigestHex);
-    int64_t cursor = 0;
-    auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), cursor);
-    if (error == std::errc() && rest == text.data() + text.size() && token.substr(0, kDigestHex) == Digest(scope, text)) return cursor;
+    const char* end = text.data() + text.size();
+    auto [rest, error] = std::from_chars(text.data(), end, start.number);
+    if (error == std::errc() && rest != end && *rest == '~' && token.substr(0, kDigestHex) == Digest(scope, text)) {
+      start.text.assign(rest + 1, end);
+      return start;
+    }
   }
   return InvalidArgument("page_token: not a token of this list");
 }

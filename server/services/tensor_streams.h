@@ -14,12 +14,14 @@
 ///
 ///   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StepStream(grpc::CallbackServerContext* context) override {
 ///     auto caller = Authenticate(context);
-///     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status()));
-///     return MakeStepStream(engine_, *caller, &ToGrpc);
+///     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));
+///     return MakeStepStream(engine_, *caller, [context](const absl::Status& status) { return ToGrpc(status, context); });
 ///   }
 
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
+
+#include <functional>
 
 #include "optod/v1/session.grpc.pb.h"
 #include "server/engine/engine.h"
@@ -45,8 +47,8 @@ using RawReadReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 using RawWriteReactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 using RawBidiReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
-/// absl::Status -> grpc::Status; services/status.h has the real one (with error details).
-using ToGrpcStatus = grpc::Status (*)(const absl::Status&);
+/// absl::Status -> grpc::Status, asked once a call at most: [context](const absl::Status& s) { return ToGrpc(s, context); } of services/status.h.
+using ToGrpcStatus = std::function<grpc::Status(const absl::Status&)>;
 
 struct StreamOptions {
   size_t window_bytes = 64u << 20;   ///< received and not yet applied, per stream

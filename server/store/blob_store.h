@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/clock.h"
 #include "base/fs.h"
 
 namespace optod::store {
@@ -20,16 +21,18 @@ class BlobStore {
   virtual ~BlobStore() = default;
   /// Hex SHA-256. Already there: returns at once. RESOURCE_EXHAUSTED (disk full), DATA_LOSS (fsync failed): nothing is left behind.
   virtual absl::StatusOr<std::string> Put(std::span<const std::byte> data) = 0;
-  /// NOT_FOUND; DATA_LOSS when the bytes no longer have their hash.
+  /// INVALID_ARGUMENT when it is no hash, NOT_FOUND; DATA_LOSS when the bytes no longer have their hash.
   virtual absl::StatusOr<std::string> Get(const std::string& sha256) = 0;
   virtual absl::StatusOr<int64_t> Size(const std::string& sha256) = 0;
   virtual bool Has(const std::string& sha256) = 0;
-  /// Mark and sweep: removes blobs older than min_age_ms that are not in `live`. Returns how many bytes were freed.
+  /// Mark and sweep: removes blobs that are not in `live` and were not put (again) within min_age_ms before now: their rows may be on the way.
+  /// What an earlier process put counts as old: rows that it had not committed will not come. Returns how many bytes were freed.
   virtual absl::StatusOr<int64_t> Sweep(const std::vector<std::string>& live, int64_t min_age_ms, int64_t now_unix_ms) = 0;
   virtual int64_t BytesStored() = 0;
 };
 
-std::unique_ptr<BlobStore> MakeFileBlobStore(Fs& fs, std::string directory);
-std::unique_ptr<BlobStore> MakeMemoryBlobStore();
+/// `fs` and `clock` are borrowed. Files under `directory` that are none of ours (left by a crash in Put) go with the next Sweep.
+std::unique_ptr<BlobStore> MakeFileBlobStore(Fs& fs, std::string directory, Clock& clock = SystemClock());
+std::unique_ptr<BlobStore> MakeMemoryBlobStore(Clock& clock = SystemClock());
 
 }  // namespace optod::store

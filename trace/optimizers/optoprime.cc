@@ -35,14 +35,18 @@ std::string ValueSchema(const ReplyParameter& p) {
   return out + "}";
 }
 
-std::optional<double> Temperature(const OptoPrimeOptions& options, uint32_t candidate) {
-  if (options.candidates == 1) return options.temperature;
-  // A spread from the top down to 0: the last candidate is the greedy one.
-  const double top = options.temperature.value_or(1.0);
-  return top * (options.candidates - 1 - candidate) / (options.candidates - 1);
-}
-
 }  // namespace
+
+std::vector<CandidateRequest> SpreadCandidates(const CandidateRequest& request, uint32_t candidates,
+                                               std::optional<double> temperature) {
+  std::vector<CandidateRequest> out(candidates, request);
+  for (uint32_t i = 0; i < candidates; ++i) {
+    // From the top down to 0: the last of several candidates is the greedy one.
+    out[i].temperature =
+        candidates == 1 ? temperature : temperature.value_or(1.0) * (candidates - 1 - i) / (candidates - 1);
+  }
+  return out;
+}
 
 std::string ReplySchema(const std::vector<ReplyParameter>& parameters) {
   std::string values;
@@ -69,15 +73,17 @@ absl::StatusOr<std::vector<CandidateRequest>> BuildOptoPrimeRequests(const Graph
   RenderOptions render = options.render;
   render.memory = memory;
   CandidateRequest request{Render(problem, render), std::nullopt, ReplySchema(reply_parameters)};
-  std::vector<CandidateRequest> out(options.candidates, request);
-  for (uint32_t i = 0; i < options.candidates; ++i) out[i].temperature = Temperature(options, i);
-  return out;
+  return SpreadCandidates(request, options.candidates, options.temperature);
 }
 
 Candidate ReadCandidate(std::string_view reply, const Graph& graph, std::span<const NodeId> parameters,
                         const ReplyOptions& options) {
+  return MakeCandidate(ParseReply(reply, ReplyParameters(graph, parameters), options), parameters);
+}
+
+Candidate MakeCandidate(ReplyOutcome outcome, std::span<const NodeId> parameters) {
   Candidate out;
-  out.outcome = ParseReply(reply, ReplyParameters(graph, parameters), options);
+  out.outcome = std::move(outcome);
   for (const KeyResult& key : out.outcome.keys) {
     if (key.outcome != KeyOutcome::kApplied) continue;
     out.values.push_back({parameters[static_cast<size_t>(key.parameter)], key.new_text, key.new_json});

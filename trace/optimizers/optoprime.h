@@ -36,6 +36,10 @@ absl::StatusOr<std::vector<CandidateRequest>> BuildOptoPrimeRequests(const Graph
                                                                      const std::vector<MemoryRound>& memory,
                                                                      const OptoPrimeOptions& options = {});
 
+/// The request once a candidate, temperatures spread as OptoPrimeOptions::temperature says.
+std::vector<CandidateRequest> SpreadCandidates(const CandidateRequest& request, uint32_t candidates,
+                                               std::optional<double> temperature);
+
 /// JSON schema of `{"reasoning", "answer", "suggestion": {py_name: value}}` with the types and bounds of the variables.
 std::string ReplySchema(const std::vector<ReplyParameter>& parameters);
 
@@ -53,6 +57,9 @@ struct Candidate {
 /// Reads one reply. `parameters` as given to BuildOptoPrimeRequests.
 Candidate ReadCandidate(std::string_view reply, const Graph& graph, std::span<const NodeId> parameters,
                         const ReplyOptions& options = {});
+
+/// The candidate that an outcome over `parameters` makes.
+Candidate MakeCandidate(ReplyOutcome outcome, std::span<const NodeId> parameters);
 
 /// Puts the values into the graph. All are checked first: either all are set or none.
 absl::Status ApplyCandidate(Graph& graph, const Candidate& candidate);

@@ -207,7 +207,21 @@ constexpr std::string_view kPrefixWords[] = {"not", "lambda", "await", "yield"};
 constexpr std::string_view kNeedsLeft[] = {
     "=",  "==", "!=", "<",  ">",  "<=", ">=", "%",  "//", "&",  "|",   "^",   ">>",  "<<", "->",
     ":=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "@=", "//=", "**=", ">>=", "<<="};
+// Statements of one word.
+constexpr std::string_view kLoneWords[] = {"pass", "break", "continue"};
 constexpr std::string_view kSoftWords[] = {"match", "case", "type"};
+
+bool HasHeaderColon(const std::vector<Token>& t, size_t begin, size_t end) {
+  int depth = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const std::string_view op = t[i].text;
+    if (t[i].kind != TokenKind::kOp) continue;
+    if (op == "(" || op == "[" || op == "{") ++depth;
+    if (op == ")" || op == "]" || op == "}") --depth;
+    if (op == ":" && depth == 0) return true;
+  }
+  return false;
+}
 
 // Checks the order of words in one logical line [begin, end); end is its kNewline.
 class LineChecker {
@@ -225,8 +239,7 @@ class LineChecker {
       }
       const bool keyword = t.kind == TokenKind::kName && Word(i, statement_start);
       if (keyword) {
-        if (Among(t.text, kStatementWords) && !statement_start && !AfterAsync(i)) return Misplaced(t);
-        if (Among(t.text, kPrefixWords) && operand && t.text != "not") return Misplaced(t);
+        if (KeywordMisplaced(i, operand, statement_start)) return Misplaced(t);
         operand = false;
         statement_start = false;
         continue;
@@ -243,14 +256,32 @@ class LineChecker {
  private:
   static std::string Misplaced(const Token& t) { return Cat("line ", t.line, ": '", t.text, "' cannot stand here"); }
   bool AfterAsync(size_t i) const { return i > begin_ && t_[i - 1].text == "async"; }
+  bool Contains(size_t from, size_t to, std::string_view word) const {
+    return std::any_of(t_.begin() + static_cast<std::ptrdiff_t>(from), t_.begin() + static_cast<std::ptrdiff_t>(to),
+                       [&](const Token& t) { return t.text == word; });
+  }
+
+  bool KeywordMisplaced(size_t i, bool operand, bool statement_start) const {
+    const std::string_view w = t_[i].text;
+    if (Among(w, kStatementWords) && !statement_start && !AfterAsync(i)) return true;
+    if (Among(w, kPrefixWords) && operand && w != "not") return true;
+    if (Among(w, kLoneWords)) return i + 1 < end_ && t_[i + 1].text != ";";
+    if (w == "and" || w == "or" || w == "is" || (w == "in" && t_[begin_].text != "for")) {
+      return !operand && !(w == "in" && i > begin_ && t_[i - 1].text == "not");
+    }
+    // `x if y else z` needs all its parts; inside brackets an `if` may also filter a comprehension.
+    if (w == "if" && operand && depth_ == 0) return t_[begin_].text != "case" && !Contains(i, end_, "else");
+    if (w == "else" && !statement_start) return !Contains(begin_, i, "if");
+    return false;
+  }
   bool Word(size_t i, bool statement_start) const {
     const std::string_view w = t_[i].text;
     const bool relative_import = w == "import" && t_[begin_].text == "from";
     if (i > begin_ && t_[i - 1].text == "." && !relative_import) return false;
     if (Among(w, kStatementWords) || Among(w, kBinaryWords) || Among(w, kPrefixWords)) return true;
     // `match x:` is a statement, `match = 1` a name.
-    return statement_start && Among(w, kSoftWords) && i + 1 < end_ && t_[end_ - 1].text == ":" &&
-           t_[i + 1].kind != TokenKind::kOp;
+    return statement_start && Among(w, kSoftWords) && i + 1 < end_ && t_[i + 1].kind != TokenKind::kOp &&
+           HasHeaderColon(t_, i, end_);
   }
 
   std::string Op(size_t i, bool& operand, bool& statement_start) {
@@ -273,7 +304,12 @@ class LineChecker {
       if (!relative_import && (!operand || !name_next)) return Misplaced(t);
       operand = false;
     } else {
-      if (!operand && Among(op, kNeedsLeft)) return Misplaced(t);
+      const bool unpacks = op == "=" && i > begin_ && t_[i - 1].text == ",";  // `a, = b`
+      if (!operand && !unpacks && (Among(op, kNeedsLeft) || (depth_ == 0 && i == begin_ && (op == "/" || op == "**"))))
+        return Misplaced(t);
+      if (op == "->" && (t_[i - 1].text != ")" || !Contains(begin_, i, "def"))) return Misplaced(t);
+      const bool header = t_[begin_].text == "if" || t_[begin_].text == "elif" || t_[begin_].text == "while";
+      if (op == ":=" && depth_ == 0 && !header) return Misplaced(t);
       // `a[:, 0]`, `def f(a, *, b, /)`: a comma may follow these.
       const bool marker = i > begin_ && (t_[i - 1].text == ":" || t_[i - 1].text == "*" || t_[i - 1].text == "/");
       if (op == "," && !operand && !marker) return Misplaced(t);
@@ -301,6 +337,7 @@ class LineChecker {
       return needs_more ? Cat("line ", last.line, ": nothing follows '", last.text, "'") : std::string();
     }
     if (last.text == ":" || last.text == "," || last.text == ";") return {};
+    if (last.text == "*" && t_[begin_].text == "from") return {};
     return Cat("line ", last.line, ": nothing follows '", last.text, "'");
   }
 
@@ -308,18 +345,6 @@ class LineChecker {
   size_t begin_, end_;
   int depth_ = 0;
 };
-
-bool HasHeaderColon(const std::vector<Token>& t, size_t begin, size_t end) {
-  int depth = 0;
-  for (size_t i = begin; i < end; ++i) {
-    const std::string_view op = t[i].text;
-    if (t[i].kind != TokenKind::kOp) continue;
-    if (op == "(" || op == "[" || op == "{") ++depth;
-    if (op == ")" || op == "]" || op == "}") --depth;
-    if (op == ":" && depth == 0) return true;
-  }
-  return false;
-}
 
 // Shape of a function header: def NAME ( ... ) [-> ...] :
 std::string CheckDef(const std::vector<Token>& t, size_t at, size_t end) {

@@ -151,6 +151,12 @@ class Reader {
     return ReadObjects(scan);
   }
 
+  // Values that were read in another way than from JSON.
+  ReplyOutcome Judge(ReplyOutcome out, const JsonValue& suggestion) {
+    out_ = std::move(out);
+    return Suggestion(suggestion);
+  }
+
  private:
   ReplyOutcome Fail(ReplyKind kind, std::string reason) {
     out_.kind = kind;
@@ -357,6 +363,19 @@ std::optional<LoosePair> FindLoosePair(std::string_view reply) {
     return std::nullopt;
   }
   return std::nullopt;
+}
+
+std::string WithoutThoughts(std::string_view reply) { return Scan(reply).visible; }
+
+ReplyOutcome JudgeTexts(ReplyOutcome out, const std::vector<std::pair<std::string, std::string>>& values,
+                        const std::vector<ReplyParameter>& parameters, const ReplyOptions& options) {
+  JsonValue suggestion;
+  suggestion.kind = Kind::kObject;
+  for (const auto& [name, text] : values) {
+    suggestion.keys.push_back(name);
+    suggestion.items.push_back(JsonValue::String(text));
+  }
+  return Reader(parameters, options).Judge(std::move(out), suggestion);
 }
 
 void Conclude(ReplyOutcome& out) {

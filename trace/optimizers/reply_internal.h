@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "trace/optimizers/json_value.h"
@@ -32,6 +33,13 @@ std::optional<LoosePair> FindLoosePair(std::string_view reply);
 
 /// Offsets just behind each `"suggestion"` + white space + `:` + white space where a `{` stands.
 std::vector<size_t> SuggestionObjects(std::string_view reply);
+
+/// The reply without its thoughts; inside JSON objects nothing is taken for a thought.
+std::string WithoutThoughts(std::string_view reply);
+
+/// Casts and checks proposed texts by name, into `out`.
+ReplyOutcome JudgeTexts(ReplyOutcome out, const std::vector<std::pair<std::string, std::string>>& values,
+                        const std::vector<ReplyParameter>& parameters, const ReplyOptions& options);
 
 /// Sets kind to applied or nothing_applied by the keys.
 void Conclude(ReplyOutcome& outcome);

@@ -117,6 +117,9 @@ TEST(PythonSyntax, AcceptsPrograms) {
       "def f(a):\n\tif a:\n\t\treturn 1\n\treturn (\n  a +\n      b)\n",
       "default\n",
       "a = b \\\n    + c\n",
+      "match default:\n  case 1: pass\n  case x if x > 2: y = 1 if x else 2\n",
+      "if (a := f()) and a not in b: c = [i for i in x if i]\nwhile x := g(): break; pass\n",
+      "for a in b: print(a)\nasync def f(x) -> int: return x in y\nz = a if b is not c else d\n",
       "global_x = x.def_ if False else x.type\n",
   };
   for (const char* source : sources) EXPECT_EQ(CheckPythonSource(source), "") << source;
@@ -149,6 +152,15 @@ TEST(PythonSyntax, RefusesProseAndBrokenCode) {
       {"```python\ndef f(): pass\n```", "is no Python"},
       {"print:\n  x", "opens no block"},
       {"x and", "nothing follows 'and'"},
+      {"pass default", "'pass' cannot stand here"},
+      {"/default", "'/' cannot stand here"},
+      {"and default", "'and' cannot stand here"},
+      {"in default", "'in' cannot stand here"},
+      {"x if default", "'if' cannot stand here"},
+      {"x else default", "'else' cannot stand here"},
+      {"default -> x", "'->' cannot stand here"},
+      {"** default", "'**' cannot stand here"},
+      {"default := 3", "':=' cannot stand here"},
   };
   for (const Row& row : rows) EXPECT_THAT(CheckPythonSource(row.source), HasSubstr(row.says)) << row.source;
 }

@@ -1,0 +1,139 @@
+// optoctl job submit FILE | list | show | watch | cancel | resume | logs
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "base/fs.h"
+#include "base/status.h"
+#include "clients/cli/app.h"
+#include "clients/cli/output.h"
+#include "clients/cli/strict_yaml.h"
+
+namespace optod::cli {
+namespace {
+
+std::string StateText(const v1::Job& job) {
+  std::string text = v1::Job::State_Name(job.state());
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+std::string Describe(const v1::Job& job) {
+  return Fields({{"name", job.name()},
+                 {"state", StateText(job)},
+                 {"reason", job.reason()},
+                 {"kind", job.kind()},
+                 {"attempt", std::to_string(job.attempt())},
+                 {"progress", Cat(static_cast<int>(job.progress() * 100), " %")},
+                 {"created", TimeText(job.create_time())}});
+}
+
+int ExitOf(const v1::Job& job) { return job.state() == v1::Job::FAILED || job.state() == v1::Job::LOST ? kExitJobFailed : kExitDone; }
+
+nlohmann::json JsonOf(const YAML::Node& node) {
+  if (node.IsMap()) {
+    nlohmann::json out = nlohmann::json::object();
+    for (const auto& entry : node) out[entry.first.Scalar()] = JsonOf(entry.second);
+    return out;
+  }
+  if (node.IsSequence()) {
+    nlohmann::json out = nlohmann::json::array();
+    for (const auto& item : node) out.push_back(JsonOf(item));
+    return out;
+  }
+  if (node.IsNull()) return nullptr;
+  if (node.Tag() != "!") {
+    const auto plain = nlohmann::json::parse(node.Scalar(), nullptr, false);
+    if (!plain.is_discarded() && !plain.is_structured()) return plain;
+  }
+  return node.Scalar();
+}
+
+int Submit(App& app, const std::string& path) {
+  auto text = PosixFs().ReadFile(path);
+  if (!text.ok()) return app.Usage(path + ": cannot be read");
+  auto file = YamlMap::Parse(*text, path);
+  if (!file.ok()) return app.Usage(std::string(file.status().message()));
+  v1::CreateJobRequest request;
+  nlohmann::json spec = nlohmann::json::object();
+  for (const std::string& key : file->Keys()) spec[key] = JsonOf(file->At(key));
+  if (spec.contains("kind") && spec["kind"].is_string()) request.mutable_job()->set_kind(spec["kind"].get<std::string>());
+  request.mutable_job()->set_spec_json(spec.dump());
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  RUN_OR_FAIL(const v1::Job job, client->CreateJob(request));
+  return app.Print(job, Describe(job));
+}
+
+int List(App& app) {
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  v1::ListJobsRequest request;
+  v1::ListJobsResponse all;
+  do {
+    RUN_OR_FAIL(const v1::ListJobsResponse page, client->ListJobs(request));
+    all.MergeFrom(page);
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  all.clear_next_page_token();
+  std::vector<std::vector<std::string>> rows;
+  for (const v1::Job& job : all.jobs()) rows.push_back({ShortName(job.name()), StateText(job), job.kind(), TimeText(job.create_time())});
+  return app.Print(all, Table({"JOB", "STATE", "KIND", "CREATED"}, rows));
+}
+
+int Watch(App& app, const std::string& name) {
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  v1::WatchJobRequest request;
+  request.set_name(name);
+  int code = kExitDone;
+  const absl::Status status = client->WatchJob(request, [&](const v1::JobEvent& event) {
+    code = ExitOf(event.job());
+    app.Print(event, Cat("step ", event.step(), "  ", StateText(event.job()), "  ", static_cast<int>(event.job().progress() * 100), " %\n"));
+    std::fflush(stdout);
+    return absl::OkStatus();
+  });
+  return status.ok() ? code : app.Fail(status);
+}
+
+int Logs(App& app, const std::string& name) {
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  v1::TailLogsRequest request;
+  request.set_name(name);
+  const absl::Status status = client->TailLogs(request, [&](const v1::LogChunk& chunk) {
+    app.Print(chunk, chunk.data());
+    std::fflush(stdout);
+    return absl::OkStatus();
+  });
+  return status.ok() ? kExitDone : app.Fail(status);
+}
+
+template <typename Request, typename Method>
+int OneJob(App& app, const std::string& name, Method method) {
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  Request request;
+  request.set_name(name);
+  RUN_OR_FAIL(const v1::Job job, (client->*method)(request, {}));
+  app.Print(job, Describe(job));
+  return ExitOf(job);
+}
+
+}  // namespace
+
+void AddJobCommands(CLI::App& root, App& app) {
+  auto* job = root.add_subcommand("job", "work that runs beside the server");
+  job->require_subcommand(1);
+  auto argument = std::make_shared<std::string>();
+  const auto add = [&](const char* name, const char* help, const char* positional, auto run) {
+    auto* command = job->add_subcommand(name, help);
+    if (positional) command->add_option(positional, *argument)->required();
+    command->callback([&app, argument, run] { app.command = [&app, argument, run] { return run(app, *argument); }; });
+  };
+  add("submit", "start a job from a YAML file", "file", &Submit);
+  add("list", "all jobs", nullptr, [](App& a, const std::string&) { return List(a); });
+  add("show", "one job", "job", [](App& a, const std::string& name) { return OneJob<v1::GetJobRequest>(a, name, &client::Client::GetJob); });
+  add("watch", "follow a job until it ends (exit 5 when it failed)", "job", &Watch);
+  add("cancel", "stop a job", "job", [](App& a, const std::string& name) { return OneJob<v1::CancelJobRequest>(a, name, &client::Client::CancelJob); });
+  add("resume", "a new attempt from the last checkpoint", "job",
+      [](App& a, const std::string& name) { return OneJob<v1::ResumeJobRequest>(a, name, &client::Client::ResumeJob); });
+  add("logs", "the job's output", "job", &Logs);
+}
+
+}  // namespace optod::cli

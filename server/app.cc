@@ -1,0 +1,403 @@
+#include "server/app.h"
+
+#include <google/protobuf/descriptor.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/service_type.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/fs.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "optim/zo/stream.h"
+#include "optod/v1/admin.pb.h"
+#include "optod/v1/artifact.pb.h"
+#include "optod/v1/event.pb.h"
+#include "optod/v1/job.pb.h"
+#include "optod/v1/operation.pb.h"
+#include "optod/v1/session.pb.h"
+#include "optod/v1/trace.pb.h"
+#include "server/auth/authenticator.h"
+#include "server/checks.h"
+#include "server/engine/engine.h"
+#include "server/engine/first_order.h"
+#include "server/engine/operations.h"
+#include "server/engine/trace_family.h"
+#include "server/engine/trace_services.h"
+#include "server/engine/zeroth_order.h"
+#include "server/language_models.h"
+#include "server/listeners.h"
+#include "server/log/log.h"
+#include "server/services/admin_service.h"
+#include "server/services/artifact_service.h"
+#include "server/services/byte_budget.h"
+#include "server/services/event_service.h"
+#include "server/services/request_meter.h"
+#include "server/services/session_service.h"
+#include "server/services/trace_service.h"
+#include "server/services/unimplemented.h"
+#include "server/store/blob_store.h"
+#include "server/store/directory_lock.h"
+#include "server/store/memory_store.h"
+#include "server/store/sqlite_store.h"
+#include "server/web/http_server.h"
+#include "server/web/metrics.h"
+#include "server/web/status_page.h"
+
+namespace optod::server {
+namespace {
+
+constexpr char kMemory[] = ":memory:";
+constexpr int64_t kTransferBudgetBytes = int64_t{1} << 30;
+
+constexpr int kLlmThreads = 16;   // model calls under way at once; each waits on the network
+constexpr std::chrono::hours kSweepInterval{1};
+constexpr int64_t kSweepMinAgeMs = 3'600'000;
+
+/// The public services. `implemented` is what GetServerInfo reports.
+struct ServiceRow {
+  const char* name;
+  bool implemented;
+};
+constexpr ServiceRow kServices[] = {
+    {"optod.v1.AdminService", true},     {"optod.v1.ArtifactService", true}, {"optod.v1.EventService", true}, {"optod.v1.JobService", false},
+    {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},  {"optod.v1.TraceService", true},
+};
+
+/// The families of optimizers, by the registry's names.
+std::map<std::string, engine::FamilyFactory> Families() {
+  return {{"first-order", engine::FirstOrderFactory()},
+          {"zeroth-order", engine::ZerothOrderFactory()},
+          {"trace", engine::MakeTraceFamilyFactory()}};
+}
+
+int PoolThreads() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 32); }
+
+/// "/optod.v1.SessionService/Ask", ... of every declared method.
+std::vector<std::string> MethodNames() {
+  // The generated descriptors register when their file is linked; naming one message of each file keeps them all.
+  const google::protobuf::Message* const files[] = {&v1::ServerInfo::default_instance(),   &v1::Artifact::default_instance(),
+                                                    &v1::Event::default_instance(),        &v1::Job::default_instance(),
+                                                    &v1::Operation::default_instance(),    &v1::Session::default_instance(),
+                                                    &v1::BackwardRequest::default_instance()};
+  std::vector<std::string> names = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
+                                    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
+  for (const google::protobuf::Message* message : files) {
+    const google::protobuf::FileDescriptor* file = message->GetDescriptor()->file();
+    for (int s = 0; s < file->service_count(); ++s) {
+      const google::protobuf::ServiceDescriptor* service = file->service(s);
+      for (int m = 0; m < service->method_count(); ++m) names.push_back("/" + service->full_name() + "/" + service->method(m)->name());
+    }
+  }
+  return names;
+}
+
+/// The message gets the name of what could not be done in front; the code stays.
+absl::Status Explain(const std::string& what, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(), what + ": " + std::string(status.message()));
+}
+
+}  // namespace
+
+struct App::Impl {
+  config::Config config;
+  Environment environment;
+  Clock& clock = SystemClock();
+  Fs& fs = PosixFs();
+  int64_t start_ns = 0;
+  std::atomic<bool> serving{false};
+  bool shut_down = false;
+
+  // In the order of construction; members are destroyed from the bottom up.
+  std::unique_ptr<store::DirectoryLock> lock;
+  std::unique_ptr<store::Store> store;
+  std::unique_ptr<store::BlobStore> blobs;
+  std::unique_ptr<ThreadPool> pool;          ///< session work
+  std::unique_ptr<ThreadPool> care;          ///< what may block: files, store reads, backups
+  std::unique_ptr<ThreadPool> llm_pool;      ///< calls of language models
+  std::unique_ptr<Timers> timers;            ///< of the engine, posts to pool
+  std::unique_ptr<Timers> care_timers;       ///< posts to care
+  std::unique_ptr<auth::Authenticator> authenticator;
+  LanguageModels models;
+  std::unique_ptr<engine::Operations> operations;
+  engine::TraceServices trace;
+  std::unique_ptr<engine::Engine> engine;
+  std::unique_ptr<services::ByteBudget> transfers;
+  std::unique_ptr<web::Metrics> metrics;
+  std::unique_ptr<services::EventServiceControl> events;
+  std::vector<std::unique_ptr<grpc::Service>> services;
+  std::unique_ptr<grpc::Server> grpc;
+  std::vector<std::string> addresses;
+  std::unique_ptr<web::HttpServer> http;
+  std::string http_address = "off";
+
+  absl::Status OpenStorage();
+  absl::Status StartEngine();
+  void AddMetrics();
+  void MakeServices();
+  absl::Status StartGrpc();
+  absl::Status StartHttp();
+  services::ServerState State();
+  web::Page StatusPage();
+  std::vector<std::string> LlmEndpoints() const { return models.gateway->EndpointNames(); }
+  int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
+  void SetServing(bool now);
+  void ScheduleSweep();
+  bool DrainEngine(std::chrono::steady_clock::time_point deadline, std::thread* drainer);
+};
+
+absl::Status App::Impl::OpenStorage() {
+  if (config.data_dir == kMemory) {
+    store = store::MakeMemoryStore();
+    blobs = store::MakeMemoryBlobStore();
+    return absl::OkStatus();
+  }
+  const std::string what = "data-dir " + config.data_dir;
+  RETURN_IF_ERROR(Explain(what, fs.CreateDirectories(config.data_dir, 0700)));
+  ASSIGN_OR_RETURN(lock, store::DirectoryLock::Acquire(config.data_dir));
+  RETURN_IF_ERROR(Explain(what, fs.CreateDirectories(config.data_dir + "/blobs", 0700)));
+  store::SqliteOptions options;
+  options.path = config.data_dir + "/optod.db";
+  options.synchronous = config.synchronous == "full" ? store::SqliteOptions::kFull : store::SqliteOptions::kNormal;
+  auto opened = store::OpenSqliteStore(options);
+  if (!opened.ok()) return Explain(what, opened.status());
+  store = *std::move(opened);
+  blobs = store::MakeFileBlobStore(fs, config.data_dir + "/blobs");
+  return absl::OkStatus();
+}
+
+absl::Status App::Impl::StartEngine() {
+  pool = std::make_unique<ThreadPool>(PoolThreads());
+  care = std::make_unique<ThreadPool>(2);
+  timers = std::make_unique<Timers>(*pool);
+  care_timers = std::make_unique<Timers>(*care);
+  auto mode = config.auth == "token" ? auth::Mode::kToken : auth::Mode::kOff;
+  auto made = auth::Authenticator::Create(mode, *store, clock, fs, config.data_dir);
+  if (!made.ok()) return Explain("authentication", made.status());
+  authenticator = *std::move(made);
+
+  engine::Context context;
+  context.store = store.get();
+  context.blobs = blobs.get();
+  context.clock = &clock;
+  context.pool = pool.get();
+  context.timers = timers.get();
+  ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
+  for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
+  llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
+  operations = std::make_unique<engine::Operations>(*store, clock, *pool, *timers);
+  if (absl::Status ended = operations->AbortUnfinished(); !ended.ok()) return Explain("operations", ended);
+  trace = {models.gateway.get(), models.cassette.get(), llm_pool.get(), operations.get()};
+  context.trace = &trace;
+  engine = std::make_unique<engine::Engine>(context, Families());
+  engine->SetMaxLoaded(static_cast<size_t>(config.max_sessions_loaded));
+  return absl::OkStatus();
+}
+
+void App::Impl::AddMetrics() {
+  metrics = std::make_unique<web::Metrics>(MethodNames());
+  metrics->AddGauge("optod_sessions_loaded", "Sessions in memory", [this] { return static_cast<double>(engine->LoadedSessions()); });
+  metrics->AddGauge("optod_sessions_resident_bytes", "Memory of the sessions in memory", [this] { return static_cast<double>(engine->ResidentBytes()); });
+  metrics->AddGauge("optod_blob_bytes", "Bytes in the blob store", [this] { return static_cast<double>(blobs->BytesStored()); });
+  metrics->AddGauge("optod_disk_commits_per_second", "Synchronous commits of this disk, measured at start",
+                    [this] { return store->CommitsPerSecond(); });
+  metrics->AddGauge("optod_transfer_bytes", "Memory held by artifact transfers", [this] { return static_cast<double>(transfers->used_bytes()); });
+  metrics->AddGauge("optod_serving", "1 while new calls are taken", [this] { return serving ? 1.0 : 0.0; });
+  metrics->AddGauge("optod_uptime_seconds", "Since the start", [this] { return static_cast<double>(UptimeMs()) / 1000; });
+  metrics->AddGauge("process_resident_memory_bytes", "Resident memory", [] { return static_cast<double>(web::ProcessResidentBytes()); });
+  metrics->AddGauge("process_open_fds", "Open file descriptors", [] { return static_cast<double>(web::ProcessOpenFiles()); });
+}
+
+services::ServerState App::Impl::State() {
+  services::ServerState state;
+  state.version = config::Version();
+  state.normal_path = zo::NormalPathName();
+  for (const ServiceRow& row : kServices) state.services.emplace_back(row.name, row.implemented);
+  state.llm_endpoints = [this] { return LlmEndpoints(); };
+  state.commits_per_second = [this] { return store->CommitsPerSecond(); };
+  state.sessions_loaded = [this] { return engine->LoadedSessions(); };
+  state.resident_bytes = [] { return web::ProcessResidentBytes(); };
+  state.uptime_ms = [this] { return UptimeMs(); };
+  state.checks = [this] { return RunChecks(config, {store->CommitsPerSecond(), LlmEndpoints(), environment.get_env}); };
+  state.request_drain = environment.on_drain_request;
+  return state;
+}
+
+void App::Impl::MakeServices() {
+  transfers = std::make_unique<services::ByteBudget>(std::max(kTransferBudgetBytes, config.max_artifact_bytes));
+  services::AdminParts admin{authenticator.get(), store.get(), blobs.get(), &fs, &clock, care.get(), config.data_dir};
+  services::ArtifactParts artifact{authenticator.get(), store.get(), blobs.get(), &clock, care.get(), transfers.get(), config.max_artifact_bytes};
+  events = services::MakeEventService(*authenticator, *store, *care, *care_timers);
+  services.push_back(services::MakeAdminService(admin, State()));
+  services.push_back(services::MakeArtifactService(artifact));
+  services.push_back(services::MakeSessionService(*engine, *authenticator));
+  services.push_back(services::MakeTraceService(*engine, *authenticator));
+  services.push_back(services::MakeOperationService(*operations, *authenticator));
+  services.push_back(services::MakeUnimplementedJobService());
+}
+
+absl::Status App::Impl::StartGrpc() {
+  grpc::EnableDefaultHealthCheckService(true);
+  static std::once_flag reflection_once;
+  std::call_once(reflection_once, [] { grpc::reflection::InitProtoReflectionServerBuilderPlugin(); });
+  grpc::ServerBuilder builder;
+  SetLimits(builder);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(services::MakeRequestMeter(*metrics, clock));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  for (const auto& service : services) builder.RegisterService(service.get());
+  builder.RegisterService(events->service());
+  ASSIGN_OR_RETURN(Listening listening, StartListening(builder, config, fs));
+  grpc = std::move(listening.server);
+  addresses = std::move(listening.addresses);
+  return absl::OkStatus();
+}
+
+absl::Status App::Impl::StartHttp() {
+  if (config.http == "off") return absl::OkStatus();
+  ASSIGN_OR_RETURN(config::Address address, config::ParseAddress(config.http));
+  std::map<std::string, std::function<web::Page()>> pages;
+  pages["/"] = [this] { return StatusPage(); };
+  pages["/metrics"] = [this] { return web::Page{200, "text/plain; version=0.0.4; charset=utf-8", metrics->Text()}; };
+  pages["/healthz"] = [] { return web::Page{200, "text/plain; charset=utf-8", "ok\n"}; };
+  pages["/readyz"] = [this] {
+    return serving ? web::Page{200, "text/plain; charset=utf-8", "ready\n"} : web::Page{503, "text/plain; charset=utf-8", "draining\n"};
+  };
+  ASSIGN_OR_RETURN(http, web::HttpServer::Start(address.host, address.port, std::move(pages)));
+  address.port = http->port();
+  http_address = address.Text();
+  return absl::OkStatus();
+}
+
+web::Page App::Impl::StatusPage() {
+  web::StatusPage page;
+  page.version = config::Version();
+  page.serving = serving;
+  page.uptime_s = UptimeMs() / 1000;
+  page.grpc_addresses = addresses;
+  page.authentication = config.auth == "token";
+  page.sessions_loaded = engine->LoadedSessions();
+  page.resident_bytes = web::ProcessResidentBytes();
+  page.requests_total = metrics->RequestsTotal();
+  page.commits_per_second = store->CommitsPerSecond();
+  for (const ServiceRow& row : kServices) page.services.emplace_back(row.name, row.implemented);
+  page.llm_endpoints = LlmEndpoints();
+  return {200, "text/html; charset=utf-8", web::RenderStatusPage(page)};
+}
+
+void App::Impl::SetServing(bool now) {
+  serving = now;
+  grpc::HealthCheckServiceInterface* health = grpc->GetHealthCheckService();
+  health->SetServingStatus(now);
+  for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && row.implemented);
+}
+
+/// Blobs that no row points to any more go once an hour.
+void App::Impl::ScheduleSweep() {
+  care_timers->After(kSweepInterval, [this] {
+    absl::StatusOr<std::vector<std::string>> live = store->LiveBlobs();
+    absl::StatusOr<int64_t> freed = live.ok() ? blobs->Sweep(*live, kSweepMinAgeMs, clock.NowUnixMs()) : absl::StatusOr<int64_t>(live.status());
+    if (!freed.ok()) {
+      log::Warn("sweep_failed", {{"message", std::string(freed.status().message())}});
+    } else if (*freed > 0) {
+      log::Info("swept", {{"bytes", *freed}});
+    }
+    ScheduleSweep();
+  });
+}
+
+absl::StatusOr<std::unique_ptr<App>> App::Start(const config::Config& config, Environment environment) {
+  RETURN_IF_ERROR(config::Validate(config));
+  auto impl = std::make_unique<Impl>();
+  impl->config = config;
+  impl->environment = std::move(environment);
+  impl->start_ns = impl->clock.NowMonotonicNs();
+  std::unique_ptr<App> app(new App(std::move(impl)));
+  Impl& parts = *app->impl_;
+  RETURN_IF_ERROR(parts.OpenStorage());
+  RETURN_IF_ERROR(parts.StartEngine());
+  parts.MakeServices();
+  parts.AddMetrics();
+  RETURN_IF_ERROR(parts.StartGrpc());
+  RETURN_IF_ERROR(parts.StartHttp());
+  parts.ScheduleSweep();
+  if (parts.lock != nullptr) RETURN_IF_ERROR(parts.lock->SetAddress(parts.addresses.front()));
+  parts.SetServing(true);
+  return app;
+}
+
+App::App(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+App::~App() { Shutdown(); }
+
+const std::vector<std::string>& App::grpc_addresses() const { return impl_->addresses; }
+const std::string& App::http_address() const { return impl_->http_address; }
+std::string App::ReadyLine() const { return "optod ready grpc=" + impl_->addresses.front() + " http=" + impl_->http_address; }
+
+/// True when the engine is done before the deadline. The thread is the caller's to join.
+bool App::Impl::DrainEngine(std::chrono::steady_clock::time_point deadline, std::thread* drainer) {
+  struct Signal {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool done = false;
+  };
+  auto signal = std::make_shared<Signal>();
+  *drainer = std::thread([this, signal] {
+    engine->Drain();
+    std::lock_guard lock(signal->mutex);
+    signal->done = true;
+    signal->changed.notify_all();
+  });
+  std::unique_lock lock(signal->mutex);
+  return signal->changed.wait_until(lock, deadline, [&] { return signal->done; });
+}
+
+void App::Shutdown(int64_t grace_ms) {
+  Impl& parts = *impl_;
+  if (parts.shut_down) return;
+  parts.shut_down = true;
+  if (grace_ms < 0) grace_ms = parts.config.drain_grace_ms;
+  auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(grace_ms);
+  std::thread drainer;
+  if (parts.grpc != nullptr) {
+    parts.SetServing(false);
+    parts.events->StopWatchers();
+  }
+  bool drained = parts.engine == nullptr || parts.DrainEngine(deadline, &drainer);
+  if (parts.grpc != nullptr) {
+    // Transfers may use what is left of the grace; what else is open then is idle streams.
+    while (parts.transfers->shares() > 0 && std::chrono::steady_clock::now() < deadline) {
+      parts.clock.SleepFor(std::chrono::milliseconds(10));
+    }
+    auto last_words = std::chrono::milliseconds(drained ? std::min<int64_t>(grace_ms, 200) : 0);
+    parts.grpc->Shutdown(std::chrono::system_clock::now() + last_words);
+  }
+  if (!drained) log::Warn("drain_overdue", {{"grace_ms", grace_ms}});
+  if (drainer.joinable()) drainer.join();
+  parts.http.reset();
+  parts.grpc.reset();
+  parts.services.clear();
+  parts.events.reset();
+  parts.care_timers.reset();
+  parts.care.reset();   // runs what is queued
+  parts.engine.reset();
+  parts.llm_pool.reset();
+  parts.operations.reset();
+  parts.timers.reset();
+  parts.pool.reset();
+  if (parts.store != nullptr) {
+    absl::Status closed = parts.store->Close();
+    if (!closed.ok()) log::Error("store_close_failed", {{"message", std::string(closed.message())}});
+  }
+  parts.lock.reset();
+}
+
+}  // namespace optod::server

@@ -1,0 +1,248 @@
+// PushParameters, PullParameters and PullState.
+#include "server/services/tensor_streams.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "base/status.h"
+#include "server/engine/numeric_family.h"
+#include "server/services/tensor_wire.h"
+
+namespace optod::services {
+namespace {
+
+using engine::Caller;
+using engine::Effects;
+using engine::Engine;
+using engine::LiveSession;
+using engine::TensorBuffer;
+
+/// Header, then chunks into a buffer, then (client half-closed) the blob store and the session. One step at a time: no locks.
+class PushReactor final : public RawReadReactor {
+ public:
+  PushReactor(Engine& engine, Caller caller, grpc::ByteBuffer* response, ToGrpcStatus to_grpc)
+      : engine_(engine), caller_(std::move(caller)), response_(response), to_grpc_(std::move(to_grpc)) {
+    StartRead(&message_);
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return End();
+    if (state_ == State::kHeader) {   // goes on in OnOpened, perhaps on another thread before OnHeader returns
+      if (absl::Status status = OnHeader(); !status.ok()) Finish(to_grpc_(status));
+      return;
+    }
+    if (absl::Status status = OnChunk(); !status.ok()) return Finish(to_grpc_(status));
+    StartRead(&message_);
+  }
+  void OnCancel() override { cancelled_ = true; }
+  void OnDone() override { delete this; }
+
+ private:
+  enum class State { kHeader, kOpening, kChunks, kStoring };
+
+  absl::Status OnHeader() {
+    v1::PushParametersRequest request;
+    RETURN_IF_ERROR(ParseMessage(message_, &request));
+    if (!request.has_header()) return InvalidArgument("header: missing; the first message must be the header");
+    header_ = request.header();
+    state_ = State::kOpening;
+    engine_.Read<uint64_t>(
+        caller_, header_.session(),
+        [](LiveSession& live) -> absl::StatusOr<uint64_t> {
+          ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
+          if (live.row.version_count > 1)
+            return FailedPrecondition("session ", live.name().Full(), " has made steps; initial parameters can be pushed before the first one only");
+          return family->layout()->total_bytes();
+        },
+        [this](absl::StatusOr<uint64_t> total) { OnOpened(std::move(total)); });
+    return absl::OkStatus();
+  }
+
+  void OnOpened(absl::StatusOr<uint64_t> total) {
+    absl::Status status = total.status();
+    if (status.ok() && header_.total_bytes() != *total)
+      status = InvalidArgument("header.total_bytes: ", header_.total_bytes(), "; the layout has ", *total);
+    if (status.ok()) status = receiver_.Start(*total);
+    if (!status.ok()) return Finish(to_grpc_(status));
+    state_ = State::kChunks;
+    StartRead(&message_);
+  }
+
+  absl::Status OnChunk() {
+    std::vector<grpc::Slice> slices;
+    ChunkView chunk;
+    if (message_.Dump(&slices).ok() && ParseChunk(slices, v1::PushParametersRequest::kChunkFieldNumber, &chunk)) return receiver_.Add(slices, chunk);
+    v1::PushParametersRequest request;
+    RETURN_IF_ERROR(ParseMessage(message_, &request));
+    if (!request.has_chunk()) return InvalidArgument("chunk: missing; chunks follow the header");
+    return receiver_.Add(request.chunk());
+  }
+
+  /// The client has sent everything (or is gone).
+  void End() {
+    if (cancelled_) return Finish(grpc::Status::CANCELLED);
+    absl::Status status = state_ == State::kChunks ? receiver_.CheckComplete() : InvalidArgument("header: missing");
+    if (!status.ok()) return Finish(to_grpc_(status));
+    state_ = State::kStoring;
+    engine_.context().pool->Post([this] { Store(); });
+  }
+
+  void Store() {
+    std::shared_ptr<TensorBuffer> values = receiver_.Take();
+    auto sha256 = engine_.context().blobs->Put(values->bytes());
+    if (!sha256.ok()) return Finish(to_grpc_(sha256.status()));
+    if (!header_.sha256().empty() && header_.sha256() != *sha256)
+      return Finish(to_grpc_(DataLoss("header.sha256: ", header_.sha256(), "; what came has ", *sha256)));
+    v1::PushParametersResponse answer;
+    answer.set_total_bytes(values->size());
+    answer.set_sha256(*sha256);
+    engine_.Mutate<v1::PushParametersResponse>(
+        caller_, header_.session(), "PushParameters", header_.request_id(), header_.session() + '\n' + *sha256,
+        [values, answer](LiveSession& live, v1::PushParametersResponse* out) -> absl::StatusOr<Effects> {
+          if (live.row.state != v1::Session::ACTIVE) return FailedPrecondition("session ", live.name().Full(), " is closed");
+          ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
+          if (family->layout()->total_bytes() != values->size()) return Aborted("session ", live.name().Full(), " changed meanwhile");
+          *out = answer;
+          Effects effects;
+          RETURN_IF_ERROR(family->SetInitial(live, values, answer.sha256(), &effects));
+          return effects;
+        },
+        [this](absl::StatusOr<v1::PushParametersResponse> result) {
+          if (result.ok()) *response_ = SerializeMessage(*result);
+          Finish(to_grpc_(result.status()));
+        });
+  }
+
+  Engine& engine_;
+  const Caller caller_;
+  grpc::ByteBuffer* response_;
+  const ToGrpcStatus to_grpc_;
+  State state_ = State::kHeader;
+  std::atomic<bool> cancelled_{false};
+  grpc::ByteBuffer message_;
+  v1::PushParametersHeader header_;
+  FlatReceiver receiver_;
+};
+
+/// What a pull sends: the header and ranges of a buffer.
+struct Parcel {
+  v1::PullParametersHeader header;
+  std::shared_ptr<const TensorBuffer> buffer;
+  std::vector<FlatSender::Range> ranges;
+};
+
+class PullReactor final : public RawWriteReactor {
+ public:
+  PullReactor(ToGrpcStatus to_grpc, size_t chunk_bytes) : to_grpc_(std::move(to_grpc)), chunk_bytes_(chunk_bytes) {}
+
+  void Fail(const absl::Status& status) { Finish(to_grpc_(status)); }
+  void Start(absl::StatusOr<Parcel> parcel) {
+    if (!parcel.ok()) return Fail(parcel.status());
+    v1::PullParametersResponse response;
+    *response.mutable_header() = std::move(parcel->header);
+    sender_.emplace(std::move(parcel->buffer), std::move(parcel->ranges), v1::PullParametersResponse::kChunkFieldNumber, chunk_bytes_);
+    message_ = SerializeMessage(response);
+    StartWrite(&message_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) return Finish(grpc::Status::CANCELLED);
+    if (sender_->done()) return Finish(grpc::Status::OK);
+    message_ = sender_->Next();
+    StartWrite(&message_);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  const ToGrpcStatus to_grpc_;
+  const size_t chunk_bytes_;
+  grpc::ByteBuffer message_;
+  std::optional<FlatSender> sender_;
+};
+
+absl::StatusOr<Parcel> PackParameters(LiveSession& live, const v1::PullParametersRequest& request) {
+  ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
+  const engine::Layout& layout = *family->layout();
+  Parcel out;
+  out.header.set_version(request.has_version() ? request.version() : live.row.head_version);
+  std::vector<size_t> chosen;
+  *out.header.mutable_index() = layout.Index({request.tensors().begin(), request.tensors().end()}, &chosen);
+  if (chosen.empty()) return NotFound("tensors: no tensor of the layout matches");
+  for (const size_t i : chosen) {
+    const FlatSender::Range range{layout.offset(i), layout.spec(i).bytes()};
+    if (!out.ranges.empty() && out.ranges.back().begin + out.ranges.back().size == range.begin) {
+      out.ranges.back().size += range.size;
+    } else {
+      out.ranges.push_back(range);
+    }
+  }
+  ASSIGN_OR_RETURN(out.buffer, family->ParametersAt(live, out.header.version()));
+  return out;
+}
+
+absl::StatusOr<Parcel> PackState(LiveSession& live) {
+  ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
+  ASSIGN_OR_RETURN(const std::vector<optim::OwnedTensor> state, family->State(live));
+  Parcel out;
+  out.header.set_version(live.row.head_version);
+  uint64_t total = 0;
+  for (const optim::OwnedTensor& tensor : state) {
+    engine::SpecToProto(tensor.spec, out.header.mutable_index()->add_tensors());
+    total += tensor.data.size();
+  }
+  out.header.mutable_index()->set_total_bytes(total);
+  auto buffer = TensorBuffer::Make(total);
+  if (buffer == nullptr) return ResourceExhausted("state: no memory for ", total, " bytes");
+  std::byte* at = buffer->data();
+  for (const optim::OwnedTensor& tensor : state) {
+    if (!tensor.data.empty()) std::memcpy(at, tensor.data.data(), tensor.data.size());
+    at += tensor.data.size();
+  }
+  out.buffer = std::move(buffer);
+  out.ranges.push_back({0, total});
+  return out;
+}
+
+template <typename Base>
+class Refused final : public Base {
+ public:
+  explicit Refused(grpc::Status status) { this->Finish(std::move(status)); }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+RawReadReactor* MakePushParameters(Engine& engine, const Caller& caller, grpc::ByteBuffer* response, ToGrpcStatus to_grpc, StreamOptions) {
+  return new PushReactor(engine, caller, response, std::move(to_grpc));
+}
+
+RawWriteReactor* MakePullParameters(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request, ToGrpcStatus to_grpc, StreamOptions options) {
+  auto* reactor = new PullReactor(std::move(to_grpc), options.chunk_bytes);
+  v1::PullParametersRequest pull;
+  if (absl::Status status = ParseMessage(*request, &pull); !status.ok()) {
+    reactor->Fail(status);
+    return reactor;
+  }
+  const std::string session = pull.session();
+  engine.Read<Parcel>(
+      caller, session, [pull = std::move(pull)](LiveSession& live) { return PackParameters(live, pull); },
+      [reactor](absl::StatusOr<Parcel> parcel) { reactor->Start(std::move(parcel)); });
+  return reactor;
+}
+
+RawWriteReactor* MakePullState(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request, ToGrpcStatus to_grpc, StreamOptions options) {
+  auto* reactor = new PullReactor(std::move(to_grpc), options.chunk_bytes);
+  v1::PullStateRequest pull;
+  if (absl::Status status = ParseMessage(*request, &pull); !status.ok()) {
+    reactor->Fail(status);
+    return reactor;
+  }
+  engine.Read<Parcel>(caller, pull.session(), &PackState, [reactor](absl::StatusOr<Parcel> parcel) { reactor->Start(std::move(parcel)); });
+  return reactor;
+}
+
+RawReadReactor* RefuseRead(grpc::Status status) { return new Refused<RawReadReactor>(std::move(status)); }
+RawWriteReactor* RefuseWrite(grpc::Status status) { return new Refused<RawWriteReactor>(std::move(status)); }
+RawBidiReactor* RefuseBidi(grpc::Status status) { return new Refused<RawBidiReactor>(std::move(status)); }
+
+}  // namespace optod::services

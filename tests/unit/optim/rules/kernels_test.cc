@@ -1,0 +1,128 @@
+// The loops under the rules: 16-bit conversions over all bit patterns, sums that do not depend on the instruction set,
+// the NaN scan, the 8-bit code.
+#include "optim/rules/kernels.h"
+
+#include <cmath>
+
+#include "optim/rules/dynamic_code.h"
+#include "run.h"
+
+namespace optod::optim {
+namespace {
+
+using testing::Random;
+
+// Value of a half by its definition.
+double Half(uint16_t bits, int mantissa, int bias) {
+  const int exponent = (bits & 0x7fff) >> mantissa, fraction = bits & ((1 << mantissa) - 1), top = (0x7fff >> mantissa);
+  const double sign = bits & 0x8000 ? -1 : 1;
+  if (exponent == top) return fraction == 0 ? sign * INFINITY : std::nan("");
+  if (exponent == 0) return sign * std::ldexp(fraction, 1 - bias - mantissa);
+  return sign * std::ldexp(fraction + (1 << mantissa), exponent - bias - mantissa);
+}
+
+TEST(SixteenBits, WidenEveryPatternAndBack) {
+  for (const auto& [dtype, mantissa, bias] : {std::tuple{DType::kF16, 10, 15}, std::tuple{DType::kBF16, 7, 127}}) {
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+      const double want = Half(static_cast<uint16_t>(bits), mantissa, bias);
+      const float got = WidenOne(dtype, static_cast<uint16_t>(bits));
+      if (std::isnan(want)) {
+        ASSERT_TRUE(std::isnan(got) && std::isnan(WidenOne(dtype, NarrowOne(dtype, got)))) << bits;
+      } else {
+        ASSERT_EQ(got, want) << bits;
+        ASSERT_EQ(NarrowOne(dtype, got), bits) << bits;
+      }
+    }
+  }
+}
+
+TEST(SixteenBits, NarrowRoundsToNearestEven) {
+  Random random(1);
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    for (uint32_t bits = 0; bits + 1 < (dtype == DType::kF16 ? 0x7c00u : 0x7f80u); ++bits) {
+      const double low = WidenOne(dtype, static_cast<uint16_t>(bits)),
+                   high = WidenOne(dtype, static_cast<uint16_t>(bits + 1));
+      if (std::isinf(high)) continue;
+      const float middle = static_cast<float>((low + high) / 2);
+      ASSERT_EQ(NarrowOne(dtype, middle), bits % 2 == 0 ? bits : bits + 1) << bits;
+      ASSERT_EQ(NarrowOne(dtype, std::nextafterf(middle, 0)), bits) << bits;
+      ASSERT_EQ(NarrowOne(dtype, -std::nextafterf(middle, INFINITY)), (bits + 1) | 0x8000) << bits;
+    }
+  }
+  EXPECT_EQ(NarrowOne(DType::kF16, 65519.996f), 0x7bff);
+  EXPECT_EQ(NarrowOne(DType::kF16, 65520.0f), 0x7c00);
+}
+
+TEST(Sums, AreTheSameOnEveryPathAndRight) {
+  Random random(2);
+  for (const int64_t n : {0, 1, 15, 16, 17, 1000, 4097}) {
+    const std::vector<double> x = random.Normals(n);
+    const std::vector<float> y(x.begin(), x.end());
+    std::vector<double> got;
+    for (std::string_view path : KernelPaths()) {
+      ASSERT_TRUE(SelectKernels(path));
+      const KernelTable& k = Kernels();
+      for (double value :
+           {k.f64.sum(x.data(), n), k.f64.sum_squares(x.data(), n), k.f64.sum_square_deviations(x.data(), n, 0.5),
+            k.f32.sum(y.data(), n), k.f32.sum_squares(y.data(), n), k.f32.sum_square_deviations(y.data(), n, 0.5)}) {
+        got.push_back(value);
+      }
+    }
+    SelectKernels("");
+    double sum = 0, squares = 0, deviations = 0;
+    for (double value : x) {
+      sum += value;
+      squares += value * value;
+      deviations += (value - 0.5) * (value - 0.5);
+    }
+    EXPECT_NEAR(got[0], sum, 1e-10);
+    EXPECT_NEAR(got[1], squares, 1e-9);
+    EXPECT_NEAR(got[2], deviations, 1e-9);
+    EXPECT_NEAR(got[4], squares, 1e-3);
+    for (size_t i = 6; i < got.size(); ++i) EXPECT_EQ(got[i], got[i % 6]);
+  }
+}
+
+TEST(Guard, FindsTheFirstBadElementOfEveryDtype) {
+  Random random(3);
+  for (std::string_view path : KernelPaths()) {
+    ASSERT_TRUE(SelectKernels(path));
+    for (const DType dtype : {DType::kF32, DType::kF64, DType::kF16, DType::kBF16}) {
+      std::vector<double> values = random.Normals(9000);
+      values[0] = dtype == DType::kF16 ? 65504 : 3e38;  // large, yet finite
+      if (dtype == DType::kBF16) values[0] = 3e38;
+      const auto first = [&] {
+        const OwnedTensor tensor = testing::MakeTensor("x", dtype, {9000}, values);
+        return Kernels().first_not_finite(dtype, tensor.data.data(), 9000);
+      };
+      EXPECT_EQ(first(), -1);
+      values[8999] = -INFINITY;
+      EXPECT_EQ(first(), 8999);
+      values[4096] = std::nan("");
+      EXPECT_EQ(first(), 4096);
+    }
+  }
+  SelectKernels("");
+}
+
+TEST(DynamicCodes, AreSortedAndTakeTheNearest) {
+  Random random(4);
+  for (const DynamicCode* code : {&DynamicCode::Signed(), &DynamicCode::Unsigned()}) {
+    for (int c = 0; c < 255; ++c) ASSERT_LT(code->value(c), code->value(c + 1));
+    EXPECT_EQ(code->value(255), 1.0f);
+    const bool is_signed = code == &DynamicCode::Signed();
+    for (int trial = 0; trial < 20000; ++trial) {
+      const double magnitude = std::pow(10, random.Uniform(-9, 0));
+      const float x = static_cast<float>(is_signed && random.Chance(0.5) ? -magnitude : magnitude);
+      float best = 2;
+      for (int c = 0; c < 256; ++c) best = std::min(best, std::abs(code->value(c) - x));
+      ASSERT_NEAR(std::abs(code->value(code->Nearest(x)) - x), best, 1e-7 * std::abs(x) + 1e-12) << x;
+    }
+    EXPECT_EQ(code->value(code->Nearest(0)), 0);
+    EXPECT_EQ(code->value(code->Nearest(1)), 1);
+    for (int c = 0; c < 256; ++c) EXPECT_EQ(code->Nearest(code->value(c)), c);
+  }
+}
+
+}  // namespace
+}  // namespace optod::optim
