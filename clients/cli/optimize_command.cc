@@ -41,7 +41,9 @@ absl::StatusOr<Connection> StartPrivate(App& app, const Flags& flags, const std:
   if (!flags.cassette.empty())
     options.arguments = {"--cassette", std::filesystem::absolute(flags.cassette).string(), "--cassette-mode", flags.cassette_mode};
   Connection connection;
-  ASSIGN_OR_RETURN(connection.server, PrivateServer::Start(options));
+  auto server = PrivateServer::Start(options);
+  if (!server.ok()) return FailedPrecondition(why, ": ", std::string(server.status().message()));
+  connection.server = *std::move(server);
   std::fprintf(stderr, "optoctl: %s: started a private optod%s\n", why.c_str(),
                flags.data_dir.empty() ? "; its sessions are gone afterwards (--data-dir keeps them)" : "");
   client::ClientOptions client_options = app.ClientOptions();
@@ -115,6 +117,8 @@ int Optimize(App& app, const Flags& flags) {
   if (!flags.cassette.empty() && !app.address.empty())
     return app.Usage("--cassette records inside a private server; it and --address exclude each other");
   if (app.json && (flags.patch == "-" || flags.summary == "-" || flags.junit == "-")) return app.Usage("a report on stdout and --json exclude each other");
+  if (flags.cassette_mode == "replay" && !flags.cassette.empty() && !PosixFs().Exists(flags.cassette))
+    return app.Usage("--cassette " + flags.cassette + ": no such file; record it first");
   auto text = PosixFs().ReadFile(flags.file);
   if (!text.ok()) return app.Usage(flags.file + ": cannot be read");
   const auto file = ParseOptimizeFile(*text, flags.file);
@@ -128,6 +132,10 @@ int Optimize(App& app, const Flags& flags) {
   signal(SIGINT, &OnInterrupt);
   signal(SIGTERM, &OnInterrupt);
   auto connection = Open(app, flags);
+  if (connection.status().code() == absl::StatusCode::kFailedPrecondition) {
+    std::fprintf(stderr, "optoctl: %s\n", std::string(connection.status().message()).c_str());
+    return kExitUnreachable;
+  }
   if (!connection.ok()) return app.Fail(connection.status());
   EvaluatorOptions evaluator_options;
   evaluator_options.cancelled = &interrupted;

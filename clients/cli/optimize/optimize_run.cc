@@ -227,7 +227,7 @@ class Run {
       event.outcome = OutcomeName(outcome.kind());
       event.text = outcome.reason();
       progress_.Show(event);
-      if (outcome.kind() != v1::REPLY_APPLIED && !outcome.reason().empty()) Note(Cat("step ", step_, ", candidate ", i + 1, ": ", outcome.reason()));
+      if (outcome.kind() != v1::REPLY_APPLIED && !outcome.reason().empty()) out_.record.notes.push_back(Cat("step ", step_, ", candidate ", i + 1, ": ", outcome.reason()));
       if (!outcome.has_version()) continue;
       Candidate candidate;
       candidate.number = i + 1;
@@ -290,7 +290,7 @@ class Run {
     node.set_kind(e.score ? v1::Node::MESSAGE : v1::Node::EXCEPTION);
     node.set_op("evaluate");
     node.set_base("evaluate");
-    node.set_description(Cat("[evaluate] Runs `", file_.evaluate.command, "` with the parameters and measures the score."));
+    node.set_description(Cat("Runs `", file_.evaluate.command, "` with the parameters and measures the score."));
     for (const ParameterEntry& entry : file_.parameters) {
       v1::NodeInput& input = *node.add_inputs();
       input.set_argument(entry.name);
