@@ -24,7 +24,8 @@ std::string DidYouMean(const std::string& name, const std::vector<std::string>& 
   const std::string* best = nullptr;
   size_t best_distance = std::max<size_t>(1, name.size() / 3) + 1;
   for (const std::string& candidate : known)
-    if (const size_t distance = EditDistance(name, candidate); distance < best_distance) best = &candidate, best_distance = distance;
+    if (const size_t distance = EditDistance(name, candidate); distance < best_distance)
+      best = &candidate, best_distance = distance;
   if (best) return "; did you mean " + *best + "?";
   if (known.empty()) return "";
   std::string list;
