@@ -82,6 +82,9 @@ std::string FailureOf(const SubprocessResult& result, const EvaluateSection& eva
   if (result.out_bytes > max_output || result.err_bytes > max_output)
     return Cat("the command printed more than ", max_output >> 10, " KiB");
   if (result.signal != 0) return Cat("the command was ended by signal ", result.signal);
+  // The shell reports a command that a signal ended as 128 + its number.
+  if (result.exit_code > 128 && result.exit_code <= 128 + 64)
+    return Cat("the command was ended by signal ", result.exit_code - 128);
   if (result.exit_code != 0 && evaluate.score.kind != ScoreRule::Kind::kExitCode)
     return Cat("the command exited with code ", result.exit_code);
   return "";
@@ -93,18 +96,6 @@ std::string ValuesHash(const Values& values) {
   Sha256 hash;
   for (const auto& [name, value] : values) hash.Update(Cat(name, " ", value.size(), "\n", value));
   return hash.FinishHex();
-}
-
-std::string FeedbackText(const Evaluation& evaluation, bool maximize) {
-  std::string text;
-  if (evaluation.score)
-    text = Cat("Score: ", NumberText(*evaluation.score), maximize ? " (higher is better).\n" : " (lower is better).\n");
-  else
-    text = Cat("The evaluation failed: ", evaluation.failure, ".\n");
-  if (!evaluation.out.empty()) text += Cat("Output:\n", evaluation.out, evaluation.out.back() == '\n' ? "" : "\n");
-  if (!evaluation.err.empty())
-    text += Cat("Error output:\n", evaluation.err, evaluation.err.back() == '\n' ? "" : "\n");
-  return text;
 }
 
 Evaluator::Evaluator(const CandidateTree& tree, const OptimizeFile& file, EvaluatorOptions options)

@@ -57,7 +57,4 @@ class Evaluator {
 /// SHA-256 of names and values: equal for equal values.
 std::string ValuesHash(const Values& values);
 
-/// What the model reads about an evaluation: score and direction, failure, ends of the outputs.
-std::string FeedbackText(const Evaluation& evaluation, bool maximize);
-
 }  // namespace optod::cli

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/status.h"
+#include "clients/cli/optimize/feedback.h"
 #include "clients/cli/optimize/unified_diff.h"
 #include "clients/cli/optimize/wire_values.h"
 
@@ -11,10 +12,6 @@ namespace optod::cli {
 namespace {
 
 using std::chrono::steady_clock;
-
-constexpr size_t kShownOutput = 300;  // of the evaluation's node
-constexpr size_t kShownTried = 200;   // of a rejected value in the feedback
-constexpr size_t kMaxTried = 3;
 
 const char* OutcomeName(v1::ReplyKind kind) {
   switch (kind) {
@@ -200,9 +197,9 @@ class Run {
       out_.record.best_version = candidate.version;
       out_.record.best_values = candidate.values;
       best_evaluation_ = evaluation;
-      tried_.clear();
+      tried_.Clear();
     } else {
-      Remember(candidate, evaluation);
+      tried_.Add(candidate.values, out_.record.best_values, evaluation);
     }
     ProgressEvent event = Event("evaluation");
     event.candidate = candidate.number;
@@ -212,21 +209,6 @@ class Run {
     event.cached = evaluation.cached;
     progress_.Show(event);
     return absl::OkStatus();
-  }
-
-  // What was tried from the present best without success is told to the model, so that it does not propose the same
-  // again.
-  void Remember(const Candidate& candidate, const Evaluation& evaluation) {
-    std::string line = "-";
-    for (const auto& [name, value] : candidate.values)
-      if (value != out_.record.best_values.at(name))
-        line += Cat(" ", name, " = ", value.size() > kShownTried ? value.substr(0, kShownTried) + "..." : value);
-    if (line == "-") return;
-    line += evaluation.score ? Cat(" (score ", NumberText(*evaluation.score), ")")
-                             : Cat(" (failed: ", evaluation.failure, ")");
-    if (std::find(tried_.begin(), tried_.end(), line) != tried_.end()) return;
-    tried_.push_back(line);
-    if (tried_.size() > kMaxTried) tried_.erase(tried_.begin());
   }
 
   // ---- one step
@@ -310,39 +292,17 @@ class Run {
     v1::ZeroFeedbackRequest zero;
     zero.set_session(session_.name());
     RETURN_IF_ERROR(client_.ZeroFeedback(zero).status());
-    const Evaluation& e = best_evaluation_;
     v1::RecordNodesRequest record;
     record.set_session(session_.name());
-    v1::Node& node = *record.add_nodes();
-    node.set_kind(e.score ? v1::Node::MESSAGE : v1::Node::EXCEPTION);
-    node.set_op("evaluate");
-    node.set_base("evaluate");
-    node.set_description(Cat("Runs `", file_.evaluate.command, "` with the parameters and measures the score."));
-    for (const ParameterEntry& entry : file_.parameters) {
-      v1::NodeInput& input = *node.add_inputs();
-      input.set_argument(entry.name);
-      input.set_node(nodes_.at(entry.name));
-    }
-    const std::string& shown = e.score ? e.out : e.err;
-    const std::string tail = shown.size() > kShownOutput ? "..." + Utf8From(shown, shown.size() - kShownOutput) : shown;
-    node.set_type("str");
-    node.set_text(e.score ? Cat("score = ", NumberText(*e.score), "\n", tail) : Cat("failed: ", e.failure, "\n", tail));
+    *record.add_nodes() = EvaluationNode(file_, nodes_, best_evaluation_);
     ASSIGN_OR_RETURN(const v1::RecordNodesResponse recorded, client_.RecordNodes(record));
     if (recorded.nodes_size() != 1)
       return Internal("record: the server named ", recorded.nodes_size(), " nodes instead of one");
     v1::BackwardRequest backward;
     backward.set_session(session_.name());
     backward.set_output_node(recorded.nodes(0).id());
-    std::string feedback = FeedbackText(e, file_.evaluate.maximize);
-    if (!tried_.empty()) feedback += "Tried from here and not better:\n";
-    for (const std::string& line : tried_) feedback += line + "\n";
-    backward.set_feedback(feedback);
+    backward.set_feedback(FeedbackText(best_evaluation_, file_.evaluate.maximize) + tried_.Text());
     return client_.Backward(backward).status();
-  }
-
-  static std::string Utf8From(const std::string& text, size_t at) {
-    while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) ++at;
-    return text.substr(at);
   }
 
   absl::StatusOr<v1::ProposeResponse> Propose() {
@@ -466,7 +426,7 @@ class Run {
   v1::Usage usage_before_;
   std::map<std::string, int64_t> nodes_;
   Evaluation best_evaluation_;
-  std::vector<std::string> tried_;
+  Tried tried_;
   std::atomic<bool> stop_waiting_{false};
   bool any_proposal_ = false;
   int step_ = 0, idle_steps_ = 0;

@@ -13,6 +13,7 @@
 #include "clients/cli/nearest.h"
 #include "clients/cli/optimize/candidate_tree.h"
 #include "clients/cli/optimize/evaluator.h"
+#include "clients/cli/optimize/feedback.h"
 #include "clients/cli/optimize/run_record.h"
 #include "clients/cli/optimize/score.h"
 #include "clients/cli/optimize/unified_diff.h"
@@ -434,6 +435,52 @@ TEST(Evaluator, ATextThatDoesNotDefineTheFunctionIsAFailedEvaluation) {
   EXPECT_THAT(result->failure, HasSubstr("does not define solve"));
 }
 
+// ---- what the model is told
+
+TEST(Feedback, SaysScoreDirectionAndOutputs) {
+  Evaluation good, bad;
+  good.score = 0.5;
+  good.out = "line";
+  bad.failure = "the command exited with code 3";
+  bad.err = "Traceback\n";
+  EXPECT_EQ(FeedbackText(good, true), "Score: 0.5 (higher is better).\nOutput:\nline\n");
+  EXPECT_EQ(FeedbackText(good, false), "Score: 0.5 (lower is better).\nOutput:\nline\n");
+  EXPECT_EQ(FeedbackText(bad, true),
+            "The evaluation failed: the command exited with code 3.\nError output:\nTraceback\n");
+}
+
+TEST(Feedback, TheNodeHasTheParametersAsInputsAndCutsOnCharacters) {
+  OptimizeFile file;
+  file.evaluate.command = "sh eval.sh";
+  file.parameters.resize(1);
+  file.parameters[0].name = "k";
+  Evaluation evaluation;
+  evaluation.score = 1;
+  for (int i = 0; i < 200; ++i) evaluation.out += "ü";
+  evaluation.out += "x";
+  const v1::Node node = EvaluationNode(file, {{"k", 4}}, evaluation);
+  EXPECT_EQ(node.kind(), v1::Node::MESSAGE);
+  EXPECT_EQ(node.inputs(0).node(), 4);
+  std::string tail;
+  for (int i = 0; i < 149; ++i) tail += "ü";
+  EXPECT_EQ(node.text(), "score = 1\n..." + tail + "x");
+  EXPECT_EQ(EvaluationNode(file, {{"k", 4}}, Evaluation{}).kind(), v1::Node::EXCEPTION);
+}
+
+TEST(Feedback, TriedKeepsTheLastThreeDistinctChanges) {
+  Tried tried;
+  Evaluation evaluation;
+  evaluation.score = 0.25;
+  const Values best = {{"k", "1"}, {"p", "a"}};
+  tried.Add(best, best, evaluation);
+  EXPECT_EQ(tried.Text(), "");
+  for (const char* k : {"2", "3", "3", "4", "5"}) tried.Add({{"k", k}, {"p", "a"}}, best, evaluation);
+  EXPECT_EQ(tried.Text(),
+            "Tried from here and not better:\n- k = 3 (score 0.25)\n- k = 4 (score 0.25)\n- k = 5 (score 0.25)\n");
+  tried.Clear();
+  EXPECT_EQ(tried.Text(), "");
+}
+
 // ---- small things
 
 TEST(DidYouMean, NearestOrList) {
@@ -441,6 +488,8 @@ TEST(DidYouMean, NearestOrList) {
   EXPECT_EQ(DidYouMean("xyz", {"timeout", "command"}), "; known: timeout, command");
   EXPECT_EQ(DidYouMean("x", {}), "");
   EXPECT_EQ(EditDistance("kitten", "sitting"), 3u);
+  EXPECT_EQ(EditDistance("slove", "solve"), 1u);
+  EXPECT_EQ(EditDistance("", "abc"), 3u);
 }
 
 TEST(MatchesPattern, StarsStayInsideAFolder) {
