@@ -1,5 +1,6 @@
 #pragma once
-/// YAML read strictly: every error names file, line and key. Internal to clients/cli (the one place that knows yaml-cpp's nodes beside the readers).
+/// YAML read strictly: every error names file, line and key. Internal to clients/cli (the one place that knows
+/// yaml-cpp's nodes beside the readers).
 
 #include <yaml-cpp/yaml.h>
 
@@ -18,8 +19,10 @@ class YamlMap {
   YamlMap() = default;
   /// The document's root. INVALID_ARGUMENT: not YAML ("FILE:LINE: ..."), larger than 1 MiB, or no mapping.
   static absl::StatusOr<YamlMap> Parse(const std::string& text, const std::string& file_name);
+  /// A mapping inside the document. `path` is what leads to it ("layout[0].").
+  static absl::StatusOr<YamlMap> Of(const YAML::Node& node, const std::string& file_name, const std::string& path);
 
-  /// INVALID_ARGUMENT when a key is not among `known` (with the nearest one) or occurs twice.
+  /// INVALID_ARGUMENT when a key is not among `known` (with the nearest one; empty = any) or occurs twice.
   absl::Status CheckKeys(const std::vector<std::string>& known) const;
 
   bool Has(const std::string& key) const;
@@ -36,10 +39,11 @@ class YamlMap {
 
   /// "FILE:LINE: path.key: text".
   absl::Status Error(const std::string& key, const std::string& text) const;
-  int Line(const std::string& key) const;   ///< 1-based; of the map itself when the key is absent
+  int Line(const std::string& key) const;  ///< 1-based; of the map itself when the key is absent
 
  private:
-  YamlMap(YAML::Node node, std::string file, std::string path) : node_(std::move(node)), file_(std::move(file)), path_(std::move(path)) {}
+  YamlMap(YAML::Node node, std::string file, std::string path)
+      : node_(std::move(node)), file_(std::move(file)), path_(std::move(path)) {}
   YAML::Node node_;
   std::string file_, path_;
 };
