@@ -71,6 +71,7 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
     self_ = std::move(self);
     absl::Status status = Open(request);
     if (!status.ok()) return End(status);
+    StartSendInitialMetadata();  // tells the client that it misses nothing from here on, long before the first event
     pool_.Post([this] { Read(); });
   }
 

@@ -1,4 +1,5 @@
-// Transport behaviour of the client against an in-process service: request ids, retries, deadlines, errors, raw streams.
+// Transport behaviour of the client against an in-process service: request ids, retries, deadlines, errors, raw
+// streams.
 #include "clients/cpp/client.h"
 
 #include <gmock/gmock.h>
@@ -33,21 +34,25 @@ struct WaitCase {
   int64_t want_ms;
 };
 TEST(Retry, WaitsDoubleUpToTheLongest) {
-  const WaitCase cases[] = {{1, 0.5, {}, 100}, {2, 0.5, {}, 200}, {3, 0.5, {}, 400}, {6, 0.5, {}, 2000}, {60, 0.5, {}, 2000},
-                            {1, 0.0, {}, 80},  {1, 1.0, {}, 120}, {1, 0.0, milliseconds(700), 700}};
-  for (const WaitCase& c : cases) EXPECT_EQ(RetryWait({}, c.attempt, c.jitter, c.retry_after).count(), c.want_ms) << c.attempt;
+  const WaitCase cases[] = {
+      {1, 0.5, {}, 100},   {2, 0.5, {}, 200}, {3, 0.5, {}, 400}, {6, 0.5, {}, 2000},
+      {60, 0.5, {}, 2000}, {1, 0.0, {}, 80},  {1, 1.0, {}, 120}, {1, 0.0, milliseconds(700), 700}};
+  for (const WaitCase& c : cases)
+    EXPECT_EQ(RetryWait({}, c.attempt, c.jitter, c.retry_after).count(), c.want_ms) << c.attempt;
 }
 
 TEST(Retry, OnlyUnavailableAndOnlyFourAttempts) {
   EXPECT_TRUE(ShouldRetry({}, 3, absl::UnavailableError("")));
   EXPECT_FALSE(ShouldRetry({}, 4, absl::UnavailableError("")));
-  for (const auto code : {absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kAborted, absl::StatusCode::kResourceExhausted, absl::StatusCode::kInternal})
+  for (const auto code : {absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kAborted,
+                          absl::StatusCode::kResourceExhausted, absl::StatusCode::kInternal})
     EXPECT_FALSE(ShouldRetry({}, 1, absl::Status(code, "")));
 }
 
 TEST(Retry, ReadsRetryAfter) {
   EXPECT_EQ(ParseRetryAfter("1500"), milliseconds(1500));
-  for (const char* bad : {"", "-1", "1.5", "1s", "99999999", "123456789123"}) EXPECT_EQ(ParseRetryAfter(bad), std::nullopt) << bad;
+  for (const char* bad : {"", "-1", "1.5", "1s", "99999999", "123456789123"})
+    EXPECT_EQ(ParseRetryAfter(bad), std::nullopt) << bad;
 }
 
 TEST(Layout, PlacesTensorsWithoutGaps) {
@@ -107,10 +112,12 @@ TEST(RawStream, RefusesWrongChecksumsBoundsAndGarbage) {
   message.mutable_chunk()->set_crc32c(Crc32c("hellO"));
   std::vector<std::byte> target(15), small(14);
   RawMessage out;
-  EXPECT_EQ(ReadRawMessage(Pieces(message.SerializeAsString(), 99), 2, target, &out).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(ReadRawMessage(Pieces(message.SerializeAsString(), 99), 2, target, &out).code(),
+            absl::StatusCode::kDataLoss);
   message.mutable_chunk()->set_crc32c(0);
   EXPECT_TRUE(ReadRawMessage(Pieces(message.SerializeAsString(), 99), 2, target, &out).ok());
-  EXPECT_EQ(ReadRawMessage(Pieces(message.SerializeAsString(), 99), 2, small, &out).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(ReadRawMessage(Pieces(message.SerializeAsString(), 99), 2, small, &out).code(),
+            absl::StatusCode::kDataLoss);
   std::mt19937 random(3);
   for (int i = 0; i < 20'000; ++i) {
     std::string bytes = message.SerializeAsString();
@@ -125,17 +132,18 @@ TEST(RawStream, RefusesWrongChecksumsBoundsAndGarbage) {
 // Answers what the test says, and remembers what it got.
 class Sessions final : public v1::SessionService::Service {
  public:
-  std::vector<grpc::Status> failures;   // of the next Tell calls, first first
+  std::vector<grpc::Status> failures;  // of the next Tell calls, first first
   std::string retry_after_ms;
   std::vector<std::string> request_ids;
   std::string authorization;
-  std::string buffer;                   // pushed, or to be pulled
-  int bad_chunk = -1;                   // pull: this chunk's checksum is wrong
+  std::string buffer;  // pushed, or to be pulled
+  int bad_chunk = -1;  // pull: this chunk's checksum is wrong
 
   grpc::Status Tell(grpc::ServerContext* context, const v1::TellRequest* request, v1::TellResponse* response) override {
     request_ids.push_back(request->request_id());
     const auto found = context->client_metadata().find("authorization");
-    if (found != context->client_metadata().end()) authorization = std::string(found->second.data(), found->second.size());
+    if (found != context->client_metadata().end())
+      authorization = std::string(found->second.data(), found->second.size());
     if (failures.empty()) {
       response->set_seq(7);
       return grpc::Status::OK;
@@ -147,7 +155,8 @@ class Sessions final : public v1::SessionService::Service {
     return status;
   }
 
-  grpc::Status PushParameters(grpc::ServerContext*, grpc::ServerReader<v1::PushParametersRequest>* reader, v1::PushParametersResponse* response) override {
+  grpc::Status PushParameters(grpc::ServerContext*, grpc::ServerReader<v1::PushParametersRequest>* reader,
+                              v1::PushParametersResponse* response) override {
     v1::PushParametersRequest message;
     if (!reader->Read(&message) || !message.has_header()) return {grpc::INVALID_ARGUMENT, "no header"};
     if (message.header().session() == "refused") return {grpc::FAILED_PRECONDITION, "a step has been made"};
@@ -161,7 +170,8 @@ class Sessions final : public v1::SessionService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status PullParameters(grpc::ServerContext*, const v1::PullParametersRequest* request, grpc::ServerWriter<v1::PullParametersResponse>* writer) override {
+  grpc::Status PullParameters(grpc::ServerContext*, const v1::PullParametersRequest* request,
+                              grpc::ServerWriter<v1::PullParametersResponse>* writer) override {
     v1::PullParametersResponse message;
     message.mutable_header()->set_version(request->version());
     message.mutable_header()->mutable_index()->set_total_bytes(buffer.size());
@@ -178,7 +188,8 @@ class Sessions final : public v1::SessionService::Service {
   }
 
   // Adds 1 to every byte.
-  grpc::Status StepStream(grpc::ServerContext*, grpc::ServerReaderWriter<v1::StepStreamResponse, v1::StepStreamRequest>* stream) override {
+  grpc::Status StepStream(grpc::ServerContext*,
+                          grpc::ServerReaderWriter<v1::StepStreamResponse, v1::StepStreamRequest>* stream) override {
     v1::StepStreamRequest in;
     v1::StepStreamResponse out;
     if (!stream->Read(&in) || !in.has_open()) return {grpc::INVALID_ARGUMENT, "open"};
@@ -202,13 +213,16 @@ class Sessions final : public v1::SessionService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status AskTellStream(grpc::ServerContext*, grpc::ServerReaderWriter<v1::AskTellResponse, v1::AskTellRequest>* stream) override {
+  grpc::Status AskTellStream(grpc::ServerContext*,
+                             grpc::ServerReaderWriter<v1::AskTellResponse, v1::AskTellRequest>* stream) override {
     v1::AskTellRequest in;
     while (stream->Read(&in)) {
       v1::AskTellResponse out;
       request_ids.push_back(in.tell().request_id());
-      if (in.tell().session() == "bad") out.set_error_code(9), out.set_error_message("closed");
-      else out.mutable_tell()->set_seq(in.tell().seq());
+      if (in.tell().session() == "bad")
+        out.set_error_code(9), out.set_error_message("closed");
+      else
+        out.mutable_tell()->set_seq(in.tell().seq());
       stream->Write(out);
     }
     return grpc::Status::OK;
@@ -219,7 +233,8 @@ class Trace final : public v1::TraceService::Service {
  public:
   std::vector<v1::RecordNodesRequest> recorded;
   int64_t next = 100;
-  grpc::Status RecordNodes(grpc::ServerContext*, const v1::RecordNodesRequest* request, v1::RecordNodesResponse* response) override {
+  grpc::Status RecordNodes(grpc::ServerContext*, const v1::RecordNodesRequest* request,
+                           v1::RecordNodesResponse* response) override {
     recorded.push_back(*request);
     for (int i = 0; i < request->nodes_size(); ++i) response->add_nodes()->set_id(next++);
     return grpc::Status::OK;
@@ -230,7 +245,8 @@ class Operations final : public v1::OperationService::Service {
  public:
   int polls = 0, cancels = 0;
   v1::Operation last;
-  grpc::Status WaitOperation(grpc::ServerContext*, const v1::WaitOperationRequest* request, v1::Operation* response) override {
+  grpc::Status WaitOperation(grpc::ServerContext*, const v1::WaitOperationRequest* request,
+                             v1::Operation* response) override {
     if (++polls >= 3) *response = last;
     response->set_name(request->name());
     response->set_done(polls >= 3);
@@ -310,7 +326,8 @@ TEST_F(ClientTest, DoesNotWaitBeyondItsDeadline) {
 }
 
 TEST_F(ClientTest, OtherErrorsComeBackUnchangedWithTheirReason) {
-  for (const auto code : {grpc::ABORTED, grpc::INVALID_ARGUMENT, grpc::RESOURCE_EXHAUSTED, grpc::DATA_LOSS, grpc::UNAUTHENTICATED}) {
+  for (const auto code :
+       {grpc::ABORTED, grpc::INVALID_ARGUMENT, grpc::RESOURCE_EXHAUSTED, grpc::DATA_LOSS, grpc::UNAUTHENTICATED}) {
     sessions_.failures = {grpc::Status(code, "field: -1 is negative")};
     sessions_.request_ids.clear();
     const absl::Status status = client_->Tell({}).status();

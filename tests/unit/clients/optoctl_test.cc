@@ -29,8 +29,8 @@ struct ExitCase {
   const char* name;
   std::vector<std::string> arguments;
   int code;
-  const char* out;   // contained in stdout
-  const char* err;   // contained in stderr
+  const char* out;  // contained in stdout
+  const char* err;  // contained in stderr
 };
 const ExitCase kExits[] = {
     {"version", {"version"}, 0, "optoctl 0.", ""},
@@ -50,12 +50,24 @@ const ExitCase kExits[] = {
     {"doctor_json", {"doctor", "--json"}, 3, "\"reachable\":false", ""},
     {"optimize_no_file", {"optimize", "absent.yaml"}, 2, "", "absent.yaml: cannot be read"},
     {"create_without_optimizer", {"session", "create"}, 2, "", "--optimizer: missing"},
-    {"create_bad_tensor", {"session", "create", "--optimizer", "sgd", "--tensor", "w:f31:2"}, 2, "", "\"f31\" is no dtype; did you mean f32?"},
-    {"create_bad_direction", {"session", "create", "--optimizer", "sgd", "--direction", "up"}, 2, "", "must be maximize or minimize"},
+    {"create_bad_tensor",
+     {"session", "create", "--optimizer", "sgd", "--tensor", "w:f31:2"},
+     2,
+     "",
+     "\"f31\" is no dtype; did you mean f32?"},
+    {"create_bad_direction",
+     {"session", "create", "--optimizer", "sgd", "--direction", "up"},
+     2,
+     "",
+     "must be maximize or minimize"},
     {"artifact_absent", {"artifact", "put", "absent.bin"}, 2, "", "absent.bin: cannot be read"},
     {"reproduce_unknown", {"reproduce", "digts"}, 2, "", "did you mean digits?"},
     {"reproduce_list", {"reproduce", "nothing-like-it"}, 2, "", "STUDY"},
-    {"cassette_and_address", {"optimize", "x.yaml", "--cassette", "c", "--address", "h:1"}, 2, "", "exclude each other"},
+    {"cassette_and_address",
+     {"optimize", "x.yaml", "--cassette", "c", "--address", "h:1"},
+     2,
+     "",
+     "exclude each other"},
     {"bad_cassette_mode", {"optimize", "x.yaml", "--cassette-mode", "play"}, 2, "", "--cassette-mode"},
 };
 class ExitCode : public testing::TestWithParam<ExitCase> {};
@@ -66,7 +78,8 @@ TEST_P(ExitCode, IsFixed) {
   EXPECT_THAT(result.err, HasSubstr(GetParam().err));
   if (*GetParam().out == '\0') EXPECT_EQ(result.out, "");
 }
-INSTANTIATE_TEST_SUITE_P(Commands, ExitCode, testing::ValuesIn(kExits), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Commands, ExitCode, testing::ValuesIn(kExits),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 struct FileCase {
   const char* name;
@@ -76,9 +89,12 @@ struct FileCase {
 };
 const FileCase kFiles[] = {
     {"garbage", "parameters: {a: [\n", 2, "not YAML"},
-    {"unknown_key", "parameters: {k: {value: 1}}\nevaluate: {comand: x, score: exit-code}\n", 2, ":2: evaluate.comand: unknown key; did you mean command?"},
-    {"absent_file", "parameters: {p: {file: p.txt}}\nevaluate: {command: x, score: exit-code}\n", 2, "parameters.p: file: p.txt cannot be read"},
-    {"unreachable", "parameters: {k: {value: 1}}\nevaluate: {command: x, score: exit-code}\n", 3, "no answer from optod"},
+    {"unknown_key", "parameters: {k: {value: 1}}\nevaluate: {comand: x, score: exit-code}\n", 2,
+     ":2: evaluate.comand: unknown key; did you mean command?"},
+    {"absent_file", "parameters: {p: {file: p.txt}}\nevaluate: {command: x, score: exit-code}\n", 2,
+     "parameters.p: file: p.txt cannot be read"},
+    {"unreachable", "parameters: {k: {value: 1}}\nevaluate: {command: x, score: exit-code}\n", 3,
+     "no answer from optod"},
 };
 TEST(Optimize, ExitsWithUsageBeforeItAsksAServer) {
   for (const FileCase& c : kFiles) {
@@ -104,7 +120,8 @@ budget: {steps: 100, wall: 90s}
 durability: {mode: every-n, n: 10}
 labels: {team: vision}
 display_name: first try
-)", "s.yaml");
+)",
+                                        "s.yaml");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->session_id(), "digits");
   EXPECT_EQ(request->optimizer().hyperparameters().at("lr").number(), 0.01);
@@ -145,7 +162,8 @@ TEST(SessionFlags, TensorsAndParameters) {
   EXPECT_EQ(ParseTensorFlag("w:bf16:64x10:no-decay")->shape_size(), 2);
   EXPECT_TRUE(ParseTensorFlag("w:bf16:64x10:no-decay")->no_decay());
   EXPECT_EQ(ParseTensorFlag("s:f32:")->shape_size(), 0);
-  for (const char* bad : {"w", "w:f32", "w:f32:2x", "w:f32:2xx3", "w:f32:a", "w:f32:2:decay"}) EXPECT_FALSE(ParseTensorFlag(bad).ok()) << bad;
+  for (const char* bad : {"w", "w:f32", "w:f32:2x", "w:f32:2xx3", "w:f32:a", "w:f32:2:decay"})
+    EXPECT_FALSE(ParseTensorFlag(bad).ok()) << bad;
   EXPECT_EQ(ParseParameterFlag("k=5")->initial().integer(), 5);
   EXPECT_EQ(ParseParameterFlag("k=5.5")->initial().number(), 5.5);
   EXPECT_EQ(ParseParameterFlag("k=true")->initial().flag(), true);

@@ -10,7 +10,8 @@ namespace {
 
 std::vector<Place> Places() { return *PlaceTensors(Float32Layout({{"w", {5, 3}, false}, {"b", {7}, true}})); }
 
-std::vector<float> Reference(const v1::ReplayStep& step, uint64_t seed, const std::vector<Place>& places, std::vector<float> theta) {
+std::vector<float> Reference(const v1::ReplayStep& step, uint64_t seed, const std::vector<Place>& places,
+                             std::vector<float> theta) {
   for (uint32_t t = 0; t < places.size(); ++t) {
     const auto n = static_cast<size_t>(places[t].elements);
     float* tensor = theta.data() + places[t].offset / 4;
@@ -31,10 +32,13 @@ std::vector<float> Reference(const v1::ReplayStep& step, uint64_t seed, const st
 struct ReplayCase {
   const char* name;
   float decay;
-  std::vector<std::pair<uint32_t, float>> queries;   // query number, coefficient
+  std::vector<std::pair<uint32_t, float>> queries;  // query number, coefficient
 };
 TEST(ZeroOrderWorker, ReplayIsTheDefinitionBitForBit) {
-  const ReplayCase cases[] = {{"one", 0, {{0, 0.25f}}}, {"two", 1, {{0, 1e-3f}, {1, -2.5f}}}, {"decay", 0.99f, {{0, 3e-4f}}}, {"none", 0.5f, {}}};
+  const ReplayCase cases[] = {{"one", 0, {{0, 0.25f}}},
+                              {"two", 1, {{0, 1e-3f}, {1, -2.5f}}},
+                              {"decay", 0.99f, {{0, 3e-4f}}},
+                              {"none", 0.5f, {}}};
   for (const ReplayCase& c : cases) {
     v1::ReplayStep step;
     step.set_weight_decay_factor(c.decay);

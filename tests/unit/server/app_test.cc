@@ -215,7 +215,7 @@ const RefusalCase kRefusals[] = {
        std::filesystem::create_directories(c->data_dir);
        std::ofstream(c->data_dir + "/optod.db") << std::string(5000, 'x');
      },
-     absl::StatusCode::kFailedPrecondition, "data-dir "},
+     absl::StatusCode::kDataLoss, "data-dir "},
 };
 
 TEST_P(Refusal, IsOneClearLine) {

@@ -120,7 +120,9 @@ TEST_F(AuthTest, ASecondStartKeepsTheTokenAndForgetsNothing) {
 TEST_F(AuthTest, TheStoreHoldsNoSecret) {
   std::string token = AdminToken();
   std::string secret(ParseToken(token)->secret);
-  for (const store::TokenRow& row : *store_->ListTokens("")) {
+  std::vector<store::TokenRow> rows = *store_->ListTokens("");
+  ASSERT_EQ(rows.size(), 1u);
+  for (const store::TokenRow& row : rows) {
     EXPECT_EQ(row.secret_sha256, HashSecret(secret));
     EXPECT_THAT(row.token_id + row.label + row.user, Not(HasSubstr(secret)));
   }
