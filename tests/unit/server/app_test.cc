@@ -540,8 +540,8 @@ TEST_F(AppTest, LanguageModelsComeFromTheEnvironmentAndTheirKeysGoNowhere) {
   EXPECT_THAT(info.DebugString() + HttpGet("/") + HttpGet("/metrics"), Not(HasSubstr(canary)));
   app_.reset();
   for (const auto& entry : std::filesystem::recursive_directory_iterator(config_.data_dir)) {
-    if (entry.is_regular_file())
-      EXPECT_THAT(*PosixFs().ReadFile(entry.path().string()), Not(HasSubstr(canary))) << entry.path();
+    if (!entry.is_regular_file()) continue;
+    EXPECT_THAT(*PosixFs().ReadFile(entry.path().string()), Not(HasSubstr(canary))) << entry.path();
   }
 }
 
