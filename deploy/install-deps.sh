@@ -52,5 +52,6 @@ if [ $want_python -eq 1 ]; then
   [ -x "$venv/bin/python" ] || { echo "install-deps: creating build/venv"; /usr/bin/python3 -m venv "$venv"; }
   echo "install-deps: Python packages (deploy/requirements.txt)"
   "$venv/bin/pip" install -q --disable-pip-version-check -r "$root/deploy/requirements.txt"
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall "$root/clients/python"
 fi
 echo "install-deps: done"

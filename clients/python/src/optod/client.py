@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class Client:
     def info(self) -> admin_pb2.ServerInfo:
         """Version, who the caller is, services, checks."""
         return self.admin.info()
+
+    @property
+    def traffic(self) -> Tuple[int, int]:
+        """Bytes of messages sent and received so far (unary calls and zeroth-order streams; without HTTP/2 frames)."""
+        return self.transport.bytes_sent, self.transport.bytes_received
 
     def close(self) -> None:
         self.transport.close()

@@ -54,6 +54,7 @@ class Transport:
         self.retry = retry
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._sleep, self._clock = sleep, clock
+        self.bytes_sent = self.bytes_received = 0     # of messages that were answered; exact while one thread calls
 
     @classmethod
     def open(cls, address: str, token: str = "", timeout: float = 30.0, retry: RetryPolicy = RetryPolicy(),
@@ -96,7 +97,14 @@ class Transport:
         """One unary call. An empty ``request_id`` is filled in before the first attempt, so that a retry is the same request."""
         if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
             request.request_id = new_request_id()
-        return self.retrying(lambda left: method(request, timeout=left, metadata=self._metadata), timeout, once)
+        answer = self.retrying(lambda left: method(request, timeout=left, metadata=self._metadata), timeout, once)
+        self.count(request, answer)
+        return answer
+
+    def count(self, request: Any, answer: Any) -> None:
+        """Adds the serialized sizes of a message and its answer to the traffic so far."""
+        self.bytes_sent += request.ByteSize()
+        self.bytes_received += answer.ByteSize()
 
     def stream(self, method: Any, request: Any, timeout: Optional[float] = None) -> Any:
         """Starts a streaming call, once. Its errors are grpc.RpcError: wrap reads with ``translated``."""

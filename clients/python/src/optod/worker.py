@@ -66,16 +66,13 @@ class AskTellChannel:
         self._transport, self._stub = transport, stub
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._call: Any = None
-        self.bytes_sent = self.bytes_received = self.messages = 0
 
     def exchange(self, request: pb.AskTellRequest, timeout: Optional[float] = None) -> pb.AskTellResponse:
         """The answer to one message; its own error is raised, and the stream goes on."""
         if request.HasField("tell") and not request.tell.request_id:
             request.tell.request_id = new_request_id()
         answer = self._transport.retrying(lambda _: self._once(request), timeout)
-        self.messages += 1
-        self.bytes_sent += request.ByteSize()
-        self.bytes_received += answer.ByteSize()
+        self._transport.count(request, answer)
         if answer.error_code:
             raise errors.from_code(answer.error_code, answer.error_message)
         return answer
@@ -157,8 +154,8 @@ class ZoWorker:
             return None
         found = self._directions.get((step, query))
         if found is None:
-            found = [zo.normal(self._seed, step, query, tensor, 0, value.size).reshape(value.shape)
-                     for tensor, value in enumerate(self.params.values())]
+            flat = zo.normal_tensors(self._seed, step, query, [value.size for value in self.params.values()])
+            found = [z.reshape(value.shape) for z, value in zip(flat, self.params.values())]
             self._directions[step, query] = found
             while len(self._directions) > 1 and len(self._directions) * self._elements > _CACHE_ELEMENTS:
                 self._directions.popitem(last=False)
@@ -250,17 +247,6 @@ class ZoWorker:
             if not answer.replay and not answer.resync:
                 raise errors.Internal(f"ask: no way from version {self.version} to the head {answer.head_version}")
             request = pb.AskTellRequest(ask=self._ask(count, probes=keep))
-
-    # ---- figures
-
-    @property
-    def bytes_sent(self) -> int:
-        """Of messages on the wire, without HTTP/2 frames."""
-        return self._channel.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._channel.bytes_received
 
     def close(self) -> None:
         self._channel.close()
