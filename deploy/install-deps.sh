@@ -24,7 +24,7 @@ build_packages=(
   libopenblas-openmp-dev liblapacke-dev
   libgtest-dev libgmock-dev libbenchmark-dev sqlite3
 )
-python_packages=(python3 python3-venv python3-dev libgomp1 bible-kjv-text)
+python_packages=(python3 python3-venv python3-dev libgomp1 bible-kjv bible-kjv-text graphviz)
 
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 apt_install() {

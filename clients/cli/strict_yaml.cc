@@ -41,6 +41,11 @@ absl::StatusOr<YamlMap> YamlMap::Parse(const std::string& text, const std::strin
   return YamlMap(root, file_name, "");
 }
 
+absl::StatusOr<YamlMap> YamlMap::Of(const YAML::Node& node, const std::string& file_name, const std::string& path) {
+  if (!node.IsMap()) return InvalidArgument(file_name, ":", LineOf(node), ": ", path, " must be a mapping (key: value)");
+  return YamlMap(node, file_name, path);
+}
+
 absl::Status YamlMap::Error(const std::string& key, const std::string& text) const {
   return InvalidArgument(file_, ":", Line(key), ": ", path_, key, key.empty() ? "" : ": ", text);
 }

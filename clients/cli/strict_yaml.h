@@ -18,8 +18,10 @@ class YamlMap {
   YamlMap() = default;
   /// The document's root. INVALID_ARGUMENT: not YAML ("FILE:LINE: ..."), larger than 1 MiB, or no mapping.
   static absl::StatusOr<YamlMap> Parse(const std::string& text, const std::string& file_name);
+  /// A mapping inside the document. `path` is what leads to it ("layout[0].").
+  static absl::StatusOr<YamlMap> Of(const YAML::Node& node, const std::string& file_name, const std::string& path);
 
-  /// INVALID_ARGUMENT when a key is not among `known` (with the nearest one) or occurs twice.
+  /// INVALID_ARGUMENT when a key is not among `known` (with the nearest one; empty = any) or occurs twice.
   absl::Status CheckKeys(const std::vector<std::string>& known) const;
 
   bool Has(const std::string& key) const;

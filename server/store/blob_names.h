@@ -10,7 +10,8 @@ namespace optod::store {
 
 /// 64 lower-case hex digits; anything else never reaches the file system.
 inline bool IsBlobName(const std::string& name) {
-  return name.size() == 64 && std::all_of(name.begin(), name.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+  return name.size() == 64 &&
+         std::all_of(name.begin(), name.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
 /// When blobs were last put. Not thread-safe.

@@ -19,7 +19,7 @@ void CommitQueue::Submit(Batch batch, CommitCallback done) {
     std::unique_lock lock(mutex_);
     if (closed_) {
       lock.unlock();
-      done(absl::UnavailableError("the store is closed"));
+      if (done) done(absl::UnavailableError("the store is closed"));
       return;
     }
     queue_.push_back({std::move(batch), std::move(done)});

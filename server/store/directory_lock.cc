@@ -40,12 +40,16 @@ absl::StatusOr<std::unique_ptr<DirectoryLock>> DirectoryLock::Acquire(const std:
 
 DirectoryLock::~DirectoryLock() { close(fd_); }
 
-absl::Status DirectoryLock::SetAddress(const std::string& address) { return Write(Cat("pid ", getpid(), " (", address, ")\n")); }
+absl::Status DirectoryLock::SetAddress(const std::string& address) {
+  return Write(Cat("pid ", getpid(), " (", address, ")\n"));
+}
 
 absl::Status DirectoryLock::Write(const std::string& text) {
   // Longer text first, then the cut: a reader in between sees no half of it.
-  if (pwrite(fd_, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) || ftruncate(fd_, static_cast<off_t>(text.size())) != 0) {
-    return errno == ENOSPC ? ResourceExhausted("data directory: the disk is full") : Unavailable("data directory: LOCK cannot be written: ", std::strerror(errno));
+  if (pwrite(fd_, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
+      ftruncate(fd_, static_cast<off_t>(text.size())) != 0) {
+    return errno == ENOSPC ? ResourceExhausted("data directory: the disk is full")
+                           : Unavailable("data directory: LOCK cannot be written: ", std::strerror(errno));
   }
   return absl::OkStatus();
 }

@@ -1,6 +1,6 @@
 #pragma once
-/// One holder per data directory: flock(2) on DIR/LOCK, with who holds it written inside for people. The kernel releases it when the process
-/// ends, however it ends; the file stays. Not for network file systems without flock.
+/// One holder per data directory: flock(2) on DIR/LOCK, with who holds it written inside for people. The kernel
+/// releases it when the process ends, however it ends; the file stays. Not for network file systems without flock.
 
 #include <memory>
 #include <string>
@@ -13,7 +13,8 @@ namespace optod::store {
 /// Held while the object lives. Thread-compatible.
 class DirectoryLock {
  public:
-  /// FAILED_PRECONDITION when another process (or this one already) holds it, naming its pid and its listen address when it has told it.
+  /// FAILED_PRECONDITION when another process (or this one already) holds it, naming its pid and its listen address
+  /// when it has told it.
   static absl::StatusOr<std::unique_ptr<DirectoryLock>> Acquire(const std::string& directory);
   ~DirectoryLock();
   DirectoryLock(const DirectoryLock&) = delete;

@@ -14,14 +14,16 @@ namespace {
 
 class FileBlobStore final : public BlobStore {
  public:
-  FileBlobStore(Fs& fs, std::string directory, Clock& clock) : fs_(fs), directory_(std::move(directory)), clock_(clock) {}
+  FileBlobStore(Fs& fs, std::string directory, Clock& clock)
+      : fs_(fs), directory_(std::move(directory)), clock_(clock) {}
 
   absl::StatusOr<std::string> Put(std::span<const std::byte> data) override {
-    // The name comes first: it says whether there is anything to write. The bytes are then written from where they are, never copied.
+    // The name comes first: it says whether there is anything to write. The bytes are then written from where they are,
+    // never copied.
     std::string name = Sha256Hex(data);
     {
       std::lock_guard lock(mutex_);
-      recent_.Mark(name, clock_.NowUnixMs());   // before looking: from here on Sweep keeps it
+      recent_.Mark(name, clock_.NowUnixMs());  // before looking: from here on Sweep keeps it
       ++puts_running_;
     }
     absl::StatusOr<bool> written = WriteIfAbsent(name, data);
@@ -39,7 +41,8 @@ class FileBlobStore final : public BlobStore {
     auto data = fs_.ReadFile(PathOf(name));
     if (absl::IsNotFound(data.status())) return NotFound("blob ", name, " does not exist");
     RETURN_IF_ERROR(data.status());
-    if (Sha256Hex(std::as_bytes(std::span(*data))) != name) return DataLoss("blob ", name, ": its bytes have changed; restore it from a backup");
+    if (Sha256Hex(std::as_bytes(std::span(*data))) != name)
+      return DataLoss("blob ", name, ": its bytes have changed; restore it from a backup");
     return data;
   }
 
@@ -52,7 +55,8 @@ class FileBlobStore final : public BlobStore {
 
   bool Has(const std::string& name) override { return IsBlobName(name) && fs_.Exists(PathOf(name)); }
 
-  absl::StatusOr<int64_t> Sweep(const std::vector<std::string>& live, int64_t min_age_ms, int64_t now_unix_ms) override {
+  absl::StatusOr<int64_t> Sweep(const std::vector<std::string>& live, int64_t min_age_ms,
+                                int64_t now_unix_ms) override {
     const std::unordered_set<std::string> marked(live.begin(), live.end());
     {
       std::lock_guard lock(mutex_);
@@ -61,7 +65,7 @@ class FileBlobStore final : public BlobStore {
     int64_t freed = 0;
     RETURN_IF_ERROR(ForEachFile([&](const std::string& path, const std::string& name) -> absl::Status {
       if (marked.contains(name)) return absl::OkStatus();
-      std::lock_guard lock(mutex_);   // a file at a time: puts wait for one removal at most
+      std::lock_guard lock(mutex_);  // a file at a time: puts wait for one removal at most
       const bool blob = IsBlobName(name);
       if (blob ? recent_.Has(name) : puts_running_ > 0) return absl::OkStatus();
       const int64_t size = fs_.FileSize(path).value_or(0);
@@ -75,7 +79,7 @@ class FileBlobStore final : public BlobStore {
 
   int64_t BytesStored() override {
     std::lock_guard lock(mutex_);
-    if (bytes_ < 0 && puts_running_ == 0) {   // counted once, when first asked: a start must not walk the tree
+    if (bytes_ < 0 && puts_running_ == 0) {  // counted once, when first asked: a start must not walk the tree
       int64_t bytes = 0;
       const absl::Status status = ForEachFile([&](const std::string& path, const std::string& name) {
         if (IsBlobName(name)) bytes += fs_.FileSize(path).value_or(0);
@@ -92,7 +96,8 @@ class FileBlobStore final : public BlobStore {
 
   /// Whether it wrote.
   absl::StatusOr<bool> WriteIfAbsent(const std::string& name, std::span<const std::byte> data) {
-    std::lock_guard lock(writing_[std::hash<std::string>()(name) % writing_.size()]);   // the same blob twice at a time: written once
+    std::lock_guard lock(
+        writing_[std::hash<std::string>()(name) % writing_.size()]);  // the same blob twice at a time: written once
     const std::string path = PathOf(name);
     const auto size = fs_.FileSize(path);
     if (size.ok() && *size == static_cast<int64_t>(data.size())) return false;
@@ -106,7 +111,7 @@ class FileBlobStore final : public BlobStore {
     ASSIGN_OR_RETURN(const std::vector<std::string> folders, fs_.ListDirectory(directory_));
     for (const std::string& folder : folders) {
       auto names = fs_.ListDirectory(directory_ + "/" + folder);
-      if (!names.ok()) continue;   // not a folder: none of ours
+      if (!names.ok()) continue;  // not a folder: none of ours
       for (const std::string& name : *names) RETURN_IF_ERROR(visit(directory_ + "/" + folder + "/" + name, name));
     }
     return absl::OkStatus();
@@ -116,10 +121,10 @@ class FileBlobStore final : public BlobStore {
   const std::string directory_;
   Clock& clock_;
   std::array<std::mutex, 64> writing_;
-  std::mutex mutex_;            ///< guards the rest; may be taken while one of writing_ is held, never the other way round
+  std::mutex mutex_;  ///< guards the rest; may be taken while one of writing_ is held, never the other way round
   RecentPuts recent_;
   int puts_running_ = 0;
-  int64_t bytes_ = -1;          ///< -1 = not counted yet
+  int64_t bytes_ = -1;  ///< -1 = not counted yet
 };
 
 }  // namespace

@@ -18,7 +18,8 @@ class MemoryBlobStore final : public BlobStore {
     std::string name = Sha256Hex(data);
     std::lock_guard lock(mutex_);
     recent_.Mark(name, clock_.NowUnixMs());
-    if (blobs_.try_emplace(name, reinterpret_cast<const char*>(data.data()), data.size()).second) bytes_ += static_cast<int64_t>(data.size());
+    if (blobs_.try_emplace(name, reinterpret_cast<const char*>(data.data()), data.size()).second)
+      bytes_ += static_cast<int64_t>(data.size());
     return name;
   }
 
@@ -43,7 +44,8 @@ class MemoryBlobStore final : public BlobStore {
     return blobs_.contains(name);
   }
 
-  absl::StatusOr<int64_t> Sweep(const std::vector<std::string>& live, int64_t min_age_ms, int64_t now_unix_ms) override {
+  absl::StatusOr<int64_t> Sweep(const std::vector<std::string>& live, int64_t min_age_ms,
+                                int64_t now_unix_ms) override {
     const std::unordered_set<std::string> marked(live.begin(), live.end());
     std::lock_guard lock(mutex_);
     recent_.Forget(now_unix_ms - min_age_ms);
@@ -64,7 +66,7 @@ class MemoryBlobStore final : public BlobStore {
 
  private:
   Clock& clock_;
-  std::mutex mutex_;   ///< guards the rest
+  std::mutex mutex_;  ///< guards the rest
   std::map<std::string, std::string> blobs_;
   RecentPuts recent_;
   int64_t bytes_ = 0;

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <mutex>
 #include <set>
-#include <shared_mutex>
 #include <span>
 #include <utility>
 
@@ -60,7 +60,7 @@ class MemoryStore final : public Store {
   absl::StatusOr<UserRow> GetUser(const std::string& user) override { return Find(tables_.users, user, "user ", user); }
 
   absl::StatusOr<std::vector<UserRow>> ListUsers() override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     std::vector<UserRow> rows;
     for (const auto& [key, row] : tables_.users) rows.push_back(row);
     return rows;
@@ -71,7 +71,7 @@ class MemoryStore final : public Store {
   }
 
   absl::StatusOr<std::vector<TokenRow>> ListTokens(const std::string& user) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     std::vector<TokenRow> rows;
     for (const auto& [key, row] : tables_.tokens) {
       if (user.empty() || row.user == user) rows.push_back(row);
@@ -80,7 +80,7 @@ class MemoryStore final : public Store {
   }
 
   absl::StatusOr<SessionRow> GetSession(const std::string& user, const std::string& id) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     auto it = tables_.session_uids.find({user, id});
     if (it == tables_.session_uids.end()) return NoSession(user, id);
     return tables_.sessions.at(it->second);
@@ -92,7 +92,7 @@ class MemoryStore final : public Store {
 
   absl::StatusOr<std::vector<SessionRow>> ListSessions(const std::string& user, bool show_deleted, int64_t before_uid,
                                                        int64_t limit) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     std::vector<SessionRow> rows;
     auto it = before_uid > 0 ? tables_.sessions.lower_bound(before_uid) : tables_.sessions.end();
     while (it != tables_.sessions.begin() && !Full(rows.size(), limit)) {
@@ -103,7 +103,7 @@ class MemoryStore final : public Store {
   }
 
   absl::StatusOr<VersionRow> GetVersion(int64_t uid, int64_t number) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     auto it = tables_.versions.find({uid, number});
     if (it == tables_.versions.end()) return NoVersion(uid, number);
     return it->second;
@@ -111,12 +111,12 @@ class MemoryStore final : public Store {
 
   absl::StatusOr<std::vector<VersionRow>> ListVersions(int64_t uid, int64_t first, int64_t end,
                                                        int64_t limit) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return Values(tables_.versions, {uid, first}, {uid, end}, limit, [](const VersionRow&) { return true; });
   }
 
   absl::StatusOr<VersionRow> LatestSnapshot(int64_t uid, int64_t number) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     auto it = tables_.versions.upper_bound({uid, number});
     while (it != tables_.versions.begin() && (--it)->first.first == uid) {
       if (!it->second.blob.empty()) return it->second;
@@ -126,37 +126,37 @@ class MemoryStore final : public Store {
 
   absl::StatusOr<std::vector<ObservationRow>> ListObservations(int64_t uid, const std::string& kind, int64_t first_a,
                                                                int64_t end_a) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return Values(tables_.observations, {uid, kind, first_a, kMin}, {uid, kind, end_a, kMin}, -1,
                   [](const ObservationRow&) { return true; });
   }
 
   absl::StatusOr<RequestRow> GetRequest(const std::string& user, const std::string& method,
                                         const std::string& request_id) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     auto it = tables_.requests.find({user, method, request_id});
     if (it == tables_.requests.end()) return NoRequest(method, request_id);
     return it->second.first;
   }
 
   absl::StatusOr<std::vector<NodeRow>> ListNodes(int64_t uid, int64_t first, int64_t limit) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return Values(tables_.nodes, {uid, first}, {uid + 1, kMin}, limit, [](const NodeRow&) { return true; });
   }
 
   absl::StatusOr<std::vector<EventRow>> ListEvents(const std::string& user, int64_t after, int64_t limit) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return Values(tables_.events, {user, after + 1}, {user + '\0', kMin}, limit, [](const EventRow&) { return true; });
   }
 
   absl::StatusOr<int64_t> FirstEventSequence(const std::string& user) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     auto it = tables_.events.lower_bound({user, kMin});
     return it != tables_.events.end() && it->first.first == user ? it->first.second : LastEvent(user) + 1;
   }
 
   absl::StatusOr<int64_t> LastEventSequence(const std::string& user) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return LastEvent(user);
   }
 
@@ -168,13 +168,13 @@ class MemoryStore final : public Store {
   using Store::ListOperations;
   absl::StatusOr<std::vector<OperationRow>> ListOperations(const std::string& user, int64_t before_ms, int64_t limit,
                                                            const std::string& before_id) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return NewestFirst(tables_.operations, user, before_ms, before_id, limit,
                        [](const OperationRow& row) { return row.id; });
   }
 
   absl::StatusOr<std::vector<OperationRow>> ListUndoneOperations() override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     std::vector<OperationRow> rows;
     for (const auto& [key, row] : tables_.operations) {
       if (!row.done) rows.push_back(row);
@@ -188,7 +188,7 @@ class MemoryStore final : public Store {
 
   absl::StatusOr<std::vector<ArtifactRow>> ListArtifacts(const std::string& user, int64_t before_ms, int64_t limit,
                                                          const std::string& before_sha256) override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     return NewestFirst(tables_.artifacts, user, before_ms, before_sha256, limit,
                        [](const ArtifactRow& row) { return row.sha256; });
   }
@@ -196,7 +196,7 @@ class MemoryStore final : public Store {
   absl::StatusOr<std::string> GetMeta(const std::string& key) override { return Find(tables_.meta, key, "meta ", key); }
 
   absl::StatusOr<std::vector<std::string>> LiveBlobs() override {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     std::set<std::string> live;
     for (const auto& [key, row] : tables_.versions) live.insert(row.blob);
     for (const auto& [key, row] : tables_.observations) live.insert(row.blob);
@@ -219,7 +219,7 @@ class MemoryStore final : public Store {
     for (PendingBatch& pending : group) {
       absl::Status status = pending.batch.gate ? pending.batch.gate() : absl::OkStatus();
       if (status.ok()) {
-        std::unique_lock lock(mutex_);
+        std::lock_guard lock(mutex_);
         status = tables_.Apply(pending.batch.mutations);
       }
       queue_.Complete({&pending, 1}, status);
@@ -229,7 +229,7 @@ class MemoryStore final : public Store {
   template <typename Map, typename... Name>
   absl::StatusOr<typename Map::mapped_type> Find(const Map& map, const typename Map::key_type& key,
                                                  const Name&... name) {
-    std::shared_lock lock(mutex_);
+    std::lock_guard lock(mutex_);
     auto it = map.find(key);
     if (it == map.end()) return NotFound(name..., " does not exist");
     return it->second;
@@ -240,7 +240,7 @@ class MemoryStore final : public Store {
     return it == tables_.last_event.end() ? 0 : it->second;
   }
 
-  std::shared_mutex mutex_;  ///< guards tables_
+  std::mutex mutex_;  ///< guards tables_; not a shared one, whose readers could starve the writer
   MemoryTables tables_;
   std::atomic<int64_t> next_uid_{1};
   CommitQueue queue_;  ///< last: its threads use the above

@@ -11,7 +11,9 @@
 namespace optod::store {
 namespace {
 
-bool IsTaken(int code) { return code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_UNIQUE || code == SQLITE_CONSTRAINT_ROWID; }
+bool IsTaken(int code) {
+  return code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_UNIQUE || code == SQLITE_CONSTRAINT_ROWID;
+}
 
 }  // namespace
 
@@ -39,26 +41,29 @@ absl::Status SqliteApplier::Do(const PutUser& m) {
 
 absl::Status SqliteApplier::Do(const PutToken& m) {
   const TokenRow& row = m.row;
-  return Run(Query::kPutToken, "token", row.token_id, row.user, row.label, Bytes{row.secret_sha256}, row.create_ms, row.expire_ms, row.revoked);
+  return Run(Query::kPutToken, "token", row.token_id, row.user, row.label, Bytes{row.secret_sha256}, row.create_ms,
+             row.expire_ms, row.revoked);
 }
 
 absl::Status SqliteApplier::Do(const InsertSession& m) {
   const SessionRow& row = m.row;
   {
     Cursor cursor(db_.Prepared(Query::kInsertSession));
-    const int code = cursor
-                         .Bind(row.uid, row.user, row.id, row.state, row.etag, row.revision, row.head_version, row.version_count, row.seq,
-                               row.create_ms, row.update_ms, row.delete_ms, Bytes{row.mutable_fields})
-                         .Run();
+    const int code =
+        cursor
+            .Bind(row.uid, row.user, row.id, row.state, row.etag, row.revision, row.head_version, row.version_count,
+                  row.seq, row.create_ms, row.update_ms, row.delete_ms, Bytes{row.mutable_fields})
+            .Run();
     if (IsTaken(code)) return SessionTaken(row.user, row.id);
     if (code != SQLITE_DONE) return SqliteStatus(code, "session");
   }
   if (uid_limit_ < 0) {
     Cursor cursor(db_.Prepared(Query::kGetMeta));
-    uid_limit_ = cursor.Bind(std::string_view(kUidLimitKey)).Next() ? std::strtoll(cursor.Text(0).c_str(), nullptr, 10) : 0;
+    uid_limit_ =
+        cursor.Bind(std::string_view(kUidLimitKey)).Next() ? std::strtoll(cursor.Text(0).c_str(), nullptr, 10) : 0;
     RETURN_IF_ERROR(cursor.status());
   }
-  if (row.uid >= uid_limit_) {   // a uid whose reservation failed (full disk)
+  if (row.uid >= uid_limit_) {  // a uid whose reservation failed (full disk)
     uid_limit_ = row.uid + kUidBlock;
     RETURN_IF_ERROR(Do(SetMeta{kUidLimitKey, std::to_string(uid_limit_)}));
   }
@@ -67,8 +72,9 @@ absl::Status SqliteApplier::Do(const InsertSession& m) {
 
 absl::Status SqliteApplier::Do(const UpdateSession& m) {
   const SessionRow& row = m.row;
-  RETURN_IF_ERROR(Run(Query::kUpdateSession, "session", row.state, row.etag, row.revision, row.head_version, row.version_count, row.seq,
-                      row.update_ms, row.delete_ms, Bytes{row.mutable_fields}, row.uid, row.revision - 1));
+  RETURN_IF_ERROR(Run(Query::kUpdateSession, "session", row.state, row.etag, row.revision, row.head_version,
+                      row.version_count, row.seq, row.update_ms, row.delete_ms, Bytes{row.mutable_fields}, row.uid,
+                      row.revision - 1));
   if (db_.Changes() == 1) return absl::OkStatus();
   Cursor cursor(db_.Prepared(Query::kGetRevision));
   if (cursor.Bind(row.uid).Next()) return SessionMoved(row.uid, cursor.Int(0), row.revision);
@@ -77,7 +83,8 @@ absl::Status SqliteApplier::Do(const UpdateSession& m) {
 }
 
 absl::Status SqliteApplier::Do(const PurgeSession& m) {
-  for (Query query : {Query::kPurgeVersions, Query::kPurgeObservations, Query::kPurgeNodes, Query::kPurgeSpec, Query::kPurgeSession}) {
+  for (Query query : {Query::kPurgeVersions, Query::kPurgeObservations, Query::kPurgeNodes, Query::kPurgeSpec,
+                      Query::kPurgeSession}) {
     RETURN_IF_ERROR(Run(query, "purging a session", m.session_uid));
   }
   return absl::OkStatus();
@@ -86,7 +93,8 @@ absl::Status SqliteApplier::Do(const PurgeSession& m) {
 absl::Status SqliteApplier::Do(const InsertVersion& m) {
   const VersionRow& row = m.row;
   const int code = Cursor(db_.Prepared(Query::kInsertVersion))
-                       .Bind(row.session_uid, row.number, row.parent, row.step, row.create_ms, Bytes{row.payload}, TextOrNull{row.blob})
+                       .Bind(row.session_uid, row.number, row.parent, row.step, row.create_ms, Bytes{row.payload},
+                             TextOrNull{row.blob})
                        .Run();
   if (code == SQLITE_DONE) return absl::OkStatus();
   if (code == SQLITE_CONSTRAINT_FOREIGNKEY) return NoSession(row.session_uid);
@@ -95,7 +103,8 @@ absl::Status SqliteApplier::Do(const InsertVersion& m) {
 
 absl::Status SqliteApplier::Do(const UpdateVersion& m) {
   const VersionRow& row = m.row;
-  RETURN_IF_ERROR(Run(Query::kUpdateVersion, "version", Bytes{row.payload}, TextOrNull{row.blob}, row.session_uid, row.number));
+  RETURN_IF_ERROR(
+      Run(Query::kUpdateVersion, "version", Bytes{row.payload}, TextOrNull{row.blob}, row.session_uid, row.number));
   return db_.Changes() == 1 ? absl::OkStatus() : NoVersion(row.session_uid, row.number);
 }
 
@@ -116,8 +125,8 @@ absl::Status SqliteApplier::Do(const InsertRequest& m) {
   const RequestRow& row = m.row;
   for (int64_t place = RequestKeyHash(row.user, row.method, row.request_id);; place = NextPlace(place)) {
     const int code = Cursor(db_.Prepared(Query::kInsertRequest))
-                         .Bind(place, row.user, row.method, row.request_id, Bytes{row.request_sha256}, Bytes{row.response}, row.session_uid,
-                               row.create_ms)
+                         .Bind(place, row.user, row.method, row.request_id, Bytes{row.request_sha256},
+                               Bytes{row.response}, row.session_uid, row.create_ms)
                          .Run();
     if (!IsTaken(code)) return code == SQLITE_DONE ? absl::OkStatus() : SqliteStatus(code, "request");
     Cursor cursor(db_.Prepared(Query::kGetRequest));
@@ -162,19 +171,27 @@ absl::Status SqliteApplier::Do(const AppendEvent& m) {
 
 absl::Status SqliteApplier::Do(const PutOperation& m) {
   const OperationRow& row = m.row;
-  return Run(Query::kPutOperation, "operation", row.user, row.id, row.done, Bytes{row.payload}, Bytes{row.request}, row.create_ms);
+  return Run(Query::kPutOperation, "operation", row.user, row.id, row.done, Bytes{row.payload}, Bytes{row.request},
+             row.create_ms);
 }
 
 absl::Status SqliteApplier::Do(const PutArtifact& m) {
   const ArtifactRow& row = m.row;
-  return Run(Query::kPutArtifact, "artifact", row.user, row.sha256, row.size_bytes, row.display_name, row.media_type, row.create_ms);
+  return Run(Query::kPutArtifact, "artifact", row.user, row.sha256, row.size_bytes, row.display_name, row.media_type,
+             row.create_ms);
 }
 
-absl::Status SqliteApplier::Do(const DeleteArtifact& m) { return Run(Query::kDeleteArtifact, "artifact", m.user, m.sha256); }
+absl::Status SqliteApplier::Do(const DeleteArtifact& m) {
+  return Run(Query::kDeleteArtifact, "artifact", m.user, m.sha256);
+}
 
-absl::Status SqliteApplier::Do(const PruneRequests& m) { return Run(Query::kPruneRequests, "requests", m.older_than_ms); }
+absl::Status SqliteApplier::Do(const PruneRequests& m) {
+  return Run(Query::kPruneRequests, "requests", m.older_than_ms);
+}
 
-absl::Status SqliteApplier::Do(const PruneEvents& m) { return Run(Query::kPruneEvents, "events", m.user, m.before_sequence); }
+absl::Status SqliteApplier::Do(const PruneEvents& m) {
+  return Run(Query::kPruneEvents, "events", m.user, m.before_sequence);
+}
 
 absl::Status SqliteApplier::Do(const SetMeta& m) { return Run(Query::kSetMeta, "meta", m.key, Bytes{m.value}); }
 

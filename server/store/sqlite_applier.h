@@ -1,5 +1,6 @@
 #pragma once
-/// Mutations as SQL on the writer's connection, inside a transaction that somebody else opens and closes. Writer thread only.
+/// Mutations as SQL on the writer's connection, inside a transaction that somebody else opens and closes. Writer thread
+/// only.
 
 #include <cstdint>
 #include <string>
@@ -21,8 +22,9 @@ class SqliteApplier {
  public:
   explicit SqliteApplier(Connection& connection) : db_(connection) {}
 
-  /// Stops at the first failure; what was applied before it stays in the transaction, to be rolled back by the caller. RESOURCE_EXHAUSTED,
-  /// UNAVAILABLE and DATA_LOSS say that the transaction is lost, other errors that this batch is wrong.
+  /// Stops at the first failure; what was applied before it stays in the transaction, to be rolled back by the caller.
+  /// RESOURCE_EXHAUSTED, UNAVAILABLE and DATA_LOSS say that the transaction is lost, other errors that this batch is
+  /// wrong.
   absl::Status Apply(const std::vector<Mutation>& mutations);
   /// The transaction, or a part of it, was rolled back: forgets what was remembered from it.
   void RolledBack();
@@ -53,8 +55,8 @@ class SqliteApplier {
   absl::Status Run(Query query, const char* doing, const Args&... args);
 
   Connection& db_;
-  std::unordered_map<std::string, int64_t> last_event_;   ///< of users met since the last rollback
-  int64_t uid_limit_ = -1;                                ///< -1 = not read since the last rollback
+  std::unordered_map<std::string, int64_t> last_event_;  ///< of users met since the last rollback
+  int64_t uid_limit_ = -1;                               ///< -1 = not read since the last rollback
 };
 
 }  // namespace optod::store

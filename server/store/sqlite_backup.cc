@@ -58,7 +58,8 @@ absl::Status BackupDatabase(const Connection::Options& source, const std::string
   const std::string temporary = path + ".tmp";
   std::remove(temporary.c_str());
   absl::Status status = CopyAndCheck(source, temporary);
-  if (status.ok() && std::rename(temporary.c_str(), path.c_str()) != 0) status = FailedPrecondition("backup: renaming failed, errno ", errno);
+  if (status.ok() && std::rename(temporary.c_str(), path.c_str()) != 0)
+    status = FailedPrecondition("backup: renaming failed, errno ", errno);
   if (status.ok()) status = SyncDirectoryOf(path);
   for (const char* suffix : {"", "-journal", "-wal", "-shm"}) std::remove((temporary + suffix).c_str());
   return status;

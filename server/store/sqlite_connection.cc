@@ -11,23 +11,35 @@ absl::Status SqliteStatus(int code, std::string_view doing) {
   switch (code & 0xff) {
     case SQLITE_OK:
     case SQLITE_ROW:
-    case SQLITE_DONE: return absl::OkStatus();
-    case SQLITE_FULL: return ResourceExhausted("store: ", doing, ": the disk is full; nothing of it was kept");
-    case SQLITE_NOMEM: return ResourceExhausted(text);
+    case SQLITE_DONE:
+      return absl::OkStatus();
+    case SQLITE_FULL:
+      return ResourceExhausted("store: ", doing, ": the disk is full; nothing of it was kept");
+    case SQLITE_NOMEM:
+      return ResourceExhausted(text);
     case SQLITE_BUSY:
-    case SQLITE_LOCKED: return Unavailable(text);
+    case SQLITE_LOCKED:
+      return Unavailable(text);
     case SQLITE_IOERR:
     case SQLITE_CORRUPT:
-    case SQLITE_NOTADB: return DataLoss(text);
-    case SQLITE_TOOBIG: return InvalidArgument(text);
+      return DataLoss(text);
+    case SQLITE_NOTADB:
+      return DataLoss(
+          "the database file is not an SQLite database, or its first page is damaged; restore a backup or choose "
+          "another data "
+          "directory");
+    case SQLITE_TOOBIG:
+      return InvalidArgument(text);
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:
-    case SQLITE_PERM: return FailedPrecondition(text);
+    case SQLITE_PERM:
+      return FailedPrecondition(text);
     case SQLITE_CONSTRAINT:
       if (code == SQLITE_CONSTRAINT_FOREIGNKEY) return NotFound("store: ", doing, ": the session does not exist");
       if (code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_UNIQUE) return AlreadyExists(text);
       return InvalidArgument(text);
-    default: return Internal(text);
+    default:
+      return Internal(text);
   }
 }
 
@@ -43,7 +55,7 @@ Cursor::~Cursor() { sqlite3_reset(statement_); }
 void Cursor::BindOne(int64_t value) { sqlite3_bind_int64(statement_, ++parameter_, value); }
 
 void Cursor::BindOne(std::string_view text) {
-  const char* data = text.data() != nullptr ? text.data() : "";   // a null pointer would bind NULL
+  const char* data = text.data() != nullptr ? text.data() : "";  // a null pointer would bind NULL
   sqlite3_bind_text64(statement_, ++parameter_, data, text.size(), SQLITE_STATIC, SQLITE_UTF8);
 }
 
@@ -84,15 +96,19 @@ std::string Cursor::Text(int column) const {
 
 absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const Options& options) {
   sqlite3* db = nullptr;
-  const int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_READWRITE | (options.create ? SQLITE_OPEN_CREATE : 0);
-  const int code = sqlite3_open_v2(options.path.c_str(), &db, flags, options.vfs.empty() ? nullptr : options.vfs.c_str());
+  const int flags =
+      SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_READWRITE | (options.create ? SQLITE_OPEN_CREATE : 0);
+  const int code =
+      sqlite3_open_v2(options.path.c_str(), &db, flags, options.vfs.empty() ? nullptr : options.vfs.c_str());
   std::unique_ptr<Connection> connection(new Connection(db));
   if (code != SQLITE_OK) return SqliteStatus(code, "opening the database");
   // busy_timeout matters when a foreign process holds the file and at recovery. Everything else here is per connection.
   RETURN_IF_ERROR(connection->Exec(
-      Cat("PRAGMA busy_timeout=5000; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA foreign_keys=ON;",
-          "PRAGMA cache_size=", -(options.cache_bytes / 1024), "; PRAGMA mmap_size=", options.mmap_bytes, "; PRAGMA synchronous=",
-          options.full_sync ? "FULL" : "NORMAL", ";", options.read_only ? "PRAGMA query_only=1;" : "")));
+      Cat("PRAGMA busy_timeout=5000; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; "
+          "PRAGMA foreign_keys=ON;",
+          "PRAGMA cache_size=", -(options.cache_bytes / 1024), "; PRAGMA mmap_size=", options.mmap_bytes,
+          "; PRAGMA synchronous=", options.full_sync ? "FULL" : "NORMAL", ";",
+          options.read_only ? "PRAGMA query_only=1;" : "")));
   return connection;
 }
 
@@ -104,7 +120,8 @@ Connection::~Connection() {
 sqlite3_stmt* Connection::Prepared(Query query) {
   sqlite3_stmt*& statement = statements_[static_cast<size_t>(query)];
   if (statement == nullptr) sqlite3_prepare_v3(db_, SqlOf(query), -1, SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
-  return statement;   // null after a failed prepare: every call on it then returns SQLITE_MISUSE, which is reported as INTERNAL
+  return statement;  // null after a failed prepare: every call on it then returns SQLITE_MISUSE, which is reported as
+                     // INTERNAL
 }
 
 absl::Status Connection::Exec(const std::string& sql) {

@@ -1,5 +1,6 @@
 #pragma once
-/// A thin, owning wrapper over one SQLite connection and its prepared statements. Not thread-safe: one thread at a time.
+/// A thin, owning wrapper over one SQLite connection and its prepared statements. Not thread-safe: one thread at a
+/// time.
 
 #include <array>
 #include <cstdint>
@@ -16,8 +17,8 @@ struct sqlite3_stmt;
 
 namespace optod::store {
 
-/// Status for an (extended) SQLite result code: FULL and NOMEM are RESOURCE_EXHAUSTED, BUSY is UNAVAILABLE, IOERR, CORRUPT and NOTADB are
-/// DATA_LOSS, constraints are ALREADY_EXISTS or, for foreign keys, NOT_FOUND.
+/// Status for an (extended) SQLite result code: FULL and NOMEM are RESOURCE_EXHAUSTED, BUSY is UNAVAILABLE, IOERR,
+/// CORRUPT and NOTADB are DATA_LOSS, constraints are ALREADY_EXISTS or, for foreign keys, NOT_FOUND.
 absl::Status SqliteStatus(int code, std::string_view doing);
 /// Whether, after this code, nothing more may be written: the file may not hold what SQLite thinks it holds.
 bool IsFatal(int code);
@@ -54,7 +55,7 @@ class Cursor {
   absl::Status status() const;
 
   int64_t Int(int column) const;
-  std::string Text(int column) const;   ///< also of BLOB; "" for NULL
+  std::string Text(int column) const;  ///< also of BLOB; "" for NULL
 
  private:
   void BindOne(int64_t value);

@@ -1,5 +1,6 @@
 #pragma once
-/// A pool of read-only connections. Thread-safe. Each lease is for one short statement: a reader that lingers keeps the WAL from starting anew.
+/// A pool of read-only connections. Thread-safe. Each lease is for one short statement: a reader that lingers keeps the
+/// WAL from starting anew.
 
 #include <condition_variable>
 #include <memory>
@@ -15,7 +16,8 @@ class SqliteReaders {
  public:
   class Lease {
    public:
-    Lease(SqliteReaders* pool, std::unique_ptr<Connection> connection) : pool_(pool), connection_(std::move(connection)) {}
+    Lease(SqliteReaders* pool, std::unique_ptr<Connection> connection)
+        : pool_(pool), connection_(std::move(connection)) {}
     Lease(Lease&& other) = default;
     ~Lease() {
       if (connection_ != nullptr) pool_->Return(std::move(connection_));

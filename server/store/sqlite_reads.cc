@@ -58,7 +58,12 @@ VersionRow DecodeVersion(const Cursor& c) {
 }
 
 ObservationRow DecodeObservation(const Cursor& c) {
-  return {.session_uid = c.Int(0), .kind = c.Text(1), .a = c.Int(2), .b = c.Int(3), .payload = c.Text(4), .blob = c.Text(5)};
+  return {.session_uid = c.Int(0),
+          .kind = c.Text(1),
+          .a = c.Int(2),
+          .b = c.Int(3),
+          .payload = c.Text(4),
+          .blob = c.Text(5)};
 }
 
 RequestRow DecodeRequest(const Cursor& c) {
@@ -74,11 +79,21 @@ RequestRow DecodeRequest(const Cursor& c) {
 NodeRow DecodeNode(const Cursor& c) { return {.session_uid = c.Int(0), .id = c.Int(1), .payload = c.Text(2)}; }
 
 EventRow DecodeEvent(const Cursor& c) {
-  return {.user = c.Text(0), .sequence = c.Int(1), .type = c.Text(2), .resource = c.Text(3), .detail_json = c.Text(4), .time_ms = c.Int(5)};
+  return {.user = c.Text(0),
+          .sequence = c.Int(1),
+          .type = c.Text(2),
+          .resource = c.Text(3),
+          .detail_json = c.Text(4),
+          .time_ms = c.Int(5)};
 }
 
 OperationRow DecodeOperation(const Cursor& c) {
-  return {.user = c.Text(0), .id = c.Text(1), .done = c.Int(2) != 0, .payload = c.Text(3), .request = c.Text(4), .create_ms = c.Int(5)};
+  return {.user = c.Text(0),
+          .id = c.Text(1),
+          .done = c.Int(2) != 0,
+          .payload = c.Text(3),
+          .request = c.Text(4),
+          .create_ms = c.Int(5)};
 }
 
 ArtifactRow DecodeArtifact(const Cursor& c) {
@@ -147,8 +162,8 @@ absl::StatusOr<SessionRow> SqliteStore::GetSessionByUid(int64_t uid) {
   return *std::move(row);
 }
 
-absl::StatusOr<std::vector<SessionRow>> SqliteStore::ListSessions(const std::string& user, bool show_deleted, int64_t before_uid,
-                                                                  int64_t limit) {
+absl::StatusOr<std::vector<SessionRow>> SqliteStore::ListSessions(const std::string& user, bool show_deleted,
+                                                                  int64_t before_uid, int64_t limit) {
   const int64_t end = before_uid > 0 ? before_uid : kMax;
   if (user.empty()) return All<SessionRow>(Query::kListAllSessions, DecodeSession, end, show_deleted, limit);
   return All<SessionRow>(Query::kListSessions, DecodeSession, user, end, show_deleted, limit);
@@ -160,7 +175,8 @@ absl::StatusOr<VersionRow> SqliteStore::GetVersion(int64_t uid, int64_t number) 
   return *std::move(row);
 }
 
-absl::StatusOr<std::vector<VersionRow>> SqliteStore::ListVersions(int64_t uid, int64_t first, int64_t end, int64_t limit) {
+absl::StatusOr<std::vector<VersionRow>> SqliteStore::ListVersions(int64_t uid, int64_t first, int64_t end,
+                                                                  int64_t limit) {
   return All<VersionRow>(Query::kListVersions, DecodeVersion, uid, first, end, limit);
 }
 
@@ -170,12 +186,13 @@ absl::StatusOr<VersionRow> SqliteStore::LatestSnapshot(int64_t uid, int64_t numb
   return *std::move(row);
 }
 
-absl::StatusOr<std::vector<ObservationRow>> SqliteStore::ListObservations(int64_t uid, const std::string& kind, int64_t first_a,
-                                                                          int64_t end_a) {
+absl::StatusOr<std::vector<ObservationRow>> SqliteStore::ListObservations(int64_t uid, const std::string& kind,
+                                                                          int64_t first_a, int64_t end_a) {
   return All<ObservationRow>(Query::kListObservations, DecodeObservation, uid, kind, first_a, end_a);
 }
 
-absl::StatusOr<RequestRow> SqliteStore::GetRequest(const std::string& user, const std::string& method, const std::string& request_id) {
+absl::StatusOr<RequestRow> SqliteStore::GetRequest(const std::string& user, const std::string& method,
+                                                   const std::string& request_id) {
   for (int64_t place = RequestKeyHash(user, method, request_id);; place = NextPlace(place)) {
     ASSIGN_OR_RETURN(auto row, One<RequestRow>(Query::kGetRequest, DecodeRequest, place));
     if (!row) return NoRequest(method, request_id);
@@ -209,8 +226,8 @@ absl::StatusOr<OperationRow> SqliteStore::GetOperation(const std::string& user, 
   return *std::move(row);
 }
 
-absl::StatusOr<std::vector<OperationRow>> SqliteStore::ListOperations(const std::string& user, int64_t before_ms, int64_t limit,
-                                                                      const std::string& before_id) {
+absl::StatusOr<std::vector<OperationRow>> SqliteStore::ListOperations(const std::string& user, int64_t before_ms,
+                                                                      int64_t limit, const std::string& before_id) {
   const int64_t end = before_ms > 0 ? before_ms : kMax;
   if (user.empty()) return All<OperationRow>(Query::kListAllOperations, DecodeOperation, end, before_id, limit);
   return All<OperationRow>(Query::kListOperations, DecodeOperation, user, end, before_id, limit);
@@ -226,8 +243,8 @@ absl::StatusOr<ArtifactRow> SqliteStore::GetArtifact(const std::string& user, co
   return *std::move(row);
 }
 
-absl::StatusOr<std::vector<ArtifactRow>> SqliteStore::ListArtifacts(const std::string& user, int64_t before_ms, int64_t limit,
-                                                                    const std::string& before_sha256) {
+absl::StatusOr<std::vector<ArtifactRow>> SqliteStore::ListArtifacts(const std::string& user, int64_t before_ms,
+                                                                    int64_t limit, const std::string& before_sha256) {
   const int64_t end = before_ms > 0 ? before_ms : kMax;
   if (user.empty()) return All<ArtifactRow>(Query::kListAllArtifacts, DecodeArtifact, end, before_sha256, limit);
   return All<ArtifactRow>(Query::kListArtifacts, DecodeArtifact, user, end, before_sha256, limit);
@@ -239,6 +256,8 @@ absl::StatusOr<std::string> SqliteStore::GetMeta(const std::string& key) {
   return *std::move(value);
 }
 
-absl::StatusOr<std::vector<std::string>> SqliteStore::LiveBlobs() { return All<std::string>(Query::kLiveBlobs, DecodeText); }
+absl::StatusOr<std::vector<std::string>> SqliteStore::LiveBlobs() {
+  return All<std::string>(Query::kLiveBlobs, DecodeText);
+}
 
 }  // namespace optod::store

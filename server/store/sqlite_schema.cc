@@ -8,14 +8,16 @@
 namespace optod::store {
 namespace {
 
-constexpr int64_t kApplicationId = 0x6f70746f;   // "opto"; shown by file(1), keeps us from writing into another program's database
+constexpr int64_t kApplicationId =
+    0x6f70746f;  // "opto"; shown by file(1), keeps us from writing into another program's database
 
 // Rules for migrations: append only, never edit one that has been released. Number n is entry n - 1.
 constexpr const char* kMigrations[] = {
     // 1: the first schema.
     // - What a step rewrites (the session row) holds no large column: the immutable spec has its own table.
     // - Rows that are found by a composite key and are small live in the key's own b-tree (WITHOUT ROWID).
-    // - Requests are appended in commit order and found by a 64-bit hash of their key, so that random ids touch only a small index.
+    // - Requests are appended in commit order and found by a 64-bit hash of their key, so that random ids touch only a
+    // small index.
     R"sql(
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE users(user TEXT PRIMARY KEY, role INTEGER NOT NULL, deleted INTEGER NOT NULL, create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -59,26 +61,26 @@ CREATE INDEX artifacts_by_time ON artifacts(user, create_ms, sha256);
 int SchemaVersion() { return static_cast<int>(std::size(kMigrations)); }
 
 absl::Status Migrate(Connection& connection) {
-  auto application = connection.QueryInt("PRAGMA application_id");   // the first read of the file: a foreign format shows here
-  if (!application.ok()) {
-    if (application.status().code() != absl::StatusCode::kDataLoss) return application.status();
-    return DataLoss("the database file is not an SQLite database, or its first page is damaged; restore a backup or choose another data directory");
-  }
+  ASSIGN_OR_RETURN(const int64_t application, connection.QueryInt("PRAGMA application_id"));
   ASSIGN_OR_RETURN(const int64_t version, connection.QueryInt("PRAGMA user_version"));
   ASSIGN_OR_RETURN(const int64_t tables, connection.QueryInt("SELECT count(*) FROM sqlite_schema"));
-  const bool is_new = *application == 0 && version == 0 && tables == 0;
-  if (!is_new && *application != kApplicationId) {
-    return FailedPrecondition("the database file belongs to another program (application id ", *application, ", not ", kApplicationId, ")");
+  const bool is_new = application == 0 && version == 0 && tables == 0;
+  if (!is_new && application != kApplicationId) {
+    return FailedPrecondition("the database file belongs to another program (application id ", application, ", not ",
+                              kApplicationId, ")");
   }
   if (version > SchemaVersion()) {
-    return FailedPrecondition("the database has schema ", version, ", this program knows schemas up to ", SchemaVersion(),
-                              "; use a newer optod, or a backup made by this one");
+    return FailedPrecondition("the database has schema ", version, ", this program knows schemas up to ",
+                              SchemaVersion(), "; use a newer optod, or a backup made by this one");
   }
-  // No auto_vacuum: its pointer-map pages cost 10-20 % of a step (measured by store_bench); free pages are used again by later rows.
-  RETURN_IF_ERROR(connection.Exec("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=67108864"));
+  // No auto_vacuum: its pointer-map pages cost 10-20 % of a step (measured by store_bench); free pages are used again
+  // by later rows.
+  RETURN_IF_ERROR(
+      connection.Exec("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=67108864"));
   for (int64_t next = version + 1; next <= SchemaVersion(); ++next) {
-    absl::Status status = connection.Exec(Cat("BEGIN IMMEDIATE;", kMigrations[next - 1], "PRAGMA application_id=", kApplicationId,
-                                              "; PRAGMA user_version=", next, "; COMMIT;"));
+    absl::Status status =
+        connection.Exec(Cat("BEGIN IMMEDIATE;", kMigrations[next - 1], "PRAGMA application_id=", kApplicationId,
+                            "; PRAGMA user_version=", next, "; COMMIT;"));
     if (!status.ok()) {
       connection.Exec("ROLLBACK").IgnoreError();
       return status;

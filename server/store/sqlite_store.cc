@@ -41,10 +41,12 @@ Connection::Options CheckpointerOptions(const SqliteOptions& options) {
   return checkpointer;
 }
 
-/// Reserves the next block of uids, over and over while the time lasts: every round is a real commit of this disk. At least one round.
-absl::StatusOr<double> ReserveUids(Connection& db, int64_t first_uid, int64_t measure_ms) {
+/// Reserves the next block of uids, over and over while the time lasts: every round is a real commit of this disk. At
+/// least one round.
+absl::StatusOr<double> ReserveFirstUids(Connection& db, int64_t first_uid, int64_t measure_ms) {
   constexpr int kMaxRounds = 20;
-  const std::string sql = Cat("INSERT OR REPLACE INTO meta(key, value) VALUES('", kUidLimitKey, "', CAST('", first_uid + kUidBlock, "' AS BLOB))");
+  const std::string sql = Cat("INSERT OR REPLACE INTO meta(key, value) VALUES('", kUidLimitKey, "', CAST('",
+                              first_uid + kUidBlock, "' AS BLOB))");
   Clock& clock = SystemClock();
   const int64_t start = clock.NowMonotonicNs();
   int64_t elapsed = 0;
@@ -57,28 +59,40 @@ absl::StatusOr<double> ReserveUids(Connection& db, int64_t first_uid, int64_t me
   return rounds * 1e9 / static_cast<double>(std::max<int64_t>(1, elapsed));
 }
 
+Batch ReserveBatch(int64_t limit) {
+  Batch batch;
+  batch.mutations.push_back(SetMeta{kUidLimitKey, std::to_string(limit)});
+  return batch;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Store>> OpenSqliteStore(const SqliteOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Connection> db, Connection::Open(WriterOptions(options)));
   RETURN_IF_ERROR(Migrate(*db));
-  ASSIGN_OR_RETURN(const int64_t first_uid,
-                   db->QueryInt(Cat("SELECT max(ifnull((SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM meta WHERE key='", kUidLimitKey,
-                                    "'), 1), ifnull((SELECT max(uid) + 1 FROM sessions), 1))")));
-  ASSIGN_OR_RETURN(const double commits_per_second, ReserveUids(*db, first_uid, options.measure_ms));
-  return std::make_unique<SqliteStore>(options, std::move(db), first_uid, options.measure_ms > 0 ? commits_per_second : 0);
+  ASSIGN_OR_RETURN(
+      const int64_t first_uid,
+      db->QueryInt(Cat("SELECT max(ifnull((SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM meta WHERE key='",
+                       kUidLimitKey, "'), 1), ifnull((SELECT max(uid) + 1 FROM sessions), 1))")));
+  ASSIGN_OR_RETURN(const double commits_per_second, ReserveFirstUids(*db, first_uid, options.measure_ms));
+  return std::make_unique<SqliteStore>(options, std::move(db), first_uid,
+                                       options.measure_ms > 0 ? commits_per_second : 0);
 }
 
-SqliteStore::SqliteStore(const SqliteOptions& options, std::unique_ptr<Connection> connection, int64_t first_uid, double commits_per_second)
+SqliteStore::SqliteStore(const SqliteOptions& options, std::unique_ptr<Connection> connection, int64_t first_uid,
+                         double commits_per_second)
     : options_(options),
       commits_per_second_(commits_per_second),
       next_uid_(first_uid),
       uid_limit_(first_uid + kUidBlock),
       readers_(ReaderOptions(options), options.reader_count),
-      queue_(static_cast<size_t>(std::max(1, options.max_group)), [this](std::span<PendingBatch> group) { writer_->Process(group); }) {
+      queue_(static_cast<size_t>(std::max(1, options.max_group)),
+             [this](std::span<PendingBatch> group) { writer_->Process(group); }) {
   writer_.emplace(std::move(connection),
-                  SqliteWriter::Hooks{[this](std::span<PendingBatch> batches, const absl::Status& status) { queue_.Complete(batches, status); },
-                                      [this] { checkpointer_->Start(); }},
+                  SqliteWriter::Hooks{[this](std::span<PendingBatch> batches, const absl::Status& status) {
+                                        queue_.Complete(batches, status);
+                                      },
+                                      [this] { checkpointer_->Start(); }, [this] { checkpointer_->WaitUntilIdle(); }},
                   options.checkpoint_bytes, options.wal_limit_bytes);
   checkpointer_.emplace(CheckpointerOptions(options), [this](absl::Status status) { writer_->Poison(status); });
 }
@@ -90,38 +104,51 @@ void SqliteStore::Commit(Batch batch, CommitCallback done) { queue_.Submit(std::
 void SqliteStore::Barrier(CommitCallback done) { queue_.Submit({}, std::move(done)); }
 
 int64_t SqliteStore::NewSessionUid() {
-  int64_t uid = 0, extend_to = 0;
+  int64_t uid = 0;
   {
     std::lock_guard lock(uid_mutex_);
     uid = next_uid_++;
-    if (!extending_ && uid_limit_ - next_uid_ < kUidBlock / 2) {
-      extending_ = true;
-      extend_to = next_uid_ + kUidBlock;
-    }
   }
-  if (extend_to > 0) {
-    Batch batch;
-    batch.mutations.push_back(SetMeta{kUidLimitKey, std::to_string(extend_to)});
-    Commit(std::move(batch), [this, extend_to](absl::Status status) {
+  ReserveUids();
+  return uid;
+}
+
+void SqliteStore::ReserveUids() {
+  int64_t limit = 0;
+  {
+    std::lock_guard lock(uid_mutex_);
+    if (extending_ || uid_limit_ - next_uid_ >= kUidBlock / 2) return;
+    extending_ = true;
+    limit = next_uid_ + kUidBlock;
+  }
+  Commit(ReserveBatch(limit), [this, limit](absl::Status status) {
+    {
       std::lock_guard lock(uid_mutex_);
       extending_ = false;
-      if (status.ok()) uid_limit_ = std::max(uid_limit_, extend_to);
-    });
-  }
-  return uid;
+      if (!status.ok()) return;  // the next call tries again; InsertSession reserves for itself meanwhile
+      uid_limit_ = limit;
+    }
+    ReserveUids();  // callers may have run ahead of the commit
+  });
 }
 
 absl::Status SqliteStore::BackupTo(const std::string& path) { return BackupDatabase(ReaderOptions(options_), path); }
 
 absl::Status SqliteStore::Close() {
   std::lock_guard lock(close_mutex_);
+  int64_t beyond = 0;  // uids given out faster than reserved
+  {
+    std::lock_guard uid_lock(uid_mutex_);
+    if (next_uid_ > uid_limit_) beyond = next_uid_;
+  }
+  if (beyond > 0) Commit(ReserveBatch(beyond), nullptr);
   queue_.Close();
   checkpointer_.reset();
   readers_.Close();
   if (!writer_.has_value()) return absl::OkStatus();
   const absl::Status status = writer_->poison();
   writer_->PrepareToClose();
-  writer_.reset();   // the last connection: SQLite checkpoints and removes the WAL
+  writer_.reset();  // the last connection: SQLite checkpoints and removes the WAL
   return status;
 }
 

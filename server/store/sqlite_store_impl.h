@@ -1,6 +1,6 @@
 #pragma once
-/// The class behind OpenSqliteStore: writer, readers and checkpointer put together. sqlite_store.cc opens, writes, backs up and closes;
-/// sqlite_reads.cc reads.
+/// The class behind OpenSqliteStore: writer, readers and checkpointer put together. sqlite_store.cc opens, writes,
+/// backs up and closes; sqlite_reads.cc reads.
 
 #include <atomic>
 #include <memory>
@@ -19,7 +19,8 @@ namespace optod::store {
 
 class SqliteStore final : public Store {
  public:
-  SqliteStore(const SqliteOptions& options, std::unique_ptr<Connection> connection, int64_t first_uid, double commits_per_second);
+  SqliteStore(const SqliteOptions& options, std::unique_ptr<Connection> connection, int64_t first_uid,
+              double commits_per_second);
   ~SqliteStore() override;
 
   void Commit(Batch batch, CommitCallback done) override;
@@ -32,13 +33,16 @@ class SqliteStore final : public Store {
   absl::StatusOr<std::vector<TokenRow>> ListTokens(const std::string& user) override;
   absl::StatusOr<SessionRow> GetSession(const std::string& user, const std::string& id) override;
   absl::StatusOr<SessionRow> GetSessionByUid(int64_t uid) override;
-  absl::StatusOr<std::vector<SessionRow>> ListSessions(const std::string& user, bool show_deleted, int64_t before_uid, int64_t limit) override;
+  absl::StatusOr<std::vector<SessionRow>> ListSessions(const std::string& user, bool show_deleted, int64_t before_uid,
+                                                       int64_t limit) override;
   absl::StatusOr<VersionRow> GetVersion(int64_t session_uid, int64_t number) override;
-  absl::StatusOr<std::vector<VersionRow>> ListVersions(int64_t session_uid, int64_t first, int64_t end, int64_t limit) override;
+  absl::StatusOr<std::vector<VersionRow>> ListVersions(int64_t session_uid, int64_t first, int64_t end,
+                                                       int64_t limit) override;
   absl::StatusOr<VersionRow> LatestSnapshot(int64_t session_uid, int64_t number) override;
-  absl::StatusOr<std::vector<ObservationRow>> ListObservations(int64_t session_uid, const std::string& kind, int64_t first_a,
-                                                               int64_t end_a) override;
-  absl::StatusOr<RequestRow> GetRequest(const std::string& user, const std::string& method, const std::string& request_id) override;
+  absl::StatusOr<std::vector<ObservationRow>> ListObservations(int64_t session_uid, const std::string& kind,
+                                                               int64_t first_a, int64_t end_a) override;
+  absl::StatusOr<RequestRow> GetRequest(const std::string& user, const std::string& method,
+                                        const std::string& request_id) override;
   absl::StatusOr<std::vector<NodeRow>> ListNodes(int64_t session_uid, int64_t first, int64_t limit) override;
   absl::StatusOr<std::vector<EventRow>> ListEvents(const std::string& user, int64_t after, int64_t limit) override;
   absl::StatusOr<int64_t> FirstEventSequence(const std::string& user) override;
@@ -58,6 +62,9 @@ class SqliteStore final : public Store {
   absl::Status Close() override;
 
  private:
+  /// Makes more uids durable when half a block is left.
+  void ReserveUids();
+
   template <typename Row, typename Decode, typename... Args>
   absl::StatusOr<std::optional<Row>> One(Query query, Decode decode, const Args&... args);
   template <typename Row, typename Decode, typename... Args>
@@ -66,16 +73,16 @@ class SqliteStore final : public Store {
   const SqliteOptions options_;
   const double commits_per_second_;
 
-  std::mutex uid_mutex_;   ///< guards the three below
+  std::mutex uid_mutex_;  ///< guards the three below
   int64_t next_uid_;
-  int64_t uid_limit_;      ///< durable: uids below are never given out again
+  int64_t uid_limit_;  ///< durable: uids below are never given out again
   bool extending_ = false;
 
   SqliteReaders readers_;
   std::optional<SqliteWriter> writer_;
   std::optional<SqliteCheckpointer> checkpointer_;
   std::mutex close_mutex_;
-  CommitQueue queue_;      ///< last: its threads use the above
+  CommitQueue queue_;  ///< last: its threads use the above
 };
 
 }  // namespace optod::store

@@ -20,7 +20,8 @@ bool TransactionIsLost(const absl::Status& status) {
 
 }  // namespace
 
-SqliteWriter::SqliteWriter(std::unique_ptr<Connection> connection, Hooks hooks, int64_t checkpoint_bytes, int64_t wal_limit_bytes)
+SqliteWriter::SqliteWriter(std::unique_ptr<Connection> connection, Hooks hooks, int64_t checkpoint_bytes,
+                           int64_t wal_limit_bytes)
     : connection_(std::move(connection)),
       applier_(*connection_),
       hooks_(std::move(hooks)),
@@ -38,7 +39,8 @@ SqliteWriter::SqliteWriter(std::unique_ptr<Connection> connection, Hooks hooks, 
 void SqliteWriter::Poison(const absl::Status& reason) {
   std::lock_guard lock(poison_mutex_);
   if (!poison_.ok()) return;
-  poison_ = DataLoss("store: writing stopped after an I/O error, restart the server when the disk is well: ", std::string(reason.message()));
+  poison_ = DataLoss("store: writing stopped after an I/O error, restart the server when the disk is well: ",
+                     std::string(reason.message()));
   poisoned_ = true;
 }
 
@@ -62,14 +64,14 @@ void SqliteWriter::Process(std::span<PendingBatch> group) {
 }
 
 size_t SqliteWriter::ProcessSome(std::span<PendingBatch> group, bool* isolate) {
-  size_t done = 0;                  // batches that are in the transaction
-  absl::Status refused;             // why batch `done` is not among them
-  absl::Status lost;                // why the transaction failed
+  size_t done = 0;       // batches that are in the transaction
+  absl::Status refused;  // why batch `done` is not among them
+  absl::Status lost;     // why the transaction failed
   for (; done < group.size() && refused.ok() && lost.ok(); ++done) {
     const Batch& batch = group[done].batch;
     if (batch.gate) refused = batch.gate();
     if (!refused.ok()) break;
-    if (batch.mutations.empty()) continue;   // a barrier
+    if (batch.mutations.empty()) continue;  // a barrier
     lost = Begin();
     if (!lost.ok()) break;
     absl::Status status = *isolate ? ApplyIsolated(batch) : applier_.Apply(batch.mutations);
@@ -90,7 +92,7 @@ size_t SqliteWriter::ProcessSome(std::span<PendingBatch> group, bool* isolate) {
   if (!lost.ok()) {
     Rollback();
     if (absl::IsDataLoss(lost)) Poison(lost);
-    if (refused.ok() && done < group.size()) ++done;   // the batch at which it was lost
+    if (refused.ok() && done < group.size()) ++done;  // the batch at which it was lost
     FailTransaction(group.first(done), absl::IsDataLoss(lost) ? poison() : lost);
   } else {
     hooks_.complete(group.first(done), absl::OkStatus());
@@ -109,14 +111,17 @@ void SqliteWriter::FailTransaction(std::span<PendingBatch> batches, const absl::
 }
 
 absl::Status SqliteWriter::ApplyIsolated(const Batch& batch) {
-  if (const int code = Cursor(connection_->Prepared(Query::kSavepoint)).Run(); code != SQLITE_DONE) return SqliteStatus(code, "savepoint");
+  if (const int code = Cursor(connection_->Prepared(Query::kSavepoint)).Run(); code != SQLITE_DONE)
+    return SqliteStatus(code, "savepoint");
   const absl::Status status = applier_.Apply(batch.mutations);
   if (TransactionIsLost(status)) return status;
   if (!status.ok()) {
-    if (const int code = Cursor(connection_->Prepared(Query::kRollbackTo)).Run(); code != SQLITE_DONE) return SqliteStatus(code, "rollback");
+    if (const int code = Cursor(connection_->Prepared(Query::kRollbackTo)).Run(); code != SQLITE_DONE)
+      return SqliteStatus(code, "rollback");
     applier_.RolledBack();
   }
-  if (const int code = Cursor(connection_->Prepared(Query::kRelease)).Run(); code != SQLITE_DONE) return SqliteStatus(code, "release");
+  if (const int code = Cursor(connection_->Prepared(Query::kRelease)).Run(); code != SQLITE_DONE)
+    return SqliteStatus(code, "release");
   return status;
 }
 
@@ -137,7 +142,8 @@ absl::Status SqliteWriter::Commit() {
 
 void SqliteWriter::Rollback() {
   // Some errors have rolled back already; then there is nothing to do and the transaction is closed either way.
-  if (sqlite3_get_autocommit(connection_->handle()) == 0) sqlite3_exec(connection_->handle(), "ROLLBACK", nullptr, nullptr, nullptr);
+  if (sqlite3_get_autocommit(connection_->handle()) == 0)
+    sqlite3_exec(connection_->handle(), "ROLLBACK", nullptr, nullptr, nullptr);
   in_transaction_ = false;
   applier_.RolledBack();
 }
@@ -147,17 +153,23 @@ absl::Status SqliteWriter::Redo(std::span<PendingBatch> batches) {
     if (pending.batch.mutations.empty()) continue;
     RETURN_IF_ERROR(Begin());
     absl::Status status = applier_.Apply(pending.batch.mutations);
-    if (!status.ok()) return TransactionIsLost(status) ? status : Internal("store: a batch failed when repeated: ", std::string(status.message()));
+    if (!status.ok())
+      return TransactionIsLost(status)
+                 ? status
+                 : Internal("store: a batch failed when repeated: ", std::string(status.message()));
   }
   return absl::OkStatus();
 }
 
 void SqliteWriter::CareForWal() {
-  if (wal_pages_ < checkpointed_pages_) checkpointed_pages_ = 0;   // it started anew
+  if (wal_pages_ < checkpointed_pages_) checkpointed_pages_ = 0;  // it started anew
   if (wal_pages_ >= wal_limit_pages_ && wal_pages_ - checkpointed_pages_ >= checkpoint_pages_) {
-    // The passive checkpoints have done most of it; what is left is short. Readers in the old WAL make this fail: next time then.
+    // The passive checkpoints have done most of it; what is left is short. Readers in the old WAL make this fail: next
+    // time then.
+    hooks_.wait_for_checkpoint();
     sqlite3_busy_timeout(connection_->handle(), 50);
-    const int code = sqlite3_wal_checkpoint_v2(connection_->handle(), nullptr, SQLITE_CHECKPOINT_RESTART, nullptr, nullptr);
+    const int code =
+        sqlite3_wal_checkpoint_v2(connection_->handle(), nullptr, SQLITE_CHECKPOINT_RESTART, nullptr, nullptr);
     sqlite3_busy_timeout(connection_->handle(), 5000);
     if (IsFatal(code)) Poison(SqliteStatus(code, "checkpoint"));
     checkpointed_pages_ = code == SQLITE_OK ? 0 : wal_pages_;

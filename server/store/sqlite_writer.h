@@ -1,9 +1,10 @@
 #pragma once
 /// Group commit: turns a group of batches into one transaction, or a few when some of them fail.
 ///
-/// A group is first tried without savepoints, which cost a copy of every page that a batch touches. When batch k turns out to be wrong, the
-/// transaction is rolled back, batches 0..k-1 are applied again and committed, k fails, and the rest of the group goes on with a savepoint a batch.
-/// So a failure costs one more commit and undoes nobody else, and callbacks keep the order of Commit.
+/// A group is first tried without savepoints, which cost a copy of every page that a batch touches. When batch k turns
+/// out to be wrong, the transaction is rolled back, batches 0..k-1 are applied again and committed, k fails, and the
+/// rest of the group goes on with a savepoint a batch. So a failure costs one more commit and undoes nobody else, and
+/// callbacks keep the order of Commit.
 
 #include <atomic>
 #include <cstdint>
@@ -23,8 +24,8 @@ namespace optod::store {
 class SqliteWriter {
  public:
   struct Hooks {
-    std::function<void(std::span<PendingBatch>, const absl::Status&)> complete;   ///< CommitQueue::Complete
-    std::function<void()> start_checkpoint;
+    std::function<void(std::span<PendingBatch>, const absl::Status&)> complete;  ///< CommitQueue::Complete
+    std::function<void()> start_checkpoint, wait_for_checkpoint;                 ///< of SqliteCheckpointer
   };
   SqliteWriter(std::unique_ptr<Connection> connection, Hooks hooks, int64_t checkpoint_bytes, int64_t wal_limit_bytes);
 
@@ -38,7 +39,8 @@ class SqliteWriter {
   Connection& connection() { return *connection_; }
 
  private:
-  /// One transaction from the front of `group`; how many batches it dealt with. `isolate`: a savepoint a batch; set after a failure.
+  /// One transaction from the front of `group`; how many batches it dealt with. `isolate`: a savepoint a batch; set
+  /// after a failure.
   size_t ProcessSome(std::span<PendingBatch> group, bool* isolate);
   void FailTransaction(std::span<PendingBatch> batches, const absl::Status& lost);
   absl::Status ApplyIsolated(const Batch& batch);
@@ -53,8 +55,8 @@ class SqliteWriter {
   SqliteApplier applier_;
   const Hooks hooks_;
   const int64_t checkpoint_pages_, wal_limit_pages_;
-  int64_t checkpointed_pages_ = 0;   ///< size of the WAL when a checkpoint was last asked for
-  int wal_pages_ = 0;                ///< size of the WAL after the last commit, told by SQLite
+  int64_t checkpointed_pages_ = 0;  ///< size of the WAL when a checkpoint was last asked for
+  int wal_pages_ = 0;               ///< size of the WAL after the last commit, told by SQLite
   bool in_transaction_ = false;
   std::atomic<bool> poisoned_{false};
   std::mutex poison_mutex_;

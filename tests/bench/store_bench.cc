@@ -1,10 +1,11 @@
-// What a step of a zo-sgd session costs the store: InsertVersion + UpdateSession + InsertRequest, an event every 100 steps, durable
-// (WAL, synchronous=FULL) on the disk of the working directory.
+// What a step of a zo-sgd session costs the store: InsertVersion + UpdateSession + InsertRequest, an event every 100
+// steps, durable (WAL, synchronous=FULL) on the disk of the working directory.
 //
-//   store_bench                  steps/s with groups of 1, 16, 64, 512 batches and CPU time of a step (all threads), on a fresh store and beside 300 k past steps
+//   store_bench                  steps/s with groups of 1, 16, 64, 512 batches and CPU time of a step (all threads), on
+//   a fresh store and beside 300 k past steps
 //
-// `callers` sessions each have one step under way; when it is durable the next is submitted. The writer takes at most `group` of them into a
-// transaction, and as many again wait meanwhile, so that groups are full.
+// `callers` sessions each have one step under way; when it is durable the next is submitted. The writer takes at most
+// `group` of them into a transaction, and as many again wait meanwhile, so that groups are full.
 
 #include <benchmark/benchmark.h>
 #include <sys/resource.h>
@@ -31,7 +32,8 @@ std::string RequestId(int64_t session, int64_t step) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   char text[40];
-  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(x ^ (x >> 31)), static_cast<unsigned long long>(x));
+  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(x ^ (x >> 31)),
+                static_cast<unsigned long long>(x));
   return text;
 }
 
@@ -75,7 +77,9 @@ Batch ZoStep(SessionRow& session) {
 double CpuSeconds() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6; };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
@@ -151,7 +155,8 @@ void ZoSteps(benchmark::State& state) {
   const double cpu_start = CpuSeconds();
   for (auto _ : state) callers.Run(steps);
   const double cpu_us = (CpuSeconds() - cpu_start) * 1e6;
-  state.counters["steps/s"] = benchmark::Counter(static_cast<double>(steps * state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["steps/s"] =
+      benchmark::Counter(static_cast<double>(steps * state.iterations()), benchmark::Counter::kIsRate);
   state.counters["cpu_us/step"] = cpu_us / static_cast<double>(steps * state.iterations());
   state.counters["disk_commits/s"] = (*store)->CommitsPerSecond();
   (*store)->Close().IgnoreError();
