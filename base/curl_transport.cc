@@ -80,8 +80,9 @@ absl::Status CurlStatus(CURLcode code, const HttpRequest& request, const Exchang
     case CURLE_OK:
       return absl::OkStatus();
     case CURLE_URL_MALFORMAT:
-    case CURLE_UNSUPPORTED_PROTOCOL:
       return InvalidArgument("http: url: not a valid http:// or https:// URL");
+    case CURLE_UNSUPPORTED_PROTOCOL:  // the URL's scheme was checked before: this is an answer that is no HTTP
+      return Unavailable("http: the answer is not HTTP");
     case CURLE_OPERATION_TIMEDOUT:
       return absl::DeadlineExceededError(Cat("http: no complete answer within ", request.timeout.count(), " ms"));
     case CURLE_WRITE_ERROR:

@@ -14,12 +14,12 @@
 namespace optod {
 
 struct SubprocessOptions {
-  std::vector<std::string> argv;                                 ///< argv[0] is looked up in PATH
-  std::string working_directory;                                 ///< "" = the caller's
-  bool inherit_environment = true;                               ///< false: only `environment`
-  std::vector<std::pair<std::string, std::string>> environment;  ///< added to or replacing the inherited ones
-  std::string stdin_data;                                        ///< fed to the child, then closed
-  std::chrono::milliseconds timeout{0};                          ///< 0 = none
+  std::vector<std::string> argv{};                                 ///< argv[0] is looked up in PATH
+  std::string working_directory{};                                 ///< "" = the caller's
+  bool inherit_environment = true;                                 ///< false: only `environment`
+  std::vector<std::pair<std::string, std::string>> environment{};  ///< added to or replacing the inherited ones
+  std::string stdin_data{};                                        ///< fed to the child, then closed
+  std::chrono::milliseconds timeout{0};                            ///< 0 = none
   size_t max_output_bytes = 1u << 20;            ///< kept per stream; more is drained and counted, not kept
   const std::atomic<bool>* cancelled = nullptr;  ///< polled about every 50 ms; true = kill
 };

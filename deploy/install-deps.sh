@@ -24,7 +24,7 @@ build_packages=(
   libopenblas-openmp-dev liblapacke-dev
   libgtest-dev libgmock-dev libbenchmark-dev sqlite3
 )
-python_packages=(python3 python3-venv python3-dev libgomp1 bible-kjv-text)
+python_packages=(python3 python3-venv python3-dev libgomp1 bible-kjv bible-kjv-text graphviz)
 
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 apt_install() {
@@ -52,5 +52,6 @@ if [ $want_python -eq 1 ]; then
   [ -x "$venv/bin/python" ] || { echo "install-deps: creating build/venv"; /usr/bin/python3 -m venv "$venv"; }
   echo "install-deps: Python packages (deploy/requirements.txt)"
   "$venv/bin/pip" install -q --disable-pip-version-check -r "$root/deploy/requirements.txt"
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall "$root/clients/python"
 fi
 echo "install-deps: done"

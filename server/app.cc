@@ -58,7 +58,7 @@ namespace {
 constexpr char kMemory[] = ":memory:";
 constexpr int64_t kTransferBudgetBytes = int64_t{1} << 30;
 
-constexpr int kLlmThreads = 16;   // model calls under way at once; each waits on the network
+constexpr int kLlmThreads = 16;  // model calls under way at once; each waits on the network
 constexpr std::chrono::hours kSweepInterval{1};
 constexpr int64_t kSweepMinAgeMs = 3'600'000;
 
@@ -68,8 +68,9 @@ struct ServiceRow {
   bool implemented;
 };
 constexpr ServiceRow kServices[] = {
-    {"optod.v1.AdminService", true},     {"optod.v1.ArtifactService", true}, {"optod.v1.EventService", true}, {"optod.v1.JobService", false},
-    {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},  {"optod.v1.TraceService", true},
+    {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
+    {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},
+    {"optod.v1.TraceService", true},
 };
 
 /// The families of optimizers, by the registry's names.
@@ -84,17 +85,19 @@ int PoolThreads() { return std::clamp(static_cast<int>(std::thread::hardware_con
 /// "/optod.v1.SessionService/Ask", ... of every declared method.
 std::vector<std::string> MethodNames() {
   // The generated descriptors register when their file is linked; naming one message of each file keeps them all.
-  const google::protobuf::Message* const files[] = {&v1::ServerInfo::default_instance(),   &v1::Artifact::default_instance(),
-                                                    &v1::Event::default_instance(),        &v1::Job::default_instance(),
-                                                    &v1::Operation::default_instance(),    &v1::Session::default_instance(),
-                                                    &v1::BackwardRequest::default_instance()};
+  const google::protobuf::Message* const files[] = {
+      &v1::ServerInfo::default_instance(),     &v1::Artifact::default_instance(),
+      &v1::Event::default_instance(),          &v1::Job::default_instance(),
+      &v1::Operation::default_instance(),      &v1::Session::default_instance(),
+      &v1::BackwardRequest::default_instance()};
   std::vector<std::string> names = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
                                     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
   for (const google::protobuf::Message* message : files) {
     const google::protobuf::FileDescriptor* file = message->GetDescriptor()->file();
     for (int s = 0; s < file->service_count(); ++s) {
       const google::protobuf::ServiceDescriptor* service = file->service(s);
-      for (int m = 0; m < service->method_count(); ++m) names.push_back("/" + service->full_name() + "/" + service->method(m)->name());
+      for (int m = 0; m < service->method_count(); ++m)
+        names.push_back("/" + service->full_name() + "/" + service->method(m)->name());
     }
   }
   return names;
@@ -121,11 +124,11 @@ struct App::Impl {
   std::unique_ptr<store::DirectoryLock> lock;
   std::unique_ptr<store::Store> store;
   std::unique_ptr<store::BlobStore> blobs;
-  std::unique_ptr<ThreadPool> pool;          ///< session work
-  std::unique_ptr<ThreadPool> care;          ///< what may block: files, store reads, backups
-  std::unique_ptr<ThreadPool> llm_pool;      ///< calls of language models
-  std::unique_ptr<Timers> timers;            ///< of the engine, posts to pool
-  std::unique_ptr<Timers> care_timers;       ///< posts to care
+  std::unique_ptr<ThreadPool> pool;      ///< session work
+  std::unique_ptr<ThreadPool> care;      ///< what may block: files, store reads, backups
+  std::unique_ptr<ThreadPool> llm_pool;  ///< calls of language models
+  std::unique_ptr<Timers> timers;        ///< of the engine, posts to pool
+  std::unique_ptr<Timers> care_timers;   ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
   LanguageModels models;
   std::unique_ptr<engine::Operations> operations;
@@ -205,16 +208,23 @@ absl::Status App::Impl::StartEngine() {
 
 void App::Impl::AddMetrics() {
   metrics = std::make_unique<web::Metrics>(MethodNames());
-  metrics->AddGauge("optod_sessions_loaded", "Sessions in memory", [this] { return static_cast<double>(engine->LoadedSessions()); });
-  metrics->AddGauge("optod_sessions_resident_bytes", "Memory of the sessions in memory", [this] { return static_cast<double>(engine->ResidentBytes()); });
-  metrics->AddGauge("optod_blob_bytes", "Bytes in the blob store", [this] { return static_cast<double>(blobs->BytesStored()); });
+  metrics->AddGauge("optod_sessions_loaded", "Sessions in memory",
+                    [this] { return static_cast<double>(engine->LoadedSessions()); });
+  metrics->AddGauge("optod_sessions_resident_bytes", "Memory of the sessions in memory",
+                    [this] { return static_cast<double>(engine->ResidentBytes()); });
+  metrics->AddGauge("optod_blob_bytes", "Bytes in the blob store",
+                    [this] { return static_cast<double>(blobs->BytesStored()); });
   metrics->AddGauge("optod_disk_commits_per_second", "Synchronous commits of this disk, measured at start",
                     [this] { return store->CommitsPerSecond(); });
-  metrics->AddGauge("optod_transfer_bytes", "Memory held by artifact transfers", [this] { return static_cast<double>(transfers->used_bytes()); });
+  metrics->AddGauge("optod_transfer_bytes", "Memory held by artifact transfers",
+                    [this] { return static_cast<double>(transfers->used_bytes()); });
   metrics->AddGauge("optod_serving", "1 while new calls are taken", [this] { return serving ? 1.0 : 0.0; });
-  metrics->AddGauge("optod_uptime_seconds", "Since the start", [this] { return static_cast<double>(UptimeMs()) / 1000; });
-  metrics->AddGauge("process_resident_memory_bytes", "Resident memory", [] { return static_cast<double>(web::ProcessResidentBytes()); });
-  metrics->AddGauge("process_open_fds", "Open file descriptors", [] { return static_cast<double>(web::ProcessOpenFiles()); });
+  metrics->AddGauge("optod_uptime_seconds", "Since the start",
+                    [this] { return static_cast<double>(UptimeMs()) / 1000; });
+  metrics->AddGauge("process_resident_memory_bytes", "Resident memory",
+                    [] { return static_cast<double>(web::ProcessResidentBytes()); });
+  metrics->AddGauge("process_open_fds", "Open file descriptors",
+                    [] { return static_cast<double>(web::ProcessOpenFiles()); });
 }
 
 services::ServerState App::Impl::State() {
@@ -235,7 +245,8 @@ services::ServerState App::Impl::State() {
 void App::Impl::MakeServices() {
   transfers = std::make_unique<services::ByteBudget>(std::max(kTransferBudgetBytes, config.max_artifact_bytes));
   services::AdminParts admin{authenticator.get(), store.get(), blobs.get(), &fs, &clock, care.get(), config.data_dir};
-  services::ArtifactParts artifact{authenticator.get(), store.get(), blobs.get(), &clock, care.get(), transfers.get(), config.max_artifact_bytes};
+  services::ArtifactParts artifact{
+      authenticator.get(), store.get(), blobs.get(), &clock, care.get(), transfers.get(), config.max_artifact_bytes};
   events = services::MakeEventService(*authenticator, *store, *care, *care_timers);
   services.push_back(services::MakeAdminService(admin, State()));
   services.push_back(services::MakeArtifactService(artifact));
@@ -270,7 +281,8 @@ absl::Status App::Impl::StartHttp() {
   pages["/metrics"] = [this] { return web::Page{200, "text/plain; version=0.0.4; charset=utf-8", metrics->Text()}; };
   pages["/healthz"] = [] { return web::Page{200, "text/plain; charset=utf-8", "ok\n"}; };
   pages["/readyz"] = [this] {
-    return serving ? web::Page{200, "text/plain; charset=utf-8", "ready\n"} : web::Page{503, "text/plain; charset=utf-8", "draining\n"};
+    return serving ? web::Page{200, "text/plain; charset=utf-8", "ready\n"}
+                   : web::Page{503, "text/plain; charset=utf-8", "draining\n"};
   };
   ASSIGN_OR_RETURN(http, web::HttpServer::Start(address.host, address.port, std::move(pages)));
   address.port = http->port();
@@ -305,7 +317,8 @@ void App::Impl::SetServing(bool now) {
 void App::Impl::ScheduleSweep() {
   care_timers->After(kSweepInterval, [this] {
     absl::StatusOr<std::vector<std::string>> live = store->LiveBlobs();
-    absl::StatusOr<int64_t> freed = live.ok() ? blobs->Sweep(*live, kSweepMinAgeMs, clock.NowUnixMs()) : absl::StatusOr<int64_t>(live.status());
+    absl::StatusOr<int64_t> freed =
+        live.ok() ? blobs->Sweep(*live, kSweepMinAgeMs, clock.NowUnixMs()) : absl::StatusOr<int64_t>(live.status());
     if (!freed.ok()) {
       log::Warn("sweep_failed", {{"message", std::string(freed.status().message())}});
     } else if (*freed > 0) {
@@ -340,7 +353,9 @@ App::~App() { Shutdown(); }
 
 const std::vector<std::string>& App::grpc_addresses() const { return impl_->addresses; }
 const std::string& App::http_address() const { return impl_->http_address; }
-std::string App::ReadyLine() const { return "optod ready grpc=" + impl_->addresses.front() + " http=" + impl_->http_address; }
+std::string App::ReadyLine() const {
+  return "optod ready grpc=" + impl_->addresses.front() + " http=" + impl_->http_address;
+}
 
 /// True when the engine is done before the deadline. The thread is the caller's to join.
 bool App::Impl::DrainEngine(std::chrono::steady_clock::time_point deadline, std::thread* drainer) {
@@ -372,6 +387,10 @@ void App::Shutdown(int64_t grace_ms) {
     parts.events->StopWatchers();
   }
   bool drained = parts.engine == nullptr || parts.DrainEngine(deadline, &drainer);
+  if (!drained) {
+    log::Warn("drain_overdue", {{"grace_ms", grace_ms}});
+    parts.operations->CancelAll();  // calls of language models end within 2 s
+  }
   if (parts.grpc != nullptr) {
     // Transfers may use what is left of the grace; what else is open then is idle streams.
     while (parts.transfers->shares() > 0 && std::chrono::steady_clock::now() < deadline) {
@@ -380,16 +399,15 @@ void App::Shutdown(int64_t grace_ms) {
     auto last_words = std::chrono::milliseconds(drained ? std::min<int64_t>(grace_ms, 200) : 0);
     parts.grpc->Shutdown(std::chrono::system_clock::now() + last_words);
   }
-  if (!drained) log::Warn("drain_overdue", {{"grace_ms", grace_ms}});
   if (drainer.joinable()) drainer.join();
   parts.http.reset();
   parts.grpc.reset();
   parts.services.clear();
   parts.events.reset();
   parts.care_timers.reset();
-  parts.care.reset();   // runs what is queued
+  parts.care.reset();      // runs what is queued
+  parts.llm_pool.reset();  // its tasks end in the engine
   parts.engine.reset();
-  parts.llm_pool.reset();
   parts.operations.reset();
   parts.timers.reset();
   parts.pool.reset();

@@ -1,7 +1,9 @@
 #pragma once
-/// The server as an object: everything that main runs, in the order in which it must be made and unmade. Tests and benches start one in process.
+/// The server as an object: everything that main runs, in the order in which it must be made and unmade. Tests and
+/// benches start one in process.
 ///
-///   directory lock ─ store ─ blobs ─ pools ─ authenticator ─ engine ─ services ─ gRPC ─ HTTP        (start: left to right; end: right to left)
+///   directory lock ─ store ─ blobs ─ pools ─ authenticator ─ engine ─ services ─ gRPC ─ HTTP        (start: left to
+///   right; end: right to left)
 ///
 /// Start and Shutdown are for one thread; the rest is thread-safe.
 
@@ -21,15 +23,19 @@ namespace optod::server {
 /// What comes from outside the configuration.
 struct Environment {
   /// Reads an environment variable (OPTOD_LLM_*, PATH); the default has none. main passes getenv.
-  std::function<std::optional<std::string>(const std::string&)> get_env = [](const std::string&) { return std::nullopt; };
-  /// Called when a client asks to drain (AdminService.Drain), on any thread; must return at once. grace_ms < 0 = as configured.
+  std::function<std::optional<std::string>(const std::string&)> get_env = [](const std::string&) {
+    return std::nullopt;
+  };
+  /// Called when a client asks to drain (AdminService.Drain), on any thread; must return at once. grace_ms < 0 = as
+  /// configured.
   std::function<void(int64_t grace_ms)> on_drain_request = [](int64_t) {};
 };
 
 class App {
  public:
-  /// Serves when it returns. INVALID_ARGUMENT: the configuration; FAILED_PRECONDITION: another server has the data directory (the message names it);
-  /// UNAVAILABLE: an address is taken; others from the file system and the store. `data_dir` ":memory:" keeps nothing.
+  /// Serves when it returns. INVALID_ARGUMENT: the configuration; FAILED_PRECONDITION: another server has the data
+  /// directory (the message names it); UNAVAILABLE: an address is taken; others from the file system and the store.
+  /// `data_dir` ":memory:" keeps nothing.
   static absl::StatusOr<std::unique_ptr<App>> Start(const config::Config& config, Environment environment = {});
   /// Shutdown with the configured grace, unless that was done.
   ~App();
@@ -43,8 +49,8 @@ class App {
   /// "optod ready grpc=... http=...", without newline.
   std::string ReadyLine() const;
 
-  /// Health says NOT_SERVING, new calls get UNAVAILABLE, running ones may end within the grace, what is in memory becomes durable, everything closes.
-  /// grace_ms < 0 = as configured. Idempotent.
+  /// Health says NOT_SERVING, new calls get UNAVAILABLE, running ones may end within the grace, what is in memory
+  /// becomes durable, everything closes. grace_ms < 0 = as configured. Idempotent.
   void Shutdown(int64_t grace_ms = -1);
 
  private:

@@ -1,5 +1,6 @@
 #pragma once
-/// What `optoctl doctor` asks: is this installation fit for work? Each check reads the machine when it is asked; none changes anything.
+/// What `optoctl doctor` asks: is this installation fit for work? Each check reads the machine when it is asked; none
+/// changes anything.
 
 #include <functional>
 #include <optional>
@@ -12,9 +13,9 @@
 namespace optod::server {
 
 struct Facts {
-  double commits_per_second = 0;             ///< 0 = not measured
+  double commits_per_second = 0;  ///< 0 = not measured
   std::vector<std::string> llm_endpoints;
-  std::function<std::optional<std::string>(const std::string&)> get_env;   ///< PATH, for finding bwrap
+  std::function<std::optional<std::string>(const std::string&)> get_env;  ///< PATH, for finding bwrap
 };
 
 std::vector<services::HealthCheck> RunChecks(const config::Config& config, const Facts& facts);

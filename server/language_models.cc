@@ -11,12 +11,15 @@ namespace optod::server {
 namespace {
 
 /// Wrong settings are the operator's to mend, whatever code the reader of the file gave them.
-absl::Status AsConfigError(const std::string& key, const absl::Status& status) { return InvalidArgument(key, ": ", status.message()); }
+absl::Status AsConfigError(const std::string& key, const absl::Status& status) {
+  return InvalidArgument(key, ": ", status.message());
+}
 
 }  // namespace
 
-absl::StatusOr<LanguageModels> OpenLanguageModels(const config::Config& config,
-                                                  const std::function<std::optional<std::string>(const std::string&)>& get_env, Fs& fs, Clock& clock) {
+absl::StatusOr<LanguageModels> OpenLanguageModels(
+    const config::Config& config, const std::function<std::optional<std::string>(const std::string&)>& get_env, Fs& fs,
+    Clock& clock) {
   LanguageModels models;
   models.transport = MakeCurlTransport();
   trace::GatewayOptions options;

@@ -1,5 +1,6 @@
 #pragma once
-/// The language-model endpoints of this server, from the environment and the secrets file, and the cassette. Used by App at start only.
+/// The language-model endpoints of this server, from the environment and the secrets file, and the cassette. Used by
+/// App at start only.
 ///
 ///   OPTOD_LLM_URL, OPTOD_LLM_MODEL, OPTOD_LLM_KEY   the endpoint `default`
 ///   --llm-secrets FILE                               lines `endpoint: key`: the key of `default`, over OPTOD_LLM_KEY
@@ -23,12 +24,13 @@ namespace optod::server {
 struct LanguageModels {
   std::unique_ptr<HttpTransport> transport;
   std::unique_ptr<trace::LlmGateway> gateway;
-  std::unique_ptr<trace::Cassette> cassette;   ///< null = none
-  std::vector<std::string> hints;              ///< for the log
+  std::unique_ptr<trace::Cassette> cassette;  ///< null = none
+  std::vector<std::string> hints;             ///< for the log
 };
 
 /// INVALID_ARGUMENT when the environment or the file is wrong; the message shows no key.
-absl::StatusOr<LanguageModels> OpenLanguageModels(const config::Config& config,
-                                                  const std::function<std::optional<std::string>(const std::string&)>& get_env, Fs& fs, Clock& clock);
+absl::StatusOr<LanguageModels> OpenLanguageModels(
+    const config::Config& config, const std::function<std::optional<std::string>(const std::string&)>& get_env, Fs& fs,
+    Clock& clock);
 
 }  // namespace optod::server

@@ -52,8 +52,9 @@ absl::Status CheckTcp(const config::Address& address) {
   }
   Socket socket(v6 ? AF_INET6 : AF_INET);
   int yes = 1;
-  setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));   // not refused by connections in TIME_WAIT
-  if (bind(socket.fd(), reinterpret_cast<sockaddr*>(&storage), size) != 0) return CannotListen(address, std::strerror(errno));
+  setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));  // not refused by connections in TIME_WAIT
+  if (bind(socket.fd(), reinterpret_cast<sockaddr*>(&storage), size) != 0)
+    return CannotListen(address, std::strerror(errno));
   return absl::OkStatus();
 }
 
@@ -73,20 +74,24 @@ absl::Status CheckUnix(const config::Address& address) {
   name.sun_family = AF_UNIX;
   std::memcpy(name.sun_path, address.path.c_str(), address.path.size() + 1);
   Socket socket(AF_UNIX);
-  if (connect(socket.fd(), reinterpret_cast<sockaddr*>(&name), sizeof(name)) == 0) return CannotListen(address, "another server answers there");
+  if (connect(socket.fd(), reinterpret_cast<sockaddr*>(&name), sizeof(name)) == 0)
+    return CannotListen(address, "another server answers there");
   if (errno != ECONNREFUSED || unlink(address.path.c_str()) != 0) return CannotListen(address, std::strerror(errno));
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::Status CheckAddressFree(const config::Address& address) { return address.is_unix ? CheckUnix(address) : CheckTcp(address); }
+absl::Status CheckAddressFree(const config::Address& address) {
+  return address.is_unix ? CheckUnix(address) : CheckTcp(address);
+}
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> TcpCredentials(const config::Config& config, Fs& fs) {
   if (config.tls_cert.empty()) return grpc::InsecureServerCredentials();
   grpc::SslServerCredentialsOptions options;
   grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
-  for (auto [key, path, into] : {std::tuple("tls-cert", &config.tls_cert, &pair.cert_chain), std::tuple("tls-key", &config.tls_key, &pair.private_key)}) {
+  for (auto [key, path, into] : {std::tuple("tls-cert", &config.tls_cert, &pair.cert_chain),
+                                 std::tuple("tls-key", &config.tls_key, &pair.private_key)}) {
     absl::StatusOr<std::string> text = fs.ReadFile(*path);
     if (!text.ok()) return InvalidArgument(key, ": ", *path, ": ", text.status().message());
     if (text->find("-----BEGIN ") == std::string::npos) return InvalidArgument(key, ": ", *path, " is not a PEM file");
@@ -98,11 +103,11 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> TcpCredentials(const co
 
 void SetLimits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMaxReceiveBytes);
-  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);      // reflection is the only service that uses them
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);  // reflection is the only service that uses them
   builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);           // or a second server would share the port
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);    // finds clients that are gone without a word
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);         // or a second server would share the port
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);  // finds clients that are gone without a word
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
@@ -119,15 +124,18 @@ absl::StatusOr<Listening> StartListening(grpc::ServerBuilder& builder, const con
   }
   std::vector<int> ports(addresses.size(), 0);
   for (size_t i = 0; i < addresses.size(); ++i) {
-    builder.AddListeningPort(addresses[i].Text(), addresses[i].is_unix ? grpc::InsecureServerCredentials() : tcp, &ports[i]);
+    builder.AddListeningPort(addresses[i].Text(), addresses[i].is_unix ? grpc::InsecureServerCredentials() : tcp,
+                             &ports[i]);
   }
   Listening listening;
-  mode_t before = umask(0177);   // the sockets are made private, not made and then locked
+  mode_t before = umask(0177);  // the sockets are made private, not made and then locked
   listening.server = builder.BuildAndStart();
   umask(before);
   for (size_t i = 0; i < addresses.size(); ++i) {
     if (listening.server == nullptr || ports[i] == 0) {
-      const char* reason = addresses[i].is_unix || config.tls_cert.empty() ? "gRPC could not bind it" : "tls-cert and tls-key are not a usable pair";
+      const char* reason = addresses[i].is_unix || config.tls_cert.empty()
+                               ? "gRPC could not bind it"
+                               : "tls-cert and tls-key are not a usable pair";
       return CannotListen(addresses[i], reason);
     }
     if (!addresses[i].is_unix) addresses[i].port = ports[i];

@@ -1,5 +1,6 @@
 /// optod: parses the command line, starts the server, waits for a signal. Everything else is in app.h.
-/// Exit codes: 0 served and drained, 1 could not run, 2 usage or configuration, 130 a second signal cut the drain short.
+/// Exit codes: 0 served and drained, 1 could not run, 2 usage or configuration, 130 a second signal cut the drain
+/// short.
 
 #include <grpc/support/log.h>
 #include <malloc.h>
@@ -26,8 +27,8 @@ constexpr int kRuntimeError = 1;
 constexpr int kUsage = 2;
 constexpr int kCutShort = 130;
 
-/// Keeps freed memory instead of giving it back: the first touch of a page costs more than most of what is done in it, and tensors come in the same
-/// sizes again and again. Worth a factor of 4 to 9 in streamed bytes/s.
+/// Keeps freed memory instead of giving it back: the first touch of a page costs more than most of what is done in it,
+/// and tensors come in the same sizes again and again. Worth a factor of 4 to 9 in streamed bytes/s.
 void KeepFreedMemory() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 0x7fffffff);
@@ -93,7 +94,9 @@ int Serve(const optod::config::Config& config) {
   if (!app.ok()) return Fail(app.status());
   std::printf("%s\n", (*app)->ReadyLine().c_str());
   std::fflush(stdout);
-  optod::log::Info("ready", {{"version", optod::config::Version()}, {"grpc", (*app)->grpc_addresses().front()}, {"http", (*app)->http_address()},
+  optod::log::Info("ready", {{"version", optod::config::Version()},
+                             {"grpc", (*app)->grpc_addresses().front()},
+                             {"http", (*app)->http_address()},
                              {"auth", config.auth}});
 
   int signal = WaitForSignal(signals, wake);
@@ -112,7 +115,7 @@ int Serve(const optod::config::Config& config) {
 
 int main(int argc, char** argv) {
   KeepFreedMemory();
-  prctl(PR_SET_DUMPABLE, 0);   // tokens and keys stay out of core dumps and of other processes' reach
+  prctl(PR_SET_DUMPABLE, 0);  // tokens and keys stay out of core dumps and of other processes' reach
   auto line = optod::config::ParseCommandLine(std::vector<std::string>(argv + 1, argv + argc));
   if (!line.ok()) return Fail(line.status());
   if (line->only_print) {

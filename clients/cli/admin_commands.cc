@@ -17,7 +17,10 @@ struct Flags {
 };
 
 std::string RoleText(v1::User::Role role) {
-  return role == v1::User::VIEWER ? "viewer" : role == v1::User::ADMIN ? "admin" : role == v1::User::USER ? "user" : "-";
+  return role == v1::User::VIEWER  ? "viewer"
+         : role == v1::User::ADMIN ? "admin"
+         : role == v1::User::USER  ? "user"
+                                   : "-";
 }
 
 // users/U from U.
@@ -27,7 +30,9 @@ int UserCreate(App& app, const Flags& flags) {
   RUN_OR_FAIL(client::Client * client, app.Connect());
   v1::CreateUserRequest request;
   request.set_user_id(flags.argument);
-  request.set_role(flags.role == "viewer" ? v1::User::VIEWER : flags.role == "admin" ? v1::User::ADMIN : v1::User::USER);
+  request.set_role(flags.role == "viewer"  ? v1::User::VIEWER
+                   : flags.role == "admin" ? v1::User::ADMIN
+                                           : v1::User::USER);
   RUN_OR_FAIL(const v1::User user, client->CreateUser(request));
   return app.Print(user, Cat(user.name(), "  ", RoleText(user.role()), "\n"));
 }
@@ -44,7 +49,8 @@ int UserList(App& app, const Flags&) {
   all.clear_next_page_token();
   std::vector<std::vector<std::string>> rows;
   for (const v1::User& user : all.users())
-    rows.push_back({ShortName(user.name()), RoleText(user.role()), user.deleted() ? "deleted" : "", TimeText(user.create_time())});
+    rows.push_back(
+        {ShortName(user.name()), RoleText(user.role()), user.deleted() ? "deleted" : "", TimeText(user.create_time())});
   return app.Print(all, Table({"USER", "ROLE", "", "CREATED"}, rows));
 }
 
@@ -67,7 +73,8 @@ int TokenCreate(App& app, const Flags& flags) {
   }
   RUN_OR_FAIL(client::Client * client, app.Connect());
   RUN_OR_FAIL(const v1::CreateTokenResponse response, client->CreateToken(request));
-  if (!app.json) std::fprintf(stderr, "%s: this text is shown once and kept nowhere\n", response.token().name().c_str());
+  if (!app.json)
+    std::fprintf(stderr, "%s: this text is shown once and kept nowhere\n", response.token().name().c_str());
   return app.Print(response, response.secret() + "\n");
 }
 
@@ -118,34 +125,43 @@ int Doctor(App& app, const Flags&) {
   std::string text;
   const auto check = [&](const std::string& name, bool ok, const std::string& detail) {
     json["checks"].push_back({{"name", name}, {"ok", ok}, {"detail", detail}});
-    text += Cat(ok ? "ok    " : "FAIL  ", name, std::string(name.size() < 22 ? 22 - name.size() : 1, ' '), detail, "\n");
+    text +=
+        Cat(ok ? "ok    " : "FAIL  ", name, std::string(name.size() < 22 ? 22 - name.size() : 1, ' '), detail, "\n");
   };
   for (const LocalCheck& row : kPrograms) {
     const std::string path = FindInPath(row.program);
     check(row.program, !path.empty(), path.empty() ? Cat("not in PATH; needed for ", row.needed_for) : path);
   }
   const char* llm = std::getenv("OPTOD_LLM_URL");
-  check("OPTOD_LLM_URL", llm && *llm, llm && *llm ? llm : "not set here: a server that optoctl starts itself has no model");
+  check("OPTOD_LLM_URL", llm && *llm,
+        llm && *llm ? llm : "not set here: a server that optoctl starts itself has no model");
   int code = kExitDone;
   auto client = app.Connect();
-  absl::StatusOr<v1::ServerInfo> info = client.ok() ? (*client)->GetServerInfo({}) : absl::StatusOr<v1::ServerInfo>(client.status());
-  check("server", info.ok(), info.ok() ? Cat(app.ClientOptions().address, ", version ", info->version()) : Cat(app.ClientOptions().address, ": ", std::string(info.status().message())));
+  absl::StatusOr<v1::ServerInfo> info =
+      client.ok() ? (*client)->GetServerInfo({}) : absl::StatusOr<v1::ServerInfo>(client.status());
+  check("server", info.ok(),
+        info.ok() ? Cat(app.ClientOptions().address, ", version ", info->version())
+                  : Cat(app.ClientOptions().address, ": ", std::string(info.status().message())));
   if (info.ok()) {
     for (const v1::Check& row : info->checks()) check(row.name(), row.ok(), row.detail());
     for (const auto& [service, there] : std::map<std::string, bool>(info->services().begin(), info->services().end()))
-      check(service, there, there ? "implemented" : "not in this release");
+      if (!there) text += Cat("-     ", service, "  not in this release\n");
   } else {
     code = ExitCodeOf(info.status());
   }
   json["reachable"] = info.ok();
-  if (app.json) std::printf("%s\n", json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
-  else std::fputs(text.c_str(), stdout);
+  if (app.json)
+    std::printf("%s\n", json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  else
+    std::fputs(text.c_str(), stdout);
   return code;
 }
 
 int Version(App& app, const Flags&) {
-  if (app.json) std::printf("{\"version\":\"%s\"}\n", OPTOD_VERSION);
-  else std::printf("optoctl %s\n", OPTOD_VERSION);
+  if (app.json)
+    std::printf("{\"version\":\"%s\"}\n", OPTOD_VERSION);
+  else
+    std::printf("optoctl %s\n", OPTOD_VERSION);
   return kExitDone;
 }
 
@@ -164,7 +180,9 @@ void AddAdminCommands(CLI::App& root, App& app) {
   create->add_option("user", f->argument)->required();
   create->add_option("--role", f->role)->check(CLI::IsMember({"viewer", "user", "admin"}))->capture_default_str();
   add(user, "list", "all accounts", &UserList);
-  add(user, "delete", "delete an account and revoke its tokens", &UserDelete)->add_option("user", f->argument)->required();
+  add(user, "delete", "delete an account and revoke its tokens", &UserDelete)
+      ->add_option("user", f->argument)
+      ->required();
   auto* token = root.add_subcommand("token", "access tokens");
   token->require_subcommand(1);
   auto* token_create = add(token, "create", "a new token; its text is printed once", &TokenCreate);
@@ -173,7 +191,8 @@ void AddAdminCommands(CLI::App& root, App& app) {
   token_create->add_option("--ttl", f->ttl, "how long it is valid, for example 720h (default: for ever)");
   add(token, "list", "tokens of a user", &TokenList)->add_option("user", f->argument, "default: the caller");
   add(token, "revoke", "revoke a token", &TokenRevoke)->add_option("name", f->argument, "users/U/tokens/T")->required();
-  add(&root, "backup", "a consistent copy of the server's data", &Backup)->add_option("name", f->argument, "default: the server picks one");
+  add(&root, "backup", "a consistent copy of the server's data", &Backup)
+      ->add_option("name", f->argument, "default: the server picks one");
   add(&root, "doctor", "what works here and what is missing", &Doctor);
   add(&root, "version", "of this program", &Version);
 }

@@ -49,8 +49,10 @@ int App::Usage(const std::string& text) const {
 }
 
 int App::Print(const google::protobuf::Message& message, const std::string& text) const {
-  if (json) std::printf("%s\n", ToJson(message).c_str());
-  else std::fputs(text.c_str(), stdout);
+  if (json)
+    std::printf("%s\n", ToJson(message).c_str());
+  else
+    std::fputs(text.c_str(), stdout);
   return kExitDone;
 }
 
@@ -75,10 +77,15 @@ int Main(int argc, const char* const* argv) {
   root.require_subcommand(1);
   root.fallthrough();
   root.add_flag("--json", app.json, "one JSON document on stdout (one a line when streaming), nothing else");
-  root.add_option("--address", app.address, "server, HOST:PORT or unix:PATH (default: OPTOD_ADDRESS, then 127.0.0.1:7070)");
+  root.add_option("--address", app.address,
+                  "server, HOST:PORT or unix:PATH (default: OPTOD_ADDRESS, then 127.0.0.1:7070)");
   root.add_option("--token", app.token, "access token (default: OPTOD_TOKEN)");
-  root.add_option("--tls-ca", app.tls_ca, "PEM file of the authority that signed the server's certificate (default: OPTOD_TLS_CA; none = no TLS)");
-  root.add_option("--deadline", app.deadline_s, "seconds a call may take")->check(CLI::Range(1, 86'400))->capture_default_str();
+  root.add_option(
+      "--tls-ca", app.tls_ca,
+      "PEM file of the authority that signed the server's certificate (default: OPTOD_TLS_CA; none = no TLS)");
+  root.add_option("--deadline", app.deadline_s, "seconds a call may take")
+      ->check(CLI::Range(1, 86'400))
+      ->capture_default_str();
   root.footer("Exit codes: 0 done, 1 gate not met, 2 usage, 3 server unreachable, 4 refused, 5 job failed.");
   AddOptimizerCommands(root, app);
   AddSessionCommands(root, app);

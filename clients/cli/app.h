@@ -19,7 +19,7 @@ namespace optod::cli {
 class App {
  public:
   bool json = false;
-  std::string address, token, tls_ca;   ///< flags; "" = environment, then defaults
+  std::string address, token, tls_ca;  ///< flags; "" = environment, then defaults
   int deadline_s = 30;
 
   /// From flags and environment.
@@ -43,10 +43,11 @@ class App {
   std::unique_ptr<client::Client> client_;
 };
 
-/// RUN_OR_FAIL(auto x, app.client->Call(...)): assigns, or returns app.Fail(error) from a function that returns an exit code.
+/// RUN_OR_FAIL(auto x, app.client->Call(...)): assigns, or returns app.Fail(error) from a function that returns an exit
+/// code.
 #define RUN_OR_FAIL(lhs, expr) RUN_OR_FAIL_IMPL_(OPTOD_CONCAT(run_or_, __LINE__), lhs, expr)
-#define RUN_OR_FAIL_IMPL_(tmp, lhs, expr)      \
-  auto tmp = (expr);                           \
+#define RUN_OR_FAIL_IMPL_(tmp, lhs, expr)       \
+  auto tmp = (expr);                            \
   if (!tmp.ok()) return app.Fail(tmp.status()); \
   lhs = std::move(tmp).value()
 

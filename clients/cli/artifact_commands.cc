@@ -86,12 +86,15 @@ int Get(App& app, const std::string& name, const std::string& output) {
     return out ? absl::OkStatus() : ResourceExhausted(path, ": cannot be written");
   });
   out.flush();
-  if (status.ok() && hash.FinishHex() != artifact.sha256()) status = DataLoss(artifact.name(), ": the bytes do not have this hash");
+  if (status.ok() && hash.FinishHex() != artifact.sha256())
+    status = DataLoss(artifact.name(), ": the bytes do not have this hash");
   std::error_code error;
   if (!to_stdout) {
     file.close();
-    if (status.ok()) std::filesystem::rename(partial, path, error);
-    else std::filesystem::remove(partial, error);
+    if (status.ok())
+      std::filesystem::rename(partial, path, error);
+    else
+      std::filesystem::remove(partial, error);
   }
   if (!status.ok()) return app.Fail(status);
   if (error) return app.Usage(path + ": cannot be written");
@@ -126,7 +129,8 @@ void AddArtifactCommands(CLI::App& root, App& app) {
   auto* put = artifact->add_subcommand("put", "upload a file");
   put->add_option("file", flags->argument)->required();
   put->add_option("--media-type", flags->media_type)->capture_default_str();
-  put->callback([&app, flags] { app.command = [&app, flags] { return Put(app, flags->argument, flags->media_type); }; });
+  put->callback(
+      [&app, flags] { app.command = [&app, flags] { return Put(app, flags->argument, flags->media_type); }; });
   auto* get = artifact->add_subcommand("get", "download a file");
   get->add_option("name", flags->argument, "SHA-256 or full name")->required();
   get->add_option("-o,--output", flags->output, "where to; - = stdout (default: its own file name)");

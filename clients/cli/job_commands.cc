@@ -28,7 +28,9 @@ std::string Describe(const v1::Job& job) {
                  {"created", TimeText(job.create_time())}});
 }
 
-int ExitOf(const v1::Job& job) { return job.state() == v1::Job::FAILED || job.state() == v1::Job::LOST ? kExitJobFailed : kExitDone; }
+int ExitOf(const v1::Job& job) {
+  return job.state() == v1::Job::FAILED || job.state() == v1::Job::LOST ? kExitJobFailed : kExitDone;
+}
 
 nlohmann::json JsonOf(const YAML::Node& node) {
   if (node.IsMap()) {
@@ -57,7 +59,8 @@ int Submit(App& app, const std::string& path) {
   v1::CreateJobRequest request;
   nlohmann::json spec = nlohmann::json::object();
   for (const std::string& key : file->Keys()) spec[key] = JsonOf(file->At(key));
-  if (spec.contains("kind") && spec["kind"].is_string()) request.mutable_job()->set_kind(spec["kind"].get<std::string>());
+  if (spec.contains("kind") && spec["kind"].is_string())
+    request.mutable_job()->set_kind(spec["kind"].get<std::string>());
   request.mutable_job()->set_spec_json(spec.dump());
   RUN_OR_FAIL(client::Client * client, app.Connect());
   RUN_OR_FAIL(const v1::Job job, client->CreateJob(request));
@@ -75,7 +78,8 @@ int List(App& app) {
   } while (!request.page_token().empty());
   all.clear_next_page_token();
   std::vector<std::vector<std::string>> rows;
-  for (const v1::Job& job : all.jobs()) rows.push_back({ShortName(job.name()), StateText(job), job.kind(), TimeText(job.create_time())});
+  for (const v1::Job& job : all.jobs())
+    rows.push_back({ShortName(job.name()), StateText(job), job.kind(), TimeText(job.create_time())});
   return app.Print(all, Table({"JOB", "STATE", "KIND", "CREATED"}, rows));
 }
 
@@ -86,7 +90,8 @@ int Watch(App& app, const std::string& name) {
   int code = kExitDone;
   const absl::Status status = client->WatchJob(request, [&](const v1::JobEvent& event) {
     code = ExitOf(event.job());
-    app.Print(event, Cat("step ", event.step(), "  ", StateText(event.job()), "  ", static_cast<int>(event.job().progress() * 100), " %\n"));
+    app.Print(event, Cat("step ", event.step(), "  ", StateText(event.job()), "  ",
+                         static_cast<int>(event.job().progress() * 100), " %\n"));
     std::fflush(stdout);
     return absl::OkStatus();
   });
@@ -128,11 +133,15 @@ void AddJobCommands(CLI::App& root, App& app) {
   };
   add("submit", "start a job from a YAML file", "file", &Submit);
   add("list", "all jobs", nullptr, [](App& a, const std::string&) { return List(a); });
-  add("show", "one job", "job", [](App& a, const std::string& name) { return OneJob<v1::GetJobRequest>(a, name, &client::Client::GetJob); });
+  add("show", "one job", "job",
+      [](App& a, const std::string& name) { return OneJob<v1::GetJobRequest>(a, name, &client::Client::GetJob); });
   add("watch", "follow a job until it ends (exit 5 when it failed)", "job", &Watch);
-  add("cancel", "stop a job", "job", [](App& a, const std::string& name) { return OneJob<v1::CancelJobRequest>(a, name, &client::Client::CancelJob); });
-  add("resume", "a new attempt from the last checkpoint", "job",
-      [](App& a, const std::string& name) { return OneJob<v1::ResumeJobRequest>(a, name, &client::Client::ResumeJob); });
+  add("cancel", "stop a job", "job", [](App& a, const std::string& name) {
+    return OneJob<v1::CancelJobRequest>(a, name, &client::Client::CancelJob);
+  });
+  add("resume", "a new attempt from the last checkpoint", "job", [](App& a, const std::string& name) {
+    return OneJob<v1::ResumeJobRequest>(a, name, &client::Client::ResumeJob);
+  });
   add("logs", "the job's output", "job", &Logs);
 }
 

@@ -31,7 +31,7 @@ void OnInterrupt(int number) {
 }
 
 struct Connection {
-  std::unique_ptr<PrivateServer> server;   // outlives the client
+  std::unique_ptr<PrivateServer> server;  // outlives the client
   std::unique_ptr<client::Client> client;
 };
 
@@ -39,9 +39,12 @@ absl::StatusOr<Connection> StartPrivate(App& app, const Flags& flags, const std:
   PrivateServerOptions options;
   options.data_dir = flags.data_dir;
   if (!flags.cassette.empty())
-    options.arguments = {"--cassette", std::filesystem::absolute(flags.cassette).string(), "--cassette-mode", flags.cassette_mode};
+    options.arguments = {"--cassette", std::filesystem::absolute(flags.cassette).string(), "--cassette-mode",
+                         flags.cassette_mode};
   Connection connection;
-  ASSIGN_OR_RETURN(connection.server, PrivateServer::Start(options));
+  auto server = PrivateServer::Start(options);
+  if (!server.ok()) return FailedPrecondition(why, ": ", std::string(server.status().message()));
+  connection.server = *std::move(server);
   std::fprintf(stderr, "optoctl: %s: started a private optod%s\n", why.c_str(),
                flags.data_dir.empty() ? "; its sessions are gone afterwards (--data-dir keeps them)" : "");
   client::ClientOptions client_options = app.ClientOptions();
@@ -82,16 +85,19 @@ void PrintResult(const App& app, const RunRecord& record) {
     std::printf("%s\n", ResultJson(record).c_str());
     return;
   }
-  std::printf("%s: %s -> %s   gate %s (%s)\n", record.name.c_str(), ScoreText(record.start_score).c_str(), ScoreText(record.best_score).c_str(),
-              record.gate.passed ? "passed" : "failed", record.gate.reason.c_str());
-  std::printf("stopped: %s\n%lld steps, %lld evaluations, %lld tokens, %.1f s; session %s, version %lld\n", record.stopped.c_str(),
-              static_cast<long long>(record.usage.steps), static_cast<long long>(record.usage.evaluations),
-              static_cast<long long>(record.usage.llm_prompt_tokens + record.usage.llm_completion_tokens), record.usage.wall_seconds,
-              record.session.c_str(), static_cast<long long>(record.best_version));
+  std::printf("%s: %s -> %s   gate %s (%s)\n", record.name.c_str(), ScoreText(record.start_score).c_str(),
+              ScoreText(record.best_score).c_str(), record.gate.passed ? "passed" : "failed",
+              record.gate.reason.c_str());
+  std::printf("stopped: %s\n%lld steps, %lld evaluations, %lld tokens, %.1f s; session %s, version %lld\n",
+              record.stopped.c_str(), static_cast<long long>(record.usage.steps),
+              static_cast<long long>(record.usage.evaluations),
+              static_cast<long long>(record.usage.llm_prompt_tokens + record.usage.llm_completion_tokens),
+              record.usage.wall_seconds, record.session.c_str(), static_cast<long long>(record.best_version));
 }
 
 // Reports and write-back; returns the exit code that they leave.
-int Deliver(App& app, const Flags& flags, const OptimizeFile& file, const CandidateTree& tree, const RunOutcome& outcome) {
+int Deliver(App& app, const Flags& flags, const OptimizeFile& file, const CandidateTree& tree,
+            const RunOutcome& outcome) {
   const RunRecord& record = outcome.record;
   absl::Status written = WriteText(flags.patch, record.patch);
   written.Update(WriteText(flags.summary, SummaryMarkdown(record, file)));
@@ -99,7 +105,8 @@ int Deliver(App& app, const Flags& flags, const OptimizeFile& file, const Candid
   if (flags.write) {
     written.Update(tree.WriteBack(record.best_values));
     for (const std::string& name : tree.NotWritable(record.best_values))
-      std::fprintf(stderr, "optoctl: parameter %s has no single line in the file and was not written back\n", name.c_str());
+      std::fprintf(stderr, "optoctl: parameter %s has no single line in the file and was not written back\n",
+                   name.c_str());
   }
   PrintResult(app, record);
   if (!written.ok()) return app.Usage(std::string(written.message()));
@@ -114,7 +121,10 @@ int Deliver(App& app, const Flags& flags, const OptimizeFile& file, const Candid
 int Optimize(App& app, const Flags& flags) {
   if (!flags.cassette.empty() && !app.address.empty())
     return app.Usage("--cassette records inside a private server; it and --address exclude each other");
-  if (app.json && (flags.patch == "-" || flags.summary == "-" || flags.junit == "-")) return app.Usage("a report on stdout and --json exclude each other");
+  if (app.json && (flags.patch == "-" || flags.summary == "-" || flags.junit == "-"))
+    return app.Usage("a report on stdout and --json exclude each other");
+  if (flags.cassette_mode == "replay" && !flags.cassette.empty() && !PosixFs().Exists(flags.cassette))
+    return app.Usage("--cassette " + flags.cassette + ": no such file; record it first");
   auto text = PosixFs().ReadFile(flags.file);
   if (!text.ok()) return app.Usage(flags.file + ": cannot be read");
   const auto file = ParseOptimizeFile(*text, flags.file);
@@ -128,11 +138,17 @@ int Optimize(App& app, const Flags& flags) {
   signal(SIGINT, &OnInterrupt);
   signal(SIGTERM, &OnInterrupt);
   auto connection = Open(app, flags);
+  if (connection.status().code() == absl::StatusCode::kFailedPrecondition) {
+    std::fprintf(stderr, "optoctl: %s\n", std::string(connection.status().message()).c_str());
+    return kExitUnreachable;
+  }
   if (!connection.ok()) return app.Fail(connection.status());
   EvaluatorOptions evaluator_options;
   evaluator_options.cancelled = &interrupted;
   Evaluator evaluator(*tree, *file, evaluator_options);
-  const auto progress = MakeProgress(app.json ? ProgressStyle::kJson : isatty(2) ? ProgressStyle::kTerminal : ProgressStyle::kQuiet);
+  const auto progress = MakeProgress(app.json    ? ProgressStyle::kJson
+                                     : isatty(2) ? ProgressStyle::kTerminal
+                                                 : ProgressStyle::kQuiet);
   RunOptions options;
   options.jobs = flags.jobs;
   options.resume = flags.resume;
@@ -144,20 +160,25 @@ int Optimize(App& app, const Flags& flags) {
 }  // namespace
 
 void AddOptimizeCommand(CLI::App& root, App& app) {
-  auto* optimize = root.add_subcommand("optimize", "improve parameters (files, functions, values) by a language model, judged by your command");
+  auto* optimize = root.add_subcommand(
+      "optimize", "improve parameters (files, functions, values) by a language model, judged by your command");
   auto f = std::make_shared<Flags>();
   optimize->add_option("file", f->file, "YAML file: parameters, evaluate, optimizer, budget, gate")->required();
   optimize->add_flag("--write", f->write, "put the best version into the files");
   optimize->add_option("--patch", f->patch, "write the change as a unified diff (git apply, patch -p1)");
   optimize->add_option("--summary", f->summary, "write a Markdown summary");
   optimize->add_option("--junit", f->junit, "write a JUnit XML report");
-  optimize->add_option("--cassette", f->cassette, "record and replay the model's traffic in this file (starts a private optod)");
-  optimize->add_option("--cassette-mode", f->cassette_mode)->check(CLI::IsMember({"auto", "record", "replay"}))->capture_default_str();
+  optimize->add_option("--cassette", f->cassette,
+                       "record and replay the model's traffic in this file (starts a private optod)");
+  optimize->add_option("--cassette-mode", f->cassette_mode)
+      ->check(CLI::IsMember({"auto", "record", "replay"}))
+      ->capture_default_str();
   optimize->add_option("--resume", f->resume, "go on with this session");
   optimize->add_option("--data-dir", f->data_dir, "start a private optod on this directory and keep it");
   optimize->add_option("--jobs", f->jobs, "evaluations at once")->check(CLI::Range(1, 256))->capture_default_str();
   optimize->add_option("--max-tree-mib", f->max_tree_mib, "largest folder that is copied for an evaluation")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))->capture_default_str();
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
   optimize->callback([&app, f] { app.command = [&app, f] { return Optimize(app, *f); }; });
 }
 

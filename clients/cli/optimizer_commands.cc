@@ -12,10 +12,14 @@ namespace {
 
 std::string HyperText(const v1::HyperValue& value) {
   switch (value.value_case()) {
-    case v1::HyperValue::kNumber: return NumberText(value.number());
-    case v1::HyperValue::kFlag: return value.flag() ? "true" : "false";
-    case v1::HyperValue::kText: return "\"" + value.text() + "\"";
-    case v1::HyperValue::VALUE_NOT_SET: break;
+    case v1::HyperValue::kNumber:
+      return NumberText(value.number());
+    case v1::HyperValue::kFlag:
+      return value.flag() ? "true" : "false";
+    case v1::HyperValue::kText:
+      return "\"" + value.text() + "\"";
+    case v1::HyperValue::VALUE_NOT_SET:
+      break;
   }
   return "-";
 }
@@ -27,7 +31,8 @@ std::string RangeText(const v1::HyperInfo& info) {
     return out;
   }
   if (info.kind() != "float" && info.kind() != "int") return "";
-  return Cat(info.min_open() ? "(" : "[", NumberText(info.min()), ", ", NumberText(info.max()), info.max_open() || std::isinf(info.max()) ? ")" : "]");
+  return Cat(info.min_open() ? "(" : "[", NumberText(info.min()), ", ", NumberText(info.max()),
+             info.max_open() || std::isinf(info.max()) ? ")" : "]");
 }
 
 std::string Describe(const v1::OptimizerInfo& info) {
@@ -52,10 +57,12 @@ int Optimizers(App& app, const std::string& name) {
   v1::ListOptimizersRequest request;
   request.set_name(name);
   RUN_OR_FAIL(const v1::ListOptimizersResponse response, client->ListOptimizers(request));
-  if (!name.empty() && response.optimizers_size() == 1) return app.Print(response.optimizers(0), Describe(response.optimizers(0)));
+  if (!name.empty() && response.optimizers_size() == 1)
+    return app.Print(response.optimizers(0), Describe(response.optimizers(0)));
   std::vector<std::vector<std::string>> rows;
   for (const v1::OptimizerInfo& info : response.optimizers())
-    rows.push_back({info.name(), info.family(), info.available() ? "yes" : "no", NumberText(info.state_bytes_per_param()), info.summary(), info.source()});
+    rows.push_back({info.name(), info.family(), info.available() ? "yes" : "no",
+                    NumberText(info.state_bytes_per_param()), info.summary(), info.source()});
   return app.Print(response, Table({"NAME", "FAMILY", "HERE", "B/PARAM", "SUMMARY", "SOURCE"}, rows));
 }
 

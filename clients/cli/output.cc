@@ -10,7 +10,8 @@ namespace optod::cli {
 namespace {
 
 size_t Width(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
 }
 
 }  // namespace
@@ -24,7 +25,8 @@ std::string Table(const std::vector<std::string>& heading, const std::vector<std
   std::string out;
   const auto add = [&](const std::vector<std::string>& row) {
     std::string line;
-    for (size_t i = 0; i < row.size(); ++i) line += row[i] + std::string(i + 1 < row.size() ? widths[i] - Width(row[i]) + 2 : 0, ' ');
+    for (size_t i = 0; i < row.size(); ++i)
+      line += row[i] + std::string(i + 1 < row.size() ? widths[i] - Width(row[i]) + 2 : 0, ' ');
     while (!line.empty() && line.back() == ' ') line.pop_back();
     out += line + "\n";
   };

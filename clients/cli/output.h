@@ -1,5 +1,6 @@
 #pragma once
-/// What optoctl prints: aligned tables for people, JSON documents for programs. Everything goes to stdout; errors go to stderr.
+/// What optoctl prints: aligned tables for people, JSON documents for programs. Everything goes to stdout; errors go to
+/// stderr.
 
 #include <google/protobuf/message.h>
 #include <google/protobuf/timestamp.pb.h>
@@ -9,7 +10,8 @@
 
 namespace optod::cli {
 
-/// Rows of cells under a heading; columns as wide as their widest cell (characters, not bytes), the last one free. No rows: "none".
+/// Rows of cells under a heading; columns as wide as their widest cell (characters, not bytes), the last one free. No
+/// rows: "none".
 std::string Table(const std::vector<std::string>& heading, const std::vector<std::vector<std::string>>& rows);
 
 /// "name  value" lines, names padded. Empty values are left out.

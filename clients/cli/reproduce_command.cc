@@ -15,10 +15,11 @@ namespace {
 struct Study {
   const char* name;
   const char* what;
-  const char* program;   // beside optoctl; gets the server's address as OPTOD_ADDRESS
+  const char* program;  // beside optoctl; gets the server's address as OPTOD_ADDRESS
 };
 constexpr Study kStudies[] = {
-    {"digits", "logistic regression on handwritten-digit-like images: adamw by gradients, zo-sgd by losses alone", "optod-example-digits"},
+    {"digits", "logistic regression on handwritten-digit-like images: adamw by gradients, zo-sgd by losses alone",
+     "optod-example-digits"},
 };
 
 int Reproduce(App& app, const std::string& name) {
@@ -36,8 +37,8 @@ int Reproduce(App& app, const std::string& name) {
     execv(program.c_str(), const_cast<char* const*>(argv));
     return app.Usage(program + ": cannot be run; build the target " + study.program);
   }
-  std::fprintf(stderr, "optoctl: reproduce: \"%s\" is not a study of this release%s\n%s", name.c_str(), DidYouMean(name, names).c_str(),
-               Table({"STUDY", "WHAT"}, rows).c_str());
+  std::fprintf(stderr, "optoctl: reproduce: \"%s\" is not a study of this release%s\n%s", name.c_str(),
+               DidYouMean(name, names).c_str(), Table({"STUDY", "WHAT"}, rows).c_str());
   return kExitUsage;
 }
 

@@ -33,6 +33,12 @@ struct Flags {
 
 std::string ScoreText(bool present, double score) { return present ? NumberText(score) : "-"; }
 
+std::string LossText(double loss) {
+  char text[40];
+  std::snprintf(text, sizeof text, "loss %.6g", loss);
+  return text;
+}
+
 std::string Lower(std::string text) {
   for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return text;
@@ -40,23 +46,27 @@ std::string Lower(std::string text) {
 
 std::string Describe(const v1::Session& s) {
   std::string parameters;
-  for (const v1::ParameterSpec& p : s.parameters()) parameters += Cat(parameters.empty() ? "" : ", ", p.name(), " (", p.type(), ")");
+  for (const v1::ParameterSpec& p : s.parameters())
+    parameters += Cat(parameters.empty() ? "" : ", ", p.name(), " (", p.type(), ")");
   const v1::Usage& u = s.usage();
-  return Fields({{"name", s.name()},
-                 {"display name", s.display_name()},
-                 {"state", Lower(v1::Session::State_Name(s.state())) + (s.state_reason().empty() ? "" : ": " + s.state_reason())},
-                 {"optimizer", s.optimizer().name()},
-                 {"layout", s.layout().tensors_size() ? Cat(s.layout().tensors_size(), " tensors, ", BytesText(static_cast<int64_t>(s.layout().total_bytes()))) : ""},
-                 {"parameters", parameters},
-                 {"head", std::to_string(s.head_version())},
-                 {"versions", std::to_string(s.version_count())},
-                 {"best", s.has_best_version() ? Cat(NumberText(s.best_score()), " at version ", s.best_version()) : ""},
-                 {"direction", Lower(v1::Direction_Name(s.direction()))},
-                 {"usage", Cat(u.steps(), " steps, ", u.evaluations(), " evaluations, ", u.llm_calls(), " model calls, ",
-                               u.llm_prompt_tokens() + u.llm_completion_tokens(), " tokens")},
-                 {"forked from", s.forked_from()},
-                 {"created", TimeText(s.create_time())},
-                 {"updated", TimeText(s.update_time())}});
+  return Fields(
+      {{"name", s.name()},
+       {"display name", s.display_name()},
+       {"state", Lower(v1::Session::State_Name(s.state())) + (s.state_reason().empty() ? "" : ": " + s.state_reason())},
+       {"optimizer", s.optimizer().name()},
+       {"layout", s.layout().tensors_size() ? Cat(s.layout().tensors_size(), " tensors, ",
+                                                  BytesText(static_cast<int64_t>(s.layout().total_bytes())))
+                                            : ""},
+       {"parameters", parameters},
+       {"head", std::to_string(s.head_version())},
+       {"versions", std::to_string(s.version_count())},
+       {"best", s.has_best_version() ? Cat(NumberText(s.best_score()), " at version ", s.best_version()) : ""},
+       {"direction", Lower(v1::Direction_Name(s.direction()))},
+       {"usage", Cat(u.steps(), " steps, ", u.evaluations(), " evaluations, ", u.llm_calls(), " model calls, ",
+                     u.llm_prompt_tokens() + u.llm_completion_tokens(), " tokens")},
+       {"forked from", s.forked_from()},
+       {"created", TimeText(s.create_time())},
+       {"updated", TimeText(s.update_time())}});
 }
 
 absl::StatusOr<v1::CreateSessionRequest> RequestFromFlags(const CreateFlags& flags) {
@@ -117,8 +127,9 @@ int List(App& app, const Flags& flags) {
   all.clear_next_page_token();
   std::vector<std::vector<std::string>> rows;
   for (const v1::Session& s : all.sessions())
-    rows.push_back({flags.all ? s.name() : ShortName(s.name()), s.optimizer().name(), Lower(v1::Session::State_Name(s.state())),
-                    std::to_string(s.head_version()), ScoreText(s.has_best_score(), s.best_score()), TimeText(s.update_time()), s.display_name()});
+    rows.push_back({flags.all ? s.name() : ShortName(s.name()), s.optimizer().name(),
+                    Lower(v1::Session::State_Name(s.state())), std::to_string(s.head_version()),
+                    ScoreText(s.has_best_score(), s.best_score()), TimeText(s.update_time()), s.display_name()});
   return app.Print(all, Table({"SESSION", "OPTIMIZER", "STATE", "HEAD", "BEST", "UPDATED", "NAME"}, rows));
 }
 
@@ -131,7 +142,10 @@ int Show(App& app, const Flags& flags) {
     v1::GetVersionRequest request;
     request.set_name(Cat(found.name(), "/versions/", flags.version));
     RUN_OR_FAIL(const v1::Version version, client->GetVersion(request));
-    std::string text = Fields({{"name", version.name()}, {"kind", version.kind()}, {"score", ScoreText(version.has_score(), version.score())}, {"note", version.note()}});
+    std::string text = Fields({{"name", version.name()},
+                               {"kind", version.kind()},
+                               {"score", ScoreText(version.has_score(), version.score())},
+                               {"note", version.note()}});
     for (const auto& [name, value] : std::map<std::string, v1::Value>(version.values().begin(), version.values().end()))
       text += Cat("\n", name, ":\n", ValueText(value), "\n");
     return app.Print(version, text);
@@ -151,7 +165,8 @@ absl::StatusOr<std::string> ChangesOf(client::Client& client, const std::string&
   std::string out;
   for (const auto& [name, value] : std::map<std::string, v1::Value>(version.values().begin(), version.values().end())) {
     const auto before = parent.values().find(name);
-    const std::string old_text = before == parent.values().end() ? "" : ValueText(before->second), new_text = ValueText(value);
+    const std::string old_text = before == parent.values().end() ? "" : ValueText(before->second),
+                      new_text = ValueText(value);
     if (old_text == new_text) continue;
     out += Cat("    ", name, ":\n");
     std::string lines = DiffLines(old_text, new_text);
@@ -183,11 +198,14 @@ int History(App& app, const Flags& flags) {
   if (app.json) return app.Print(all, "");
   std::printf("%-8s %-8s %-10s %-12s %s\n", "VERSION", "PARENT", "KIND", "SCORE", "NOTE");
   for (const v1::Version& v : all.versions()) {
-    const bool best = session.has_best_version() && session.best_version() == v.number(), head = session.head_version() == v.number();
+    const bool best = session.has_best_version() && session.best_version() == v.number(),
+               head = session.head_version() == v.number();
     std::string note = OneLine(v.note(), 80);
-    if (note.empty() && std::isfinite(v.loss()) && v.loss() != 0) note = "loss " + NumberText(v.loss());
-    std::printf("%-8lld %-8s %-10s %-12s %s%s%s\n", static_cast<long long>(v.number()), v.has_parent() ? std::to_string(v.parent()).c_str() : "-",
-                v.kind().c_str(), ScoreText(v.has_score(), v.score()).c_str(), head ? "[head] " : "", best ? "[best] " : "", note.c_str());
+    if (note.empty() && std::isfinite(v.loss()) && v.loss() != 0) note = LossText(v.loss());
+    std::printf("%-8lld %-8s %-10s %-12s %s%s%s\n", static_cast<long long>(v.number()),
+                v.has_parent() ? std::to_string(v.parent()).c_str() : "-", v.kind().c_str(),
+                ScoreText(v.has_score(), v.score()).c_str(), head ? "[head] " : "", best ? "[best] " : "",
+                note.c_str());
     if (flags.no_diff) continue;
     RUN_OR_FAIL(const std::string changes, ChangesOf(*client, session.name(), v));
     std::fputs(changes.c_str(), stdout);
@@ -234,7 +252,8 @@ int Delete(App& app, const Flags& flags) {
   v1::DeleteSessionRequest request;
   request.set_name(flags.session);
   RUN_OR_FAIL(const v1::Session session, client->DeleteSession(request));
-  return app.Print(session, Cat(session.name(), "  deleted; gone for good after ", TimeText(session.purge_time()), "\n"));
+  return app.Print(session,
+                   Cat(session.name(), "  deleted; gone for good after ", TimeText(session.purge_time()), "\n"));
 }
 
 void AddCreate(CLI::App& parent, App& app) {
@@ -244,8 +263,10 @@ void AddCreate(CLI::App& parent, App& app) {
   create->add_option("--id", f->id, "id (default: the server picks one)");
   create->add_option("--optimizer", f->optimizer, "a name of `optoctl optimizers`");
   create->add_option("--set", f->hyper, "hyperparameter NAME=VALUE (repeatable)")->allow_extra_args(false);
-  create->add_option("--tensor", f->tensors, "tensor NAME:DTYPE:64x10[:no-decay] (repeatable)")->allow_extra_args(false);
-  create->add_option("--param", f->parameters, "parameter NAME=VALUE of the trace family (repeatable)")->allow_extra_args(false);
+  create->add_option("--tensor", f->tensors, "tensor NAME:DTYPE:64x10[:no-decay] (repeatable)")
+      ->allow_extra_args(false);
+  create->add_option("--param", f->parameters, "parameter NAME=VALUE of the trace family (repeatable)")
+      ->allow_extra_args(false);
   create->add_option("--label", f->labels, "KEY=VALUE (repeatable)")->allow_extra_args(false);
   create->add_option("--seed", f->seed, "of every random draw of the session");
   create->add_option("--llm", f->llm, "the server's LLM endpoint");
@@ -274,13 +295,20 @@ void AddSessionCommands(CLI::App& root, App& app) {
   auto* list = add("list", "all sessions, newest first", false, &List);
   list->add_flag("--all", f->all, "of all users (admins)");
   list->add_flag("--deleted", f->deleted, "deleted ones too");
-  add("show", "one session, or one version of it", true, &Show)->add_option("--version", f->version, "this version's values");
+  add("show", "one session, or one version of it", true, &Show)
+      ->add_option("--version", f->version, "this version's values");
   auto* history = add("history", "versions with scores and what they changed", true, &History);
-  history->add_option("--limit", f->limit, "versions at most")->check(CLI::Range(int64_t{1}, int64_t{1'000'000}))->capture_default_str();
+  history->add_option("--limit", f->limit, "versions at most")
+      ->check(CLI::Range(int64_t{1}, int64_t{1'000'000}))
+      ->capture_default_str();
   history->add_flag("--no-diff", f->no_diff, "only the table");
   history->add_flag("--branch", f->branch, "only the head's branch");
-  add("export", "the whole session as JSON Lines", true, &Export)->add_option("-o,--output", f->output, "file (default: stdout)");
-  add("rollback", "make an older version the head", true, &Rollback)->add_option("version", f->version)->required()->check(CLI::NonNegativeNumber);
+  add("export", "the whole session as JSON Lines", true, &Export)
+      ->add_option("-o,--output", f->output, "file (default: stdout)");
+  add("rollback", "make an older version the head", true, &Rollback)
+      ->add_option("version", f->version)
+      ->required()
+      ->check(CLI::NonNegativeNumber);
   auto* fork = add("fork", "a new session that starts from a version of this one", true, &Fork);
   fork->add_option("--version", f->version, "default: the head");
   fork->add_option("--id", f->fork_id, "of the new session");

@@ -17,9 +17,10 @@ struct DTypeName {
   const char* name;
   v1::DType dtype;
 };
-constexpr DTypeName kDTypes[] = {{"f32", v1::DTYPE_F32}, {"f64", v1::DTYPE_F64}, {"f16", v1::DTYPE_F16}, {"bf16", v1::DTYPE_BF16},
-                                 {"i8", v1::DTYPE_I8},   {"i32", v1::DTYPE_I32}, {"i64", v1::DTYPE_I64}, {"u8", v1::DTYPE_U8},
-                                 {"bool", v1::DTYPE_BOOL}, {"f8-e4m3", v1::DTYPE_F8_E4M3}};
+constexpr DTypeName kDTypes[] = {{"f32", v1::DTYPE_F32},        {"f64", v1::DTYPE_F64}, {"f16", v1::DTYPE_F16},
+                                 {"bf16", v1::DTYPE_BF16},      {"i8", v1::DTYPE_I8},   {"i32", v1::DTYPE_I32},
+                                 {"i64", v1::DTYPE_I64},        {"u8", v1::DTYPE_U8},   {"bool", v1::DTYPE_BOOL},
+                                 {"f8-e4m3", v1::DTYPE_F8_E4M3}};
 
 absl::StatusOr<v1::DType> ParseDType(const std::string& text) {
   std::vector<std::string> names;
@@ -88,12 +89,15 @@ absl::Status ReadSchedule(const YamlMap& optimizer, v1::Schedule* out) {
   RETURN_IF_ERROR(map.Read("warmup_steps", &warmup));
   RETURN_IF_ERROR(map.Read("total_steps", &total));
   RETURN_IF_ERROR(map.Read("floor", &floor));
-  const std::pair<const char*, v1::Schedule::Kind> kinds[] = {
-      {"constant", v1::Schedule::CONSTANT}, {"linear", v1::Schedule::LINEAR}, {"cosine", v1::Schedule::COSINE}, {"inverse-sqrt", v1::Schedule::INVERSE_SQRT}};
+  const std::pair<const char*, v1::Schedule::Kind> kinds[] = {{"constant", v1::Schedule::CONSTANT},
+                                                              {"linear", v1::Schedule::LINEAR},
+                                                              {"cosine", v1::Schedule::COSINE},
+                                                              {"inverse-sqrt", v1::Schedule::INVERSE_SQRT}};
   for (const auto& [name, value] : kinds)
     if (kind == name) out->set_kind(value);
   if (out->kind() == v1::Schedule::KIND_UNSPECIFIED)
-    return map.Error("kind", "\"" + kind + "\" is no schedule" + DidYouMean(kind, {"constant", "linear", "cosine", "inverse-sqrt"}));
+    return map.Error(
+        "kind", "\"" + kind + "\" is no schedule" + DidYouMean(kind, {"constant", "linear", "cosine", "inverse-sqrt"}));
   out->set_warmup_steps(warmup);
   out->set_total_steps(total);
   out->set_floor(floor);
@@ -133,10 +137,14 @@ absl::Status ReadDurability(const YamlMap& root, v1::Durability* out) {
   RETURN_IF_ERROR(map.Read("mode", &mode));
   RETURN_IF_ERROR(map.Read("n", &n));
   RETURN_IF_ERROR(map.Read("snapshot_every", &snapshot_every));
-  if (mode == "every-step") out->set_mode(v1::Durability::EVERY_STEP);
-  else if (mode == "every-n") out->set_mode(v1::Durability::EVERY_N);
-  else if (mode == "on-checkpoint") out->set_mode(v1::Durability::ON_CHECKPOINT);
-  else return map.Error("mode", "\"" + mode + "\" must be every-step, every-n or on-checkpoint");
+  if (mode == "every-step")
+    out->set_mode(v1::Durability::EVERY_STEP);
+  else if (mode == "every-n")
+    out->set_mode(v1::Durability::EVERY_N);
+  else if (mode == "on-checkpoint")
+    out->set_mode(v1::Durability::ON_CHECKPOINT);
+  else
+    return map.Error("mode", "\"" + mode + "\" must be every-step, every-n or on-checkpoint");
   out->set_n(static_cast<int32_t>(n));
   out->set_snapshot_every(static_cast<int32_t>(snapshot_every));
   return absl::OkStatus();
@@ -162,14 +170,16 @@ absl::Status ReadOptimizerSpec(const YamlMap& root, v1::OptimizerSpec* out) {
 
 absl::StatusOr<v1::TensorSpec> ParseTensorFlag(const std::string& text) {
   const size_t first = text.find(':'), second = first == std::string::npos ? first : text.find(':', first + 1);
-  if (second == std::string::npos) return InvalidArgument("--tensor ", text, ": must be NAME:DTYPE:ROWSxCOLUMNS, for example w:f32:64x10");
+  if (second == std::string::npos)
+    return InvalidArgument("--tensor ", text, ": must be NAME:DTYPE:ROWSxCOLUMNS, for example w:f32:64x10");
   v1::TensorSpec spec;
   spec.set_name(text.substr(0, first));
   ASSIGN_OR_RETURN(const v1::DType dtype, ParseDType(text.substr(first + 1, second - first - 1)));
   spec.set_dtype(dtype);
   std::string shape = text.substr(second + 1);
   if (const size_t flag = shape.find(':'); flag != std::string::npos) {
-    if (shape.substr(flag + 1) != "no-decay") return InvalidArgument("--tensor ", text, ": after the shape only no-decay may follow");
+    if (shape.substr(flag + 1) != "no-decay")
+      return InvalidArgument("--tensor ", text, ": after the shape only no-decay may follow");
     spec.set_no_decay(true);
     shape.resize(flag);
   }
@@ -187,9 +197,12 @@ absl::Status ApplyHyperFlag(const std::string& text, v1::OptimizerSpec* spec) {
   const auto& [name, value] = assignment;
   v1::HyperValue& hyper = (*spec->mutable_hyperparameters())[name];
   double number = 0;
-  if (value == "true" || value == "false") hyper.set_flag(value == "true");
-  else if (ParseNumber(value, &number)) hyper.set_number(number);
-  else hyper.set_text(value);
+  if (value == "true" || value == "false")
+    hyper.set_flag(value == "true");
+  else if (ParseNumber(value, &number))
+    hyper.set_number(number);
+  else
+    hyper.set_text(value);
   return absl::OkStatus();
 }
 
@@ -199,8 +212,10 @@ absl::StatusOr<v1::ParameterSpec> ParseParameterFlag(const std::string& text) {
   entry.name = assignment.first;
   const std::string& value = assignment.second;
   double number = 0;
-  if (value == "true" || value == "false") entry.type = ValueType::kBool;
-  else if (ParseNumber(value, &number)) entry.type = value.find_first_not_of("+-0123456789") == std::string::npos ? ValueType::kInt : ValueType::kFloat;
+  if (value == "true" || value == "false")
+    entry.type = ValueType::kBool;
+  else if (ParseNumber(value, &number))
+    entry.type = value.find_first_not_of("+-0123456789") == std::string::npos ? ValueType::kInt : ValueType::kFloat;
   return ToParameterSpec(entry, value);
 }
 
@@ -212,7 +227,8 @@ absl::StatusOr<v1::Direction> ParseDirection(const std::string& text) {
 
 absl::StatusOr<v1::CreateSessionRequest> ParseSessionFile(const std::string& text, const std::string& file_name) {
   ASSIGN_OR_RETURN(const YamlMap root, YamlMap::Parse(text, file_name));
-  RETURN_IF_ERROR(root.CheckKeys({"id", "optimizer", "layout", "parameters", "direction", "budget", "durability", "labels", "display_name"}));
+  RETURN_IF_ERROR(root.CheckKeys(
+      {"id", "optimizer", "layout", "parameters", "direction", "budget", "durability", "labels", "display_name"}));
   v1::CreateSessionRequest request;
   std::string id, display_name, direction = "maximize";
   RETURN_IF_ERROR(root.Read("id", &id));
@@ -231,7 +247,8 @@ absl::StatusOr<v1::CreateSessionRequest> ParseSessionFile(const std::string& tex
     std::vector<ParameterEntry> entries;
     RETURN_IF_ERROR(ReadParameters(root, &entries));
     for (const ParameterEntry& entry : entries) {
-      if (entry.kind != ParameterEntry::Kind::kValue) return root.Error("parameters", Cat(entry.name, ": files are for `optoctl optimize`; give `value`"));
+      if (entry.kind != ParameterEntry::Kind::kValue)
+        return root.Error("parameters", Cat(entry.name, ": files are for `optoctl optimize`; give `value`"));
       *request.add_parameters() = ToParameterSpec(entry, entry.value);
     }
   }

@@ -2,14 +2,12 @@
 /// The YAML file of `optoctl session create FILE`, read strictly into the request. Pure functions.
 ///
 ///   id: digits                                    # absent = the server picks one
-///   optimizer: {name: adamw, lr: 0.01, seed: 1, clip_norm: 1.0, schedule: {kind: cosine, warmup_steps: 10, total_steps: 100, floor: 0.1}}
-///   layout: [{name: w, shape: [64, 10], dtype: f32, no_decay: false}]                  # first- and zeroth-order families
-///   parameters: {prompt: {value: "Classify.", description: "...", constraint: "..."}}  # trace family; as in `optoctl optimize`, values only
-///   direction: maximize
-///   budget: {steps: 100, evaluations: 0, llm_tokens: 10000, llm_usd: 1.5, wall: 1h}
-///   durability: {mode: every-n, n: 10, snapshot_every: 100}                             # every-step, every-n, on-checkpoint
-///   labels: {team: vision}
-///   display_name: first try
+///   optimizer: {name: adamw, lr: 0.01, seed: 1, clip_norm: 1.0, schedule: {kind: cosine, warmup_steps: 10,
+///   total_steps: 100, floor: 0.1}} layout: [{name: w, shape: [64, 10], dtype: f32, no_decay: false}] # first- and
+///   zeroth-order families parameters: {prompt: {value: "Classify.", description: "...", constraint: "..."}}  # trace
+///   family; as in `optoctl optimize`, values only direction: maximize budget: {steps: 100, evaluations: 0, llm_tokens:
+///   10000, llm_usd: 1.5, wall: 1h} durability: {mode: every-n, n: 10, snapshot_every: 100} # every-step, every-n,
+///   on-checkpoint labels: {team: vision} display_name: first try
 
 #include <string>
 

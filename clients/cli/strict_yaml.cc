@@ -37,12 +37,14 @@ absl::StatusOr<YamlMap> YamlMap::Parse(const std::string& text, const std::strin
   } catch (const std::exception& e) {
     return InvalidArgument(file_name, ": not YAML: ", e.what());
   }
-  if (!root.IsMap()) return InvalidArgument(file_name, ":", std::max(root.Mark().line, 0) + 1, ": must be a mapping (key: value)");
+  if (!root.IsMap())
+    return InvalidArgument(file_name, ":", std::max(root.Mark().line, 0) + 1, ": must be a mapping (key: value)");
   return YamlMap(root, file_name, "");
 }
 
 absl::StatusOr<YamlMap> YamlMap::Of(const YAML::Node& node, const std::string& file_name, const std::string& path) {
-  if (!node.IsMap()) return InvalidArgument(file_name, ":", LineOf(node), ": ", path, " must be a mapping (key: value)");
+  if (!node.IsMap())
+    return InvalidArgument(file_name, ":", LineOf(node), ": ", path, " must be a mapping (key: value)");
   return YamlMap(node, file_name, path);
 }
 
@@ -59,7 +61,8 @@ int YamlMap::Line(const std::string& key) const {
 absl::Status YamlMap::CheckKeys(const std::vector<std::string>& known) const {
   std::vector<std::string> seen;
   for (const auto& entry : node_) {
-    if (!entry.first.IsScalar()) return InvalidArgument(file_, ":", LineOf(entry.first), ": ", path_, ": a key must be a plain word");
+    if (!entry.first.IsScalar())
+      return InvalidArgument(file_, ":", LineOf(entry.first), ": ", path_, ": a key must be a plain word");
     const std::string& key = entry.first.Scalar();
     const std::string where = Cat(file_, ":", LineOf(entry.first), ": ", path_, key);
     if (!known.empty() && std::find(known.begin(), known.end(), key) == known.end())
@@ -110,7 +113,8 @@ absl::Status YamlMap::Read(const std::string& key, int64_t* out) const {
   const YAML::Node node = At(key);
   double number = 0;
   if (!node.IsDefined()) return absl::OkStatus();
-  if (!IsPlainScalar(node) || !ParseNumber(node.Scalar(), &number) || number != std::floor(number) || std::abs(number) > 9e15)
+  if (!IsPlainScalar(node) || !ParseNumber(node.Scalar(), &number) || number != std::floor(number) ||
+      std::abs(number) > 9e15)
     return Error(key, "must be a whole number");
   *out = static_cast<int64_t>(number);
   return absl::OkStatus();
@@ -119,7 +123,8 @@ absl::Status YamlMap::Read(const std::string& key, int64_t* out) const {
 absl::Status YamlMap::Read(const std::string& key, bool* out) const {
   const YAML::Node node = At(key);
   if (!node.IsDefined()) return absl::OkStatus();
-  if (!IsPlainScalar(node) || (node.Scalar() != "true" && node.Scalar() != "false")) return Error(key, "must be true or false");
+  if (!IsPlainScalar(node) || (node.Scalar() != "true" && node.Scalar() != "false"))
+    return Error(key, "must be true or false");
   *out = node.Scalar() == "true";
   return absl::OkStatus();
 }

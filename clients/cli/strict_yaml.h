@@ -1,5 +1,6 @@
 #pragma once
-/// YAML read strictly: every error names file, line and key. Internal to clients/cli (the one place that knows yaml-cpp's nodes beside the readers).
+/// YAML read strictly: every error names file, line and key. Internal to clients/cli (the one place that knows
+/// yaml-cpp's nodes beside the readers).
 
 #include <yaml-cpp/yaml.h>
 
@@ -38,10 +39,11 @@ class YamlMap {
 
   /// "FILE:LINE: path.key: text".
   absl::Status Error(const std::string& key, const std::string& text) const;
-  int Line(const std::string& key) const;   ///< 1-based; of the map itself when the key is absent
+  int Line(const std::string& key) const;  ///< 1-based; of the map itself when the key is absent
 
  private:
-  YamlMap(YAML::Node node, std::string file, std::string path) : node_(std::move(node)), file_(std::move(file)), path_(std::move(path)) {}
+  YamlMap(YAML::Node node, std::string file, std::string path)
+      : node_(std::move(node)), file_(std::move(file)), path_(std::move(path)) {}
   YAML::Node node_;
   std::string file_, path_;
 };

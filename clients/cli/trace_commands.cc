@@ -24,7 +24,9 @@ absl::StatusOr<std::string> Svg(const std::string& dot) {
   options.timeout = std::chrono::minutes(2);
   options.max_output_bytes = 256u << 20;
   auto result = RunSubprocess(options);
-  if (!result.ok()) return FailedPrecondition("--svg needs graphviz's program `dot`, which is not in PATH; without --svg the DOT text is printed");
+  if (!result.ok())
+    return FailedPrecondition(
+        "--svg needs graphviz's program `dot`, which is not in PATH; without --svg the DOT text is printed");
   if (result->exit_code != 0) return Internal("dot: ", result->timed_out ? "no result after 2 min" : result->err);
   return result->out;
 }
@@ -46,7 +48,8 @@ int Graph(App& app, const Flags& flags) {
     text = *std::move(svg);
   }
   if (flags.output.empty() || flags.output == "-") return std::fputs(text.c_str(), stdout) < 0 ? kExitUsage : kExitDone;
-  const absl::Status written = PosixFs().WriteFileAtomic(flags.output, std::as_bytes(std::span(text.data(), text.size())));
+  const absl::Status written =
+      PosixFs().WriteFileAtomic(flags.output, std::as_bytes(std::span(text.data(), text.size())));
   return written.ok() ? kExitDone : app.Usage(flags.output + ": cannot be written");
 }
 
@@ -60,7 +63,8 @@ void AddTraceCommands(CLI::App& root, App& app) {
   graph->add_flag("--subgraph", f->subgraph, "only what the current feedback reaches");
   graph->add_flag("--simple", f->simple, "skip identity and clone chains");
   graph->add_flag("--reverse", f->reverse, "arrows from outputs to inputs");
-  graph->add_option("--print-limit", f->print_limit, "characters of a value shown (default 100)")->check(CLI::Range(1, 100'000));
+  graph->add_option("--print-limit", f->print_limit, "characters of a value shown (default 100)")
+      ->check(CLI::Range(1, 100'000));
   graph->add_option("-o,--output", f->output, "file (default: stdout)");
   graph->callback([&app, f] { app.command = [&app, f] { return Graph(app, *f); }; });
 }

@@ -22,8 +22,8 @@ enum class Repeat { kSafe, kOnce };
 // One unary call with its retries. The request id is set once, before the first attempt.
 template <typename Stub, typename Request, typename Response>
 absl::StatusOr<Response> Call(const ClientImpl& impl, Stub& stub,
-                              grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*), Request request,
-                              CallOptions call, Repeat repeat = Repeat::kSafe) {
+                              grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                              Request request, CallOptions call, Repeat repeat = Repeat::kSafe) {
   if constexpr (requires { request.set_request_id(std::string()); }) {
     if (request.request_id().empty()) request.set_request_id(Uuid4());
   }
@@ -60,9 +60,11 @@ absl::Status CheckAddress(const std::string& address) {
 absl::Status ToAbsl(const grpc::Status& status, const grpc::ClientContext& context) {
   if (status.ok()) return absl::OkStatus();
   absl::Status out(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-  if (const std::string reason = Trailer(context, "optod-reason"); !reason.empty()) out = WithReason(std::move(out), reason);
+  if (const std::string reason = Trailer(context, "optod-reason"); !reason.empty())
+    out = WithReason(std::move(out), reason);
   if (const std::string field = Trailer(context, "optod-field"); !field.empty()) out = WithField(std::move(out), field);
-  if (const auto wait = ParseRetryAfter(Trailer(context, "retry-after-ms"))) out = WithRetryAfterMs(std::move(out), wait->count());
+  if (const auto wait = ParseRetryAfter(Trailer(context, "retry-after-ms")))
+    out = WithRetryAfterMs(std::move(out), wait->count());
   return out;
 }
 
@@ -94,7 +96,7 @@ ClientOptions OptionsFromEnv(ClientOptions defaults) {
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ClientOptions& options) {
   RETURN_IF_ERROR(CheckAddress(options.address));
   grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);   // retries are ours: they keep the request id
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // retries are ours: they keep the request id
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
@@ -115,10 +117,10 @@ Client::Client(std::unique_ptr<ClientImpl> impl) : impl_(std::move(impl)) {}
 Client::~Client() = default;
 const ClientOptions& Client::options() const { return impl_->options; }
 
-#define OPTOD_DEFINE(method, service, stub, request_type, response_type, repeat)                                               \
-  absl::StatusOr<v1::response_type> Client::method(v1::request_type request, CallOptions call) {                               \
-    return Call<v1::service::Stub, v1::request_type, v1::response_type>(*impl_, *impl_->stub, &v1::service::Stub::method,      \
-                                                                        std::move(request), call, Repeat::repeat);             \
+#define OPTOD_DEFINE(method, service, stub, request_type, response_type, repeat)                     \
+  absl::StatusOr<v1::response_type> Client::method(v1::request_type request, CallOptions call) {     \
+    return Call<v1::service::Stub, v1::request_type, v1::response_type>(                             \
+        *impl_, *impl_->stub, &v1::service::Stub::method, std::move(request), call, Repeat::repeat); \
   }
 OPTOD_DEFINE(CreateSession, SessionService, sessions, CreateSessionRequest, Session, kSafe)
 OPTOD_DEFINE(GetSession, SessionService, sessions, GetSessionRequest, Session, kSafe)
@@ -164,7 +166,8 @@ OPTOD_DEFINE(Backup, AdminService, admin, BackupRequest, Operation, kSafe)
 OPTOD_DEFINE(Drain, AdminService, admin, DrainRequest, DrainResponse, kOnce)
 #undef OPTOD_DEFINE
 
-absl::StatusOr<v1::Operation> Client::Wait(const std::string& operation, const Progress& progress, const std::atomic<bool>* cancelled) {
+absl::StatusOr<v1::Operation> Client::Wait(const std::string& operation, const Progress& progress,
+                                           const std::atomic<bool>* cancelled) {
   v1::WaitOperationRequest request;
   request.set_name(operation);
   request.mutable_timeout()->set_nanos(500'000'000);
@@ -181,7 +184,8 @@ absl::StatusOr<v1::Operation> Client::Wait(const std::string& operation, const P
                          *impl_, *impl_->operations, &v1::OperationService::Stub::WaitOperation, request, {})));
     if (progress) progress(state);
     if (!state.done()) continue;
-    if (state.has_error()) return absl::Status(static_cast<absl::StatusCode>(state.error().code()), state.error().message());
+    if (state.has_error())
+      return absl::Status(static_cast<absl::StatusCode>(state.error().code()), state.error().message());
     return state;
   }
 }
@@ -191,7 +195,8 @@ absl::StatusOr<v1::ProposeResponse> Client::ProposeAndWait(v1::ProposeRequest re
   ASSIGN_OR_RETURN(v1::Operation started, Propose(std::move(request)));
   ASSIGN_OR_RETURN(v1::Operation done, Wait(started.name(), progress, cancelled));
   v1::ProposeResponse response;
-  if (!done.response().UnpackTo(&response)) return Internal("operation ", done.name(), ": its response is not a ProposeResponse");
+  if (!done.response().UnpackTo(&response))
+    return Internal("operation ", done.name(), ": its response is not a ProposeResponse");
   return response;
 }
 

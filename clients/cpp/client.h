@@ -1,16 +1,18 @@
 #pragma once
-/// The C++ client of optod: typed calls with deadlines, request ids and safe retries. Thread-safe: one Client serves any number of threads.
+/// The C++ client of optod: typed calls with deadlines, request ids and safe retries. Thread-safe: one Client serves
+/// any number of threads.
 ///
-///   ASSIGN_OR_RETURN(auto client, optod::client::Client::Connect({}));          // OPTOD_ADDRESS and OPTOD_TOKEN are read by OptionsFromEnv
-///   ASSIGN_OR_RETURN(auto session, client->CreateSession(request));
-///   ASSIGN_OR_RETURN(auto answer, client->Ask(ask));
+///   ASSIGN_OR_RETURN(auto client, optod::client::Client::Connect({}));          // OPTOD_ADDRESS and OPTOD_TOKEN are
+///   read by OptionsFromEnv ASSIGN_OR_RETURN(auto session, client->CreateSession(request)); ASSIGN_OR_RETURN(auto
+///   answer, client->Ask(ask));
 ///
-/// Calls. Requests and answers are the generated messages of optod/v1; their comments are the manual. A mutating request whose `request_id` is
-/// empty gets a UUID4; a retry sends the same id, so that nothing is applied twice.
-/// Retries. UNAVAILABLE only, RetryPolicy::attempts in all, waits doubling from `first_wait` to `longest_wait`; a `retry-after-ms` of the
-/// server (trailing metadata) replaces the wait. Calls that cannot be repeated safely (CreateToken, Drain, open streams) are sent once.
-/// Errors. The server's code and text unchanged; ErrorReason() gives its machine-readable reason. UNAVAILABLE: nobody answers there.
-/// DEADLINE_EXCEEDED: no answer within CallOptions::deadline, all attempts together.
+/// Calls. Requests and answers are the generated messages of optod/v1; their comments are the manual. A mutating
+/// request whose `request_id` is empty gets a UUID4; a retry sends the same id, so that nothing is applied twice.
+/// Retries. UNAVAILABLE only, RetryPolicy::attempts in all, waits doubling from `first_wait` to `longest_wait`; a
+/// `retry-after-ms` of the server (trailing metadata) replaces the wait. Calls that cannot be repeated safely
+/// (CreateToken, Drain, open streams) are sent once. Errors. The server's code and text unchanged; ErrorReason() gives
+/// its machine-readable reason. UNAVAILABLE: nobody answers there. DEADLINE_EXCEEDED: no answer within
+/// CallOptions::deadline, all attempts together.
 
 #include <atomic>
 #include <chrono>
@@ -36,19 +38,19 @@
 namespace optod::client {
 
 struct ClientOptions {
-  std::string address = "127.0.0.1:7070";      ///< HOST:PORT or unix:PATH
-  std::string token;                           ///< "" = none; sent as `authorization: Bearer TOKEN`
-  std::string tls_ca_file;                     ///< PEM of the authority that signed the server's certificate; "" = no TLS
+  std::string address = "127.0.0.1:7070";  ///< HOST:PORT or unix:PATH
+  std::string token;                       ///< "" = none; sent as `authorization: Bearer TOKEN`
+  std::string tls_ca_file;                 ///< PEM of the authority that signed the server's certificate; "" = no TLS
   std::chrono::milliseconds deadline{30'000};  ///< of a unary call, unless the call says otherwise
   RetryPolicy retry;
-  Clock* clock = nullptr;                      ///< nullptr = SystemClock(); waits between attempts
+  Clock* clock = nullptr;  ///< nullptr = SystemClock(); waits between attempts
 };
 
 /// `defaults` with OPTOD_ADDRESS, OPTOD_TOKEN and OPTOD_TLS_CA put in where they are set and not empty.
 ClientOptions OptionsFromEnv(ClientOptions defaults = {});
 
 struct CallOptions {
-  std::chrono::milliseconds deadline{0};   ///< 0 = the client's
+  std::chrono::milliseconds deadline{0};  ///< 0 = the client's
 };
 
 /// The server's machine-readable reason of an error ("REQUEST_ID_REUSED", ...), "" when it gave none.
@@ -60,7 +62,8 @@ struct ClientImpl;
 
 class Client {
  public:
-  /// Opens a channel; the connection itself is made by the first call. INVALID_ARGUMENT: an address that is neither HOST:PORT nor unix:PATH.
+  /// Opens a channel; the connection itself is made by the first call. INVALID_ARGUMENT: an address that is neither
+  /// HOST:PORT nor unix:PATH.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const ClientOptions& options);
   ~Client();
   Client(const Client&) = delete;
@@ -121,8 +124,8 @@ class Client {
 
   // ---- operations, waited for
   using Progress = std::function<void(const v1::Operation&)>;
-  /// Waits until the operation is done, asking about once a second. Its failure is the returned error. When `cancelled` becomes true the
-  /// operation is cancelled and the result is CANCELLED.
+  /// Waits until the operation is done, asking about once a second. Its failure is the returned error. When `cancelled`
+  /// becomes true the operation is cancelled and the result is CANCELLED.
   absl::StatusOr<v1::Operation> Wait(const std::string& operation, const Progress& progress = nullptr,
                                      const std::atomic<bool>* cancelled = nullptr);
   /// Propose, Wait and unpacking in one call.
@@ -130,16 +133,19 @@ class Client {
                                                      const std::atomic<bool>* cancelled = nullptr);
 
   // ---- tensors: the flat buffer of the session's layout, in 1 MiB pieces that are sent from where they lie (no copy)
-  /// `data`: the whole buffer, little-endian, layout order; only read, and no longer used once the call returns. The values are checked by
-  /// CRC-32C on the way. INVALID_ARGUMENT: size differs from the layout's.
-  absl::StatusOr<v1::PushParametersResponse> PushParameters(const std::string& session, std::span<const std::byte> data);
+  /// `data`: the whole buffer, little-endian, layout order; only read, and no longer used once the call returns. The
+  /// values are checked by CRC-32C on the way. INVALID_ARGUMENT: size differs from the layout's.
+  absl::StatusOr<v1::PushParametersResponse> PushParameters(const std::string& session,
+                                                            std::span<const std::byte> data);
   struct Tensors {
     int64_t version = 0;
-    v1::TensorIndex index;         ///< of `data`
+    v1::TensorIndex index;  ///< of `data`
     std::vector<std::byte> data;
   };
-  /// `version` < 0 = head; `globs` over tensor names, empty = all. DATA_LOSS: a checksum does not fit or the stream is cut short.
-  absl::StatusOr<Tensors> PullParameters(const std::string& session, int64_t version = -1, const std::vector<std::string>& globs = {});
+  /// `version` < 0 = head; `globs` over tensor names, empty = all. DATA_LOSS: a checksum does not fit or the stream is
+  /// cut short.
+  absl::StatusOr<Tensors> PullParameters(const std::string& session, int64_t version = -1,
+                                         const std::vector<std::string>& globs = {});
   /// Optimizer state of the head.
   absl::StatusOr<Tensors> PullState(const std::string& session);
 
@@ -149,11 +155,13 @@ class Client {
 
   // ---- streams of bytes and events
   /// Pulls `read` until it returns an empty piece. `header.size_bytes` must be the total.
-  absl::StatusOr<v1::Artifact> WriteArtifact(const v1::WriteArtifactHeader& header, const std::function<absl::StatusOr<std::string>()>& read);
-  absl::Status ReadArtifact(const v1::ReadArtifactRequest& request, const std::function<absl::Status(const std::string&)>& sink);
+  absl::StatusOr<v1::Artifact> WriteArtifact(const v1::WriteArtifactHeader& header,
+                                             const std::function<absl::StatusOr<std::string>()>& read);
+  absl::Status ReadArtifact(const v1::ReadArtifactRequest& request,
+                            const std::function<absl::Status(const std::string&)>& sink);
   absl::Status ExportSession(const std::string& session, const std::function<absl::Status(const std::string&)>& sink);
-  /// Delivers events until `sink` returns an error (returned; CANCELLED is the usual one) or the server refuses. Broken connections are taken
-  /// up again after the last event delivered: none is lost, none is doubled.
+  /// Delivers events until `sink` returns an error (returned; CANCELLED is the usual one) or the server refuses. Broken
+  /// connections are taken up again after the last event delivered: none is lost, none is doubled.
   absl::Status WatchEvents(v1::WatchEventsRequest request, const std::function<absl::Status(const v1::Event&)>& sink);
   absl::Status WatchJob(v1::WatchJobRequest request, const std::function<absl::Status(const v1::JobEvent&)>& sink);
   absl::Status TailLogs(v1::TailLogsRequest request, const std::function<absl::Status(const v1::LogChunk&)>& sink);
@@ -177,15 +185,15 @@ class AskTellStream {
   virtual absl::Status Close() = 0;
 };
 
-/// First-order steps over one stream: raw gradients out, optionally new parameters back. For one thread. A stream that breaks loses only the
-/// step that was not answered: open another one and go on from `opened().seq`.
+/// First-order steps over one stream: raw gradients out, optionally new parameters back. For one thread. A stream that
+/// breaks loses only the step that was not answered: open another one and go on from `opened().seq`.
 class StepStream {
  public:
   virtual ~StepStream() = default;
   virtual const v1::StepStreamOpened& opened() const = 0;
-  /// One step. `gradients`: flat buffer in layout order, `dtype` (unspecified = the parameters'). `values`: receives the new parameters when the
-  /// stream was opened with return_values (may be empty otherwise); size = opened().total_bytes. `begin`: seq, base_version, request_id and loss;
-  /// the rest is filled in.
+  /// One step. `gradients`: flat buffer in layout order, `dtype` (unspecified = the parameters'). `values`: receives
+  /// the new parameters when the stream was opened with return_values (may be empty otherwise); size =
+  /// opened().total_bytes. `begin`: seq, base_version, request_id and loss; the rest is filled in.
   virtual absl::StatusOr<v1::TellResponse> Step(v1::StepStreamBegin begin, std::span<const std::byte> gradients,
                                                 std::span<std::byte> values) = 0;
   virtual absl::Status Close() = 0;

@@ -7,16 +7,21 @@ namespace optod::client {
 int64_t ElementBytes(v1::DType dtype) {
   switch (dtype) {
     case v1::DTYPE_F64:
-    case v1::DTYPE_I64: return 8;
+    case v1::DTYPE_I64:
+      return 8;
     case v1::DTYPE_F32:
-    case v1::DTYPE_I32: return 4;
+    case v1::DTYPE_I32:
+      return 4;
     case v1::DTYPE_F16:
-    case v1::DTYPE_BF16: return 2;
+    case v1::DTYPE_BF16:
+      return 2;
     case v1::DTYPE_I8:
     case v1::DTYPE_U8:
     case v1::DTYPE_BOOL:
-    case v1::DTYPE_F8_E4M3: return 1;
-    default: return 0;
+    case v1::DTYPE_F8_E4M3:
+      return 1;
+    default:
+      return 0;
   }
 }
 
@@ -24,7 +29,8 @@ absl::StatusOr<int64_t> ElementCount(const v1::TensorSpec& spec) {
   int64_t count = 1;
   for (const int64_t size : spec.shape()) {
     if (size < 0) return InvalidArgument("layout.", spec.name(), ": size ", size, " is negative");
-    if (size != 0 && count > (int64_t{1} << 62) / size) return InvalidArgument("layout.", spec.name(), ": more than 2^62 elements");
+    if (size != 0 && count > (int64_t{1} << 62) / size)
+      return InvalidArgument("layout.", spec.name(), ": more than 2^62 elements");
     count *= size;
   }
   return count;

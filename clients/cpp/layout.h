@@ -1,5 +1,6 @@
 #pragma once
-/// Layouts on the client's side: the names, types and shapes of tensors and their place in one flat buffer. Pure functions, thread-safe.
+/// Layouts on the client's side: the names, types and shapes of tensors and their place in one flat buffer. Pure
+/// functions, thread-safe.
 
 #include <cstddef>
 #include <cstdint>
@@ -20,13 +21,14 @@ absl::StatusOr<int64_t> ElementCount(const v1::TensorSpec& spec);
 
 /// Where one tensor lies in the flat buffer.
 struct Place {
-  int64_t elements = 0;   ///< in this tensor
-  uint64_t offset = 0;    ///< bytes from the start
+  int64_t elements = 0;  ///< in this tensor
+  uint64_t offset = 0;   ///< bytes from the start
   uint64_t bytes = 0;
   bool no_decay = false;
 };
 
-/// Places of all tensors, in order, packed without gaps. INVALID_ARGUMENT: a bad shape or dtype, or total_bytes (when not 0) differs.
+/// Places of all tensors, in order, packed without gaps. INVALID_ARGUMENT: a bad shape or dtype, or total_bytes (when
+/// not 0) differs.
 absl::StatusOr<std::vector<Place>> PlaceTensors(const v1::TensorIndex& index);
 
 /// One float32 tensor of a layout to build: {"w", {64, 10}}.

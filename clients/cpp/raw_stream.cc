@@ -75,7 +75,8 @@ absl::Status ReadChunkFields(Cursor& cursor, std::span<std::byte> target, RawMes
     } else if (tag == (15 << 3 | 2)) {
       if (!cursor.Varint(&value) || value > cursor.left()) return BadEncoding();
       if (out->offset > target.size() || value > target.size() - out->offset)
-        return DataLoss("stream: chunk [", out->offset, ", ", out->offset + value, ") lies outside the ", target.size(), " bytes of the layout");
+        return DataLoss("stream: chunk [", out->offset, ", ", out->offset + value, ") lies outside the ", target.size(),
+                        " bytes of the layout");
       place = target.subspan(out->offset, value);
       cursor.Copy(value, place.data());
       out->bytes = value;
@@ -91,7 +92,8 @@ absl::Status ReadChunkFields(Cursor& cursor, std::span<std::byte> target, RawMes
 }  // namespace
 
 std::string ChunkHead(int field, uint64_t offset, uint32_t crc32c, size_t data_bytes) {
-  const size_t chunk_bytes = (offset ? 1 + VarintBytes(offset) : 0) + (crc32c ? 5 : 0) + 1 + VarintBytes(data_bytes) + data_bytes;
+  const size_t chunk_bytes =
+      (offset ? 1 + VarintBytes(offset) : 0) + (crc32c ? 5 : 0) + 1 + VarintBytes(data_bytes) + data_bytes;
   std::string head;
   AppendVarint(&head, static_cast<uint64_t>(field) << 3 | 2);
   AppendVarint(&head, chunk_bytes);
@@ -108,13 +110,15 @@ std::string ChunkHead(int field, uint64_t offset, uint32_t crc32c, size_t data_b
   return head;
 }
 
-absl::Status ReadRawMessage(const grpc::ByteBuffer& buffer, int chunk_field, std::span<std::byte> target, RawMessage* out) {
+absl::Status ReadRawMessage(const grpc::ByteBuffer& buffer, int chunk_field, std::span<std::byte> target,
+                            RawMessage* out) {
   *out = RawMessage{};
   std::vector<grpc::Slice> slices;
   if (!buffer.Dump(&slices).ok()) return BadEncoding();
   Cursor probe(slices);
   uint64_t tag = 0, length = 0;
-  if (probe.left() > 0 && (!probe.Varint(&tag) || (tag & 7) != 2 || !probe.Varint(&length) || length != probe.left())) return BadEncoding();
+  if (probe.left() > 0 && (!probe.Varint(&tag) || (tag & 7) != 2 || !probe.Varint(&length) || length != probe.left()))
+    return BadEncoding();
   if (tag == (static_cast<uint64_t>(chunk_field) << 3 | 2)) {
     out->is_chunk = true;
     return ReadChunkFields(probe, target, out);
@@ -180,7 +184,8 @@ bool RawStream::WriteChunks(int field, std::span<const std::byte> data) {
     };
     grpc::Slice slices[2] = {
         grpc::Slice(ChunkHead(field, offset, Crc32c(piece), piece.size())),
-        grpc::Slice(grpc_slice_new_with_user_data(const_cast<std::byte*>(piece.data()), piece.size(), release, &pins_), grpc::Slice::STEAL_REF)};
+        grpc::Slice(grpc_slice_new_with_user_data(const_cast<std::byte*>(piece.data()), piece.size(), release, &pins_),
+                    grpc::Slice::STEAL_REF)};
     if (!WriteBuffer(grpc::ByteBuffer(slices, 2))) return false;
   }
   return true;

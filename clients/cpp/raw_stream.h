@@ -1,7 +1,7 @@
 #pragma once
-/// Internal to clients/cpp: a bidirectional call whose messages are byte buffers. Tensor chunks go out as one small slice (the message's head)
-/// and one slice that points into the caller's memory: on the wire the same bytes as the generated message, without a copy on the way.
-/// One operation at a time; for one thread.
+/// Internal to clients/cpp: a bidirectional call whose messages are byte buffers. Tensor chunks go out as one small
+/// slice (the message's head) and one slice that points into the caller's memory: on the wire the same bytes as the
+/// generated message, without a copy on the way. One operation at a time; for one thread.
 
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -28,12 +28,13 @@ std::string ChunkHead(int field, uint64_t offset, uint32_t crc32c, size_t data_b
 /// One received message of the shape oneof { ...; TensorChunk chunk = `chunk_field`; }.
 struct RawMessage {
   bool is_chunk = false;
-  uint64_t offset = 0;      ///< of the chunk
-  size_t bytes = 0;         ///< of the chunk's data, already copied to its place
-  std::string other;        ///< serialized message when it is no chunk
+  uint64_t offset = 0;  ///< of the chunk
+  size_t bytes = 0;     ///< of the chunk's data, already copied to its place
+  std::string other;    ///< serialized message when it is no chunk
 };
 /// Takes a message apart; chunk data is copied to target[offset ..). DATA_LOSS: checksum, bounds or encoding.
-absl::Status ReadRawMessage(const grpc::ByteBuffer& buffer, int chunk_field, std::span<std::byte> target, RawMessage* out);
+absl::Status ReadRawMessage(const grpc::ByteBuffer& buffer, int chunk_field, std::span<std::byte> target,
+                            RawMessage* out);
 
 class RawStream {
  public:

@@ -13,7 +13,8 @@ bool ShouldRetry(const RetryPolicy& policy, int attempt, const absl::Status& sta
 std::chrono::milliseconds RetryWait(const RetryPolicy& policy, int attempt, double jitter,
                                     std::optional<std::chrono::milliseconds> retry_after) {
   if (retry_after) return *retry_after;
-  const double doubled = static_cast<double>(policy.first_wait.count()) * std::ldexp(1.0, std::clamp(attempt - 1, 0, 30));
+  const double doubled =
+      static_cast<double>(policy.first_wait.count()) * std::ldexp(1.0, std::clamp(attempt - 1, 0, 30));
   const double bounded = std::min(doubled, static_cast<double>(policy.longest_wait.count()));
   return std::chrono::milliseconds(std::llround(bounded * (0.8 + 0.4 * jitter)));
 }

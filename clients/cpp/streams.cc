@@ -23,19 +23,22 @@ absl::StatusOr<Client::Tensors> Pull(ClientImpl& impl, const std::string& method
     RawMessage message;
     RETURN_IF_ERROR(ReadRawMessage(buffer, 2, out.data, &message));
     if (message.is_chunk) {
-      if (message.offset != received) return DataLoss("stream: chunk at byte ", message.offset, ", expected ", received);
+      if (message.offset != received)
+        return DataLoss("stream: chunk at byte ", message.offset, ", expected ", received);
       received += message.bytes;
       continue;
     }
     v1::PullParametersResponse response;
-    if (!response.ParseFromString(message.other) || !response.has_header()) return DataLoss("stream: the first message is no header");
+    if (!response.ParseFromString(message.other) || !response.has_header())
+      return DataLoss("stream: the first message is no header");
     header_seen = true;
     out.version = response.header().version();
     out.index = std::move(*response.mutable_header()->mutable_index());
     out.data.resize(out.index.total_bytes());
   }
   RETURN_IF_ERROR(stream.Finish());
-  if (!header_seen || received != out.data.size()) return DataLoss("stream: ", received, " of ", out.data.size(), " bytes came");
+  if (!header_seen || received != out.data.size())
+    return DataLoss("stream: ", received, " of ", out.data.size(), " bytes came");
   return out;
 }
 
@@ -64,7 +67,8 @@ class AskTellStreamImpl final : public AskTellStream {
   absl::StatusOr<v1::AskTellResponse> Exchange(v1::AskTellRequest request) override {
     RETURN_IF_ERROR(Send(std::move(request)));
     ASSIGN_OR_RETURN(v1::AskTellResponse response, Receive());
-    if (response.error_code() != 0) return absl::Status(static_cast<absl::StatusCode>(response.error_code()), response.error_message());
+    if (response.error_code() != 0)
+      return absl::Status(static_cast<absl::StatusCode>(response.error_code()), response.error_message());
     return response;
   }
   absl::Status Close() override {
@@ -90,7 +94,8 @@ class AskTellStreamImpl final : public AskTellStream {
 
 class StepStreamImpl final : public StepStream {
  public:
-  explicit StepStreamImpl(ClientImpl& impl) : stream_(impl, "/optod.v1.SessionService/StepStream", std::chrono::milliseconds(0)) {}
+  explicit StepStreamImpl(ClientImpl& impl)
+      : stream_(impl, "/optod.v1.SessionService/StepStream", std::chrono::milliseconds(0)) {}
 
   absl::Status Open(const std::string& session, bool return_values) {
     return_values_ = return_values;
@@ -106,7 +111,8 @@ class StepStreamImpl final : public StepStream {
   }
   const v1::StepStreamOpened& opened() const override { return opened_; }
 
-  absl::StatusOr<v1::TellResponse> Step(v1::StepStreamBegin begin, std::span<const std::byte> gradients, std::span<std::byte> values) override {
+  absl::StatusOr<v1::TellResponse> Step(v1::StepStreamBegin begin, std::span<const std::byte> gradients,
+                                        std::span<std::byte> values) override {
     if (ended_) return FailedPrecondition("stream: it has ended");
     if (return_values_ && values.size() != opened_.total_bytes())
       return InvalidArgument("values: ", values.size(), " bytes; the layout has ", opened_.total_bytes());
@@ -151,7 +157,8 @@ class StepStreamImpl final : public StepStream {
     RawMessage message;
     RETURN_IF_ERROR(ReadRawMessage(buffer, 3, {}, &message));
     v1::StepStreamResponse response;
-    if (message.is_chunk || !response.ParseFromString(message.other)) return DataLoss("stream: an answer cannot be decoded");
+    if (message.is_chunk || !response.ParseFromString(message.other))
+      return DataLoss("stream: an answer cannot be decoded");
     return response;
   }
   absl::Status ReadValues(std::span<std::byte> values) {
@@ -173,7 +180,8 @@ class StepStreamImpl final : public StepStream {
 
 // Reads a server stream into a sink until either ends it.
 template <typename Message>
-absl::Status ReadAll(grpc::ClientContext& context, grpc::ClientReader<Message>& reader, const std::function<absl::Status(const Message&)>& sink) {
+absl::Status ReadAll(grpc::ClientContext& context, grpc::ClientReader<Message>& reader,
+                     const std::function<absl::Status(const Message&)>& sink) {
   Message message;
   absl::Status refused;
   while (refused.ok() && reader.Read(&message)) refused = sink(message);
@@ -184,7 +192,8 @@ absl::Status ReadAll(grpc::ClientContext& context, grpc::ClientReader<Message>& 
 
 }  // namespace
 
-absl::StatusOr<v1::PushParametersResponse> Client::PushParameters(const std::string& session, std::span<const std::byte> data) {
+absl::StatusOr<v1::PushParametersResponse> Client::PushParameters(const std::string& session,
+                                                                  std::span<const std::byte> data) {
   v1::PushParametersRequest header;
   header.mutable_header()->set_session(session);
   header.mutable_header()->set_total_bytes(data.size());
@@ -203,7 +212,8 @@ absl::StatusOr<v1::PushParametersResponse> Client::PushParameters(const std::str
   return response;
 }
 
-absl::StatusOr<Client::Tensors> Client::PullParameters(const std::string& session, int64_t version, const std::vector<std::string>& globs) {
+absl::StatusOr<Client::Tensors> Client::PullParameters(const std::string& session, int64_t version,
+                                                       const std::vector<std::string>& globs) {
   v1::PullParametersRequest request;
   request.set_session(session);
   if (version >= 0) request.set_version(version);
@@ -217,7 +227,9 @@ absl::StatusOr<Client::Tensors> Client::PullState(const std::string& session) {
   return Pull(*impl_, "PullState", request);
 }
 
-absl::StatusOr<std::unique_ptr<AskTellStream>> Client::OpenAskTell() { return std::make_unique<AskTellStreamImpl>(*impl_); }
+absl::StatusOr<std::unique_ptr<AskTellStream>> Client::OpenAskTell() {
+  return std::make_unique<AskTellStreamImpl>(*impl_);
+}
 
 absl::StatusOr<std::unique_ptr<StepStream>> Client::OpenSteps(const std::string& session, bool return_values) {
   auto stream = std::make_unique<StepStreamImpl>(*impl_);
@@ -253,23 +265,28 @@ absl::StatusOr<v1::Artifact> Client::WriteArtifact(const v1::WriteArtifactHeader
   return artifact;
 }
 
-absl::Status Client::ReadArtifact(const v1::ReadArtifactRequest& request, const std::function<absl::Status(const std::string&)>& sink) {
+absl::Status Client::ReadArtifact(const v1::ReadArtifactRequest& request,
+                                  const std::function<absl::Status(const std::string&)>& sink) {
   grpc::ClientContext context;
   impl_->Prepare(&context, std::chrono::milliseconds(0));
   auto reader = impl_->artifacts->ReadArtifact(&context, request);
-  return ReadAll<v1::ReadArtifactResponse>(context, *reader, [&](const v1::ReadArtifactResponse& piece) { return sink(piece.data()); });
+  return ReadAll<v1::ReadArtifactResponse>(context, *reader,
+                                           [&](const v1::ReadArtifactResponse& piece) { return sink(piece.data()); });
 }
 
-absl::Status Client::ExportSession(const std::string& session, const std::function<absl::Status(const std::string&)>& sink) {
+absl::Status Client::ExportSession(const std::string& session,
+                                   const std::function<absl::Status(const std::string&)>& sink) {
   v1::ExportSessionRequest request;
   request.set_session(session);
   grpc::ClientContext context;
   impl_->Prepare(&context, std::chrono::milliseconds(0));
   auto reader = impl_->sessions->ExportSession(&context, request);
-  return ReadAll<v1::ExportSessionResponse>(context, *reader, [&](const v1::ExportSessionResponse& piece) { return sink(piece.data()); });
+  return ReadAll<v1::ExportSessionResponse>(context, *reader,
+                                            [&](const v1::ExportSessionResponse& piece) { return sink(piece.data()); });
 }
 
-absl::Status Client::WatchEvents(v1::WatchEventsRequest request, const std::function<absl::Status(const v1::Event&)>& sink) {
+absl::Status Client::WatchEvents(v1::WatchEventsRequest request,
+                                 const std::function<absl::Status(const v1::Event&)>& sink) {
   for (int attempt = 1;; ++attempt) {
     grpc::ClientContext context;
     impl_->Prepare(&context, std::chrono::milliseconds(0));
@@ -287,14 +304,16 @@ absl::Status Client::WatchEvents(v1::WatchEventsRequest request, const std::func
   }
 }
 
-absl::Status Client::WatchJob(v1::WatchJobRequest request, const std::function<absl::Status(const v1::JobEvent&)>& sink) {
+absl::Status Client::WatchJob(v1::WatchJobRequest request,
+                              const std::function<absl::Status(const v1::JobEvent&)>& sink) {
   grpc::ClientContext context;
   impl_->Prepare(&context, std::chrono::milliseconds(0));
   auto reader = impl_->jobs->WatchJob(&context, request);
   return ReadAll<v1::JobEvent>(context, *reader, sink);
 }
 
-absl::Status Client::TailLogs(v1::TailLogsRequest request, const std::function<absl::Status(const v1::LogChunk&)>& sink) {
+absl::Status Client::TailLogs(v1::TailLogsRequest request,
+                              const std::function<absl::Status(const v1::LogChunk&)>& sink) {
   grpc::ClientContext context;
   impl_->Prepare(&context, std::chrono::milliseconds(0));
   auto reader = impl_->jobs->TailLogs(&context, request);

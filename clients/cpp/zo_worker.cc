@@ -15,19 +15,21 @@ std::span<float> TensorOf(std::span<float> flat, const Place& place) {
 
 }  // namespace
 
-void ApplyReplayStep(const v1::ReplayStep& step, uint64_t seed, const std::vector<Place>& places, std::span<float> theta) {
+void ApplyReplayStep(const v1::ReplayStep& step, uint64_t seed, const std::vector<Place>& places,
+                     std::span<float> theta) {
   const float decay = step.weight_decay_factor();
   for (size_t t = 0; t < places.size(); ++t) {
     const std::span<float> tensor = TensorOf(theta, places[t]);
     if (decay != 0 && decay != 1 && !places[t].no_decay)
       for (float& value : tensor) value *= decay;
     for (const v1::ReplayQuery& query : step.queries())
-      zo::AddScaledNormal({seed, query.step(), query.query()}, static_cast<uint32_t>(t), 0, -query.coefficient(), tensor);
+      zo::AddScaledNormal({seed, query.step(), query.query()}, static_cast<uint32_t>(t), 0, -query.coefficient(),
+                          tensor);
   }
 }
 
-void Perturb(uint64_t seed, uint32_t step, uint32_t query, float scale, const std::vector<Place>& places, std::span<const float> theta,
-             std::span<float> out) {
+void Perturb(uint64_t seed, uint32_t step, uint32_t query, float scale, const std::vector<Place>& places,
+             std::span<const float> theta, std::span<float> out) {
   if (!theta.empty()) std::memcpy(out.data(), theta.data(), theta.size_bytes());
   for (size_t t = 0; t < places.size(); ++t)
     zo::AddScaledNormal({seed, step, query}, static_cast<uint32_t>(t), 0, scale, TensorOf(out, places[t]));
@@ -39,7 +41,8 @@ absl::StatusOr<std::unique_ptr<ZeroOrderWorker>> ZeroOrderWorker::Attach(Client&
   request.set_name(worker->options_.session);
   ASSIGN_OR_RETURN(worker->session_, client.GetSession(request));
   for (const v1::TensorSpec& spec : worker->session_.layout().tensors())
-    if (spec.dtype() != v1::DTYPE_F32) return InvalidArgument("layout.", spec.name(), ": a C++ worker needs float32 tensors");
+    if (spec.dtype() != v1::DTYPE_F32)
+      return InvalidArgument("layout.", spec.name(), ": a C++ worker needs float32 tensors");
   ASSIGN_OR_RETURN(worker->places_, PlaceTensors(worker->session_.layout()));
   size_t elements = 0;
   for (const Place& place : worker->places_) elements += static_cast<size_t>(place.elements);
@@ -60,7 +63,8 @@ absl::Status ZeroOrderWorker::Reload() {
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(const Client::Tensors pulled, client_.PullParameters(options_.session));
-  if (pulled.data.size() != scratch_.size() * sizeof(float)) return DataLoss("pull: the size differs from the layout's");
+  if (pulled.data.size() != scratch_.size() * sizeof(float))
+    return DataLoss("pull: the size differs from the layout's");
   theta_.resize(scratch_.size());
   std::memcpy(theta_.data(), pulled.data.data(), pulled.data.size());
   version_ = pulled.version;
@@ -84,13 +88,15 @@ absl::StatusOr<v1::AskResponse> ZeroOrderWorker::AskAndFollow(v1::AskRequest req
       version_ = step.version();
     }
     if (version_ == answer.head_version()) return answer;
-    if (answer.replay().empty()) return Internal("ask: no way from version ", version_, " to the head ", answer.head_version());
+    if (answer.replay().empty())
+      return Internal("ask: no way from version ", version_, " to the head ", answer.head_version());
     reloaded = false;
   }
 }
 
 absl::Status ZeroOrderWorker::CatchUp() {
-  // Asking is the one way to learn the replay; the lease is the shortest so that no probe is held back from the workers.
+  // Asking is the one way to learn the replay; the lease is the shortest so that no probe is held back from the
+  // workers.
   v1::AskRequest request;
   request.mutable_lease()->set_nanos(1'000'000);
   return AskAndFollow(std::move(request)).status();
@@ -115,7 +121,8 @@ absl::StatusOr<ZeroOrderWorker::Outcome> ZeroOrderWorker::Step(const Loss& loss,
     Perturb(probe.seed(), probe.step(), probe.query(), eps, places_, theta_, scratch_);
     ASSIGN_OR_RETURN(const double plus, loss(scratch_));
     if (probe.two_side()) Perturb(probe.seed(), probe.step(), probe.query(), -eps, places_, theta_, scratch_);
-    ASSIGN_OR_RETURN(const double minus, loss(probe.two_side() ? std::span<const float>(scratch_) : std::span<const float>(theta_)));
+    ASSIGN_OR_RETURN(const double minus,
+                     loss(probe.two_side() ? std::span<const float>(scratch_) : std::span<const float>(theta_)));
     result->set_loss_plus(plus);
     result->set_loss_minus(minus);
     outcome.loss += (probe.two_side() ? 0.5 * (plus + minus) : minus) / answer.probes_size();

@@ -40,6 +40,7 @@ RuleBase::RuleBase(RuleArgs args) : args_(std::move(args)) {
   if (args_.hyper.count("lr")) lr_ = args_.number("lr");
   for (int i = 0; i < tensors(); ++i) {
     steps_.push_back(AddState("t/" + layout()[i].name, DType::kI64, {}));
+    elements_ += layout()[i].elements();
     first_chunk_.push_back(chunks_.size());
     for (int64_t begin = 0; begin < layout()[i].elements(); begin += kChunk) {
       chunks_.push_back({i, begin, std::min(begin + kChunk, layout()[i].elements())});
@@ -102,7 +103,7 @@ absl::Status RuleBase::CheckFinite(const StepInput& input) const {
   int64_t bad_chunk = static_cast<int64_t>(chunks_.size()), bad_element = -1;
   const int64_t count = bad_chunk;
   const KernelTable& kernels = Kernels();
-#pragma omp parallel for schedule(static) if (count > 4)
+#pragma omp parallel for schedule(static) if (elements_ > kParallelFrom)
   for (int64_t c = 0; c < count; ++c) {
     const Chunk& chunk = chunks_[c];
     const void* grad = input.grads[chunk.tensor];
@@ -141,7 +142,7 @@ void RuleBase::ForEachChunk(const StepInput& input, absl::FunctionRef<void(const
 
 void RuleBase::ForEachChunkIndexed(const StepInput& input, absl::FunctionRef<void(size_t, const Chunk&)> body) const {
   const int64_t count = static_cast<int64_t>(chunks_.size());
-#pragma omp parallel for schedule(static) if (count * kChunk > kParallelFrom)
+#pragma omp parallel for schedule(static) if (elements_ > kParallelFrom)
   for (int64_t c = 0; c < count; ++c) {
     if (input.grads[chunks_[c].tensor] != nullptr) body(static_cast<size_t>(c), chunks_[c]);
   }

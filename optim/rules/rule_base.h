@@ -109,6 +109,7 @@ class RuleBase : public Rule {
 
   RuleArgs args_;
   double lr_ = 0;
+  int64_t elements_ = 0;  ///< of all tensors
   std::deque<StateTensor> state_;
   std::vector<StateTensor*> steps_;
   std::vector<std::pair<std::string, Rule*>> inner_;

@@ -85,8 +85,7 @@ absl::Status Authenticator::WriteFirstAdmin(Fs& fs, const std::string& data_dir)
   NewToken token = MakeToken();
   std::string text = token.token + "\n";
   // The file before the rows: after a crash in between, the next start sees no admin and writes the file anew.
-  RETURN_IF_ERROR(
-      fs.WriteFileAtomic(data_dir + "/" + kAdminTokenFile, BytesOf(text), 0600));
+  RETURN_IF_ERROR(fs.WriteFileAtomic(data_dir + "/" + kAdminTokenFile, BytesOf(text), 0600));
   store::UserRow user{"admin", kAdmin, false, clock_.NowUnixMs()};
   store::TokenRow row{token.id, "admin", "first start", token.secret_sha256, clock_.NowUnixMs(), 0, false};
   RETURN_IF_ERROR(store_.CommitAndWait({{store::PutUser{user}, store::PutToken{row}}, nullptr}));

@@ -50,7 +50,8 @@ const Key kKeys[] = {
     {"max-artifact-size", Kind::kBytes, &Config::max_artifact_bytes, "SIZE", "largest artifact that is taken [256MiB]"},
     {"synchronous", Kind::kChoice, &Config::synchronous, "full|normal",
      "commits survive power loss, or only a crash of the process [full]"},
-    {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE", "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
+    {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE",
+     "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
     {"executor", Kind::kChoice, &Config::executor, "disabled|sandbox|client",
      "where code written by a model may run [sandbox]"},
     {"cassette", Kind::kText, &Config::cassette, "FILE", "recorded LLM traffic"},
@@ -63,11 +64,12 @@ const Key* FindKey(std::string_view name) {
   return found == std::end(kKeys) ? nullptr : found;
 }
 
-std::string UnknownName(const std::string& what, const std::string& name) {
+/// `prefix` is "--" for flags.
+std::string UnknownName(const std::string& kind, const std::string& prefix, const std::string& name) {
   std::vector<std::string_view> names;
   for (const Key& key : kKeys) names.push_back(key.name);
   std::string nearest = Nearest(name, names);
-  return Cat("unknown ", what, nearest.empty() ? std::string("; see --help") : "; did you mean " + nearest + "?");
+  return Cat("unknown ", kind, " ", prefix, name, nearest.empty() ? std::string("; see --help") : "; did you mean " + prefix + nearest + "?");
 }
 
 absl::Status CheckChoice(const Key& key, const std::string& value) {
@@ -150,7 +152,7 @@ absl::Status ApplyYamlRoot(const YAML::Node& root, const std::string& file, cons
     if (!entry.first.IsScalar()) return InvalidArgument(at(entry.first), "a key must be a plain word");
     const std::string& name = entry.first.Scalar();
     const Key* key = FindKey(name);
-    if (key == nullptr) return InvalidArgument(at(entry.first), UnknownName("key " + name, name));
+    if (key == nullptr) return InvalidArgument(at(entry.first), UnknownName("key", "", name));
     if (name == "config") return InvalidArgument(at(entry.first), "config: a file cannot name another one");
     auto [seen, fresh] = first_line.emplace(name, entry.first.Mark().line + 1);
     if (!fresh) return InvalidArgument(at(entry.first), name, ": given twice (first in line ", seen->second, ")");
@@ -244,7 +246,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
   for (const std::string& extra : app.remaining()) {
     if (!extra.starts_with("--")) return InvalidArgument(extra, ": unexpected argument; see --help");
     std::string name = extra.substr(2, extra.find('=') - 2);
-    return InvalidArgument(UnknownName("flag --" + name, name));
+    return InvalidArgument(UnknownName("flag", "--", name));
   }
   std::vector<std::string> given;
   for (const Key& key : kKeys) {

@@ -157,7 +157,7 @@ absl::Status CheckLayout(v1::TensorIndex* layout) {
     const std::string field = Cat("layout.tensors[", i, "]");
     if (tensor.name().empty() || tensor.name().size() > 512) return InvalidArgument(field, ".name: must have 1 to 512 bytes");
     if (!names.insert(tensor.name()).second) return InvalidArgument(field, ".name: \"", tensor.name(), "\" stands twice");
-    const size_t size = optim::DTypeSize(static_cast<optim::DType>(tensor.dtype()));
+    const size_t size = v1::DType_IsValid(tensor.dtype()) ? optim::DTypeSize(static_cast<optim::DType>(tensor.dtype())) : 0;
     if (size == 0) return InvalidArgument(field, ".dtype: missing or unknown (", static_cast<int>(tensor.dtype()), ")");
     unsigned __int128 elements = 1;
     if (tensor.shape_size() > 16) return InvalidArgument(field, ".shape: ", tensor.shape_size(), " dimensions; at most 16");

@@ -1,4 +1,5 @@
-// First-order sessions: telling, which is checking, stepping and recording. Loading and rebuilding are in first_order_replay.cc.
+// First-order sessions: telling, which is checking, stepping and recording. Loading and rebuilding are in
+// first_order_replay.cc.
 #include "server/engine/first_order.h"
 
 #include <cmath>
@@ -32,16 +33,19 @@ absl::StatusOr<v1::AskResponse> FirstOrder::Ask(LiveSession& session, const v1::
   if (!request.with_values()) return out;
   if (!head_) return FailedPrecondition("session ", session.name().Full(), " has no parameters yet; push them first");
   if (layout_->total_bytes() > kUnaryTensorBytes)
-    return InvalidArgument("with_values: the parameters have ", layout_->total_bytes(), " bytes; at most ", kUnaryTensorBytes, "; use PullParameters");
+    return InvalidArgument("with_values: the parameters have ", layout_->total_bytes(), " bytes; at most ",
+                           kUnaryTensorBytes, "; use PullParameters");
   TensorsFromFlat(*layout_, head_->params->data(), point->mutable_tensors());
   return out;
 }
 
-absl::Status FirstOrder::Precheck(LiveSession& session, const Told& told, v1::TellResponse* response, Effects* effects, bool* answered) {
+absl::Status FirstOrder::Precheck(LiveSession& session, const Told& told, v1::TellResponse* response, Effects* effects,
+                                  bool* answered) {
   const int64_t last = session.row.seq;
   if (told.seq < 0) return InvalidArgument("seq: ", told.seq, " is negative");
   if (told.return_values && layout_->total_bytes() > kUnaryTensorBytes)
-    return InvalidArgument("return_values: the parameters have ", layout_->total_bytes(), " bytes; at most ", kUnaryTensorBytes, "; use StepStream or PullParameters");
+    return InvalidArgument("return_values: the parameters have ", layout_->total_bytes(), " bytes; at most ",
+                           kUnaryTensorBytes, "; use StepStream or PullParameters");
   if (told.seq > 0 && told.seq <= last) {
     for (const auto& [seq, answer] : answers_) {
       if (seq != told.seq) continue;
@@ -52,7 +56,8 @@ absl::Status FirstOrder::Precheck(LiveSession& session, const Told& told, v1::Te
       *answered = true;
       return absl::OkStatus();
     }
-    return FailedPrecondition("seq: ", told.seq, " was applied before and its answer is no longer kept; expected ", last + 1);
+    return FailedPrecondition("seq: ", told.seq, " was applied before and its answer is no longer kept; expected ",
+                              last + 1);
   }
   if (told.seq > last + 1) return FailedPrecondition("seq: ", told.seq, " leaves a gap; expected ", last + 1);
   if (!head_) return FailedPrecondition("session ", session.name().Full(), " has no parameters yet; push them first");
@@ -61,31 +66,38 @@ absl::Status FirstOrder::Precheck(LiveSession& session, const Told& told, v1::Te
   return CheckBudget(session.proto, session.row.create_ms, context_.clock->NowUnixMs());
 }
 
-absl::Status FirstOrder::Tell(LiveSession& session, const v1::TellRequest& request, v1::TellResponse* response, Effects* effects) {
-  if (!request.has_gradients()) return InvalidArgument("gradients: missing; ", spec_.name(), " sessions are told gradients");
+absl::Status FirstOrder::Tell(LiveSession& session, const v1::TellRequest& request, v1::TellResponse* response,
+                              Effects* effects) {
+  if (!request.has_gradients())
+    return InvalidArgument("gradients: missing; ", spec_.name(), " sessions are told gradients");
   const v1::GradientTell& tell = request.gradients();
   Told told{request.seq(), tell.base_version(), std::nullopt, tell.return_values()};
-  if (tell.has_loss() && !std::isnan(tell.loss())) told.loss = tell.loss();   // NaN = not given, here and in a replay
+  if (tell.has_loss() && !std::isnan(tell.loss())) told.loss = tell.loss();  // NaN = not given, here and in a replay
   bool answered = false;
   RETURN_IF_ERROR(Precheck(session, told, response, effects, &answered));
   if (answered) return absl::OkStatus();
   ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromTell(*layout_, tell));
-  return Apply(session, told, gradients, [&] { return RecordTell(*context_.blobs, tell); }, response, effects);
+  return Apply(
+      session, told, gradients, [&] { return RecordTell(*context_.blobs, tell); }, response, effects);
 }
 
-absl::Status FirstOrder::TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response, Effects* effects) {
+absl::Status FirstOrder::TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response,
+                                  Effects* effects) {
   Told told{step.seq, step.base_version, step.loss, false};
   if (told.loss && std::isnan(*told.loss)) told.loss.reset();
   bool answered = false;
   RETURN_IF_ERROR(Precheck(session, told, response, effects, &answered));
   if (answered) return absl::OkStatus();
   ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.dtype));
-  return Apply(session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.dtype, step.blob); }, response, effects);
+  return Apply(
+      session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.dtype, step.blob); },
+      response, effects);
 }
 
 bool FirstOrder::RecordsAsBlob(const LiveSession& session, uint64_t bytes) {
   const auto mode = session.proto.durability().mode();
-  return bytes > kInlineGradientBytes && (mode == v1::Durability::EVERY_STEP || mode == v1::Durability::MODE_UNSPECIFIED);
+  return bytes > kInlineGradientBytes &&
+         (mode == v1::Durability::EVERY_STEP || mode == v1::Durability::MODE_UNSPECIFIED);
 }
 
 double FirstOrder::BaseLr() const {
@@ -99,15 +111,17 @@ std::optional<double> FirstOrder::LrOfStep(int64_t step) const {
 }
 
 /// One update in place, of the head or of a version that is being rebuilt. Errors change nothing.
-absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss, std::map<std::string, double>* figures) const {
+absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
+                                  std::map<std::string, double>* figures) const {
   ASSIGN_OR_RETURN(const Prepared prepared, Prepare(*layout_, gradients, spec_.clip_norm()));
-  if (point->params.use_count() > 1) {   // somebody still reads these values: the step gets its own copy
+  if (point->params.use_count() > 1) {  // somebody still reads these values: the step gets its own copy
     auto copy = TensorBuffer::Copy(*point->params);
     if (copy == nullptr) return ResourceExhausted("no memory for ", layout_->total_bytes(), " bytes of parameters");
     point->params = std::move(copy);
   }
   std::vector<void*> params(layout_->size());
-  std::vector<std::pair<size_t, std::shared_ptr<TensorBuffer>>> staged;   // tensors whose place in the flat buffer is not aligned
+  std::vector<std::pair<size_t, std::shared_ptr<TensorBuffer>>>
+      staged;  // tensors whose place in the flat buffer is not aligned
   for (size_t i = 0; i < layout_->size(); ++i) {
     params[i] = point->params->data() + layout_->offset(i);
     if (layout_->offset(i) % optim::DTypeSize(layout_->spec(i).dtype) == 0) continue;
@@ -124,7 +138,8 @@ absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std:
   input.loss = loss;
   for (const optim::OwnedTensor& extra : gradients.extra) input.extra[extra.spec.name] = &extra;
   ASSIGN_OR_RETURN(optim::StepReport report, point->rule->Step(params, input));
-  for (const auto& [i, copy] : staged) std::memcpy(point->params->data() + layout_->offset(i), copy->data(), copy->size());
+  for (const auto& [i, copy] : staged)
+    std::memcpy(point->params->data() + layout_->offset(i), copy->data(), copy->size());
   ++point->step;
   ++point->since_snapshot;
   if (figures != nullptr) {
@@ -140,7 +155,8 @@ absl::StatusOr<std::string> FirstOrder::PutSnapshot(const Point& point, int64_t 
 }
 
 absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gradients& gradients,
-                               const std::function<absl::StatusOr<store::ObservationRow>()>& record, v1::TellResponse* response, Effects* effects) {
+                               const std::function<absl::StatusOr<store::ObservationRow>()>& record,
+                               v1::TellResponse* response, Effects* effects) {
   std::optional<store::ObservationRow> gradient;
   if (every_step()) {
     ASSIGN_OR_RETURN(gradient, record());
@@ -163,7 +179,7 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
       --head_->step;
       head_->since_snapshot = since;
       return put.status();
-    }   // else the gradient is durable: the next step tries again
+    }  // else the gradient is durable: the next step tries again
   }
   v1::Version version;
   version.set_kind("step");
@@ -179,8 +195,8 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
 }
 
 /// Moves the session to the new version and says what becomes durable, now or with the next snapshot.
-void FirstOrder::Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient, v1::TellResponse* response,
-                         Effects* effects) {
+void FirstOrder::Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient,
+                         v1::TellResponse* response, Effects* effects) {
   const int64_t uid = session.row.uid, number = row.number;
   const bool snapshot = !row.blob.empty();
   session.row.head_version = number;
@@ -211,7 +227,8 @@ void FirstOrder::Publish(LiveSession& session, store::VersionRow row, std::optio
   answers_.emplace_back(session.row.seq, answer.payload);
   if (answers_.size() > kAnswersKept) answers_.pop_front();
   mutations.push_back(store::PutObservation{std::move(answer)});
-  if (session.row.seq % kAnswersKept == 0) mutations.push_back(store::DeleteObservations{uid, "answer", session.row.seq - kAnswersKept + 1});
+  if (session.row.seq % kAnswersKept == 0)
+    mutations.push_back(store::DeleteObservations{uid, "answer", session.row.seq - kAnswersKept + 1});
   for (store::Mutation& mutation : mutations) pending_.push_back(std::move(mutation));
   if (durable) {
     effects->mutations = std::move(pending_);

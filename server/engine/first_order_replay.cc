@@ -26,37 +26,43 @@ absl::StatusOr<std::unique_ptr<optim::Rule>> RuleFor(const v1::OptimizerSpec& sp
   try {
     return optim::MakeRule(spec.name(), HyperOf(spec), layout.specs(), spec.seed());
   } catch (const std::bad_alloc&) {
-    return ResourceExhausted("layout: no memory for the optimizer state of ", layout.total_bytes(), " bytes of parameters");
+    return ResourceExhausted("layout: no memory for the optimizer state of ", layout.total_bytes(),
+                             " bytes of parameters");
   } catch (const std::length_error&) {
-    return ResourceExhausted("layout: no memory for the optimizer state of ", layout.total_bytes(), " bytes of parameters");
+    return ResourceExhausted("layout: no memory for the optimizer state of ", layout.total_bytes(),
+                             " bytes of parameters");
   }
 }
 
-absl::Status Create(Context& context, const v1::CreateSessionRequest& request, v1::Session* session, store::VersionRow* version0, Effects*) {
+absl::Status Create(Context& context, const v1::CreateSessionRequest& request, v1::Session* session,
+                    store::VersionRow* version0, Effects*) {
   const Layout layout(session->layout());
   RETURN_IF_ERROR(RuleFor(session->optimizer(), layout).status());
-  if (session->durability().mode() == v1::Durability::MODE_UNSPECIFIED) session->mutable_durability()->set_mode(v1::Durability::EVERY_STEP);
+  if (session->durability().mode() == v1::Durability::MODE_UNSPECIFIED)
+    session->mutable_durability()->set_mode(v1::Durability::EVERY_STEP);
   if (session->durability().snapshot_every() == 0) session->mutable_durability()->set_snapshot_every(100);
   return StoreInitial(context, request, layout, session, version0);
 }
 
-absl::Status Fork(Context&, LiveSession& source, int64_t version, LiveSession&, store::VersionRow* version0, Effects* effects) {
-  ASSIGN_OR_RETURN(const FirstOrder::Saved saved, static_cast<FirstOrder*>(source.family.get())->Save(source, version, effects));
+absl::Status Fork(Context&, LiveSession& source, int64_t version, LiveSession&, store::VersionRow* version0,
+                  Effects* effects) {
+  ASSIGN_OR_RETURN(const FirstOrder::Saved saved,
+                   static_cast<FirstOrder*>(source.family.get())->Save(source, version, effects));
   v1::Version initial;
   initial.set_kind("initial");
   initial.set_note(Cat("forked from ", source.name().Full(), "/versions/", version));
   version0->payload = initial.SerializeAsString();
-  version0->step = saved.step;   // schedules go on where they were
+  version0->step = saved.step;  // schedules go on where they were
   version0->blob = saved.blob;
   return absl::OkStatus();
 }
 
-/// Sessions with less durability may have committed a session row that counts versions which were never written. They are lost: the session goes
-/// on from the last one that is there.
+/// Sessions with less durability may have committed a session row that counts versions which were never written. They
+/// are lost: the session goes on from the last one that is there.
 absl::Status DropLostTail(Context& context, LiveSession& session) {
   store::SessionRow& row = session.row;
   if (context.store->GetVersion(row.uid, row.version_count - 1).ok()) return absl::OkStatus();
-  int64_t there = 0, missing = row.version_count - 1;   // version `there` exists, `missing` does not
+  int64_t there = 0, missing = row.version_count - 1;  // version `there` exists, `missing` does not
   while (missing - there > 1) {
     const int64_t middle = there + (missing - there) / 2;
     (context.store->GetVersion(row.uid, middle).ok() ? there : missing) = middle;
@@ -87,7 +93,7 @@ absl::StatusOr<std::unique_ptr<Family>> FirstOrder::Load(Context& context, LiveS
 
 void FirstOrder::LoadAnswers(int64_t uid) {
   auto rows = context_.store->ListObservations(uid, "answer", 0, INT64_MAX);
-  if (!rows.ok()) return;   // answers only spare a client an error
+  if (!rows.ok()) return;  // answers only spare a client an error
   for (store::ObservationRow& row : *rows) answers_.emplace_back(row.a, std::move(row.payload));
   while (answers_.size() > 64) answers_.pop_front();
 }
@@ -113,19 +119,24 @@ absl::StatusOr<FirstOrder::Point> FirstOrder::Rebuild(int64_t uid, int64_t versi
   point.snapshot = row.number;
   point.step = row.step;
   if (steps.empty()) return point;
-  ASSIGN_OR_RETURN(const auto gradients, context_.store->ListObservations(uid, "gradient", row.number + 1, version + 1));
+  ASSIGN_OR_RETURN(const auto gradients,
+                   context_.store->ListObservations(uid, "gradient", row.number + 1, version + 1));
   std::unordered_map<int64_t, const store::ObservationRow*> by_version;
   for (const store::ObservationRow& gradient : gradients) by_version[gradient.a] = &gradient;
   for (const store::VersionRow& step : steps) {
     if (!by_version.contains(step.number))
-      return FailedPrecondition("version ", version, " cannot be rebuilt: the gradients between snapshots are no longer kept; the nearest that can is ",
-                                row.number);
+      return FailedPrecondition(
+          "version ", version,
+          " cannot be rebuilt: the gradients between snapshots are no longer kept; the nearest that can is ",
+          row.number);
   }
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) RETURN_IF_ERROR(Replay(*step, *by_version.at(step->number), &point));
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step)
+    RETURN_IF_ERROR(Replay(*step, *by_version.at(step->number), &point));
   return point;
 }
 
-absl::Status FirstOrder::Replay(const store::VersionRow& row, const store::ObservationRow& gradient, Point* point) const {
+absl::Status FirstOrder::Replay(const store::VersionRow& row, const store::ObservationRow& gradient,
+                                Point* point) const {
   v1::Version version;
   if (!version.ParseFromString(row.payload)) return DataLoss("version ", row.number, " cannot be parsed");
   ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromRecord(*layout_, *context_.blobs, gradient));
@@ -142,7 +153,8 @@ absl::Status FirstOrder::MoveHead(LiveSession& session, const store::VersionRow&
   return absl::OkStatus();
 }
 
-absl::Status FirstOrder::SetInitial(LiveSession& session, std::shared_ptr<TensorBuffer> values, const std::string& sha256, Effects* effects) {
+absl::Status FirstOrder::SetInitial(LiveSession& session, std::shared_ptr<TensorBuffer> values,
+                                    const std::string& sha256, Effects* effects) {
   Point point;
   ASSIGN_OR_RETURN(point.rule, NewRule());
   RETURN_IF_ERROR(AttachInitial(context_, session, sha256, effects));
@@ -154,13 +166,16 @@ absl::Status FirstOrder::SetInitial(LiveSession& session, std::shared_ptr<Tensor
 absl::StatusOr<std::shared_ptr<const TensorBuffer>> FirstOrder::ParametersAt(LiveSession& session, int64_t version) {
   if (!head_) return FailedPrecondition("session ", session.name().Full(), " has no parameters yet; push them first");
   if (version < 0 || version >= session.row.version_count)
-    return NotFound("version: ", version, " does not exist; the session has versions 0 to ", session.row.version_count - 1);
+    return NotFound("version: ", version, " does not exist; the session has versions 0 to ",
+                    session.row.version_count - 1);
   if (version == session.row.head_version) return std::shared_ptr<const TensorBuffer>(head_->params);
   if (pulled_.first != version) {
     WaitForStore(*context_.store);
     auto point = Rebuild(session.row.uid, version);
     if (absl::IsNotFound(point.status()))
-      return FailedPrecondition("version ", version, " was not made durable and cannot be rebuilt; the nearest that can is ", head_->snapshot);
+      return FailedPrecondition("version ", version,
+                                " was not made durable and cannot be rebuilt; the nearest that can is ",
+                                head_->snapshot);
     if (!point.ok()) return point.status();
     pulled_ = {version, point->params};
   }

@@ -21,11 +21,20 @@ void ForEachElement(const void* data, DType dtype, int64_t n, Body body) {
     return zero;
   };
   switch (dtype) {
-    case DType::kF32: for (int64_t i = 0; i < n; ++i) body(i, static_cast<double>(load(float{}, i))); break;
-    case DType::kF64: for (int64_t i = 0; i < n; ++i) body(i, load(double{}, i)); break;
-    case DType::kF16: for (int64_t i = 0; i < n; ++i) body(i, static_cast<double>(optim::half::FromF16(load(uint16_t{}, i)))); break;
-    case DType::kBF16: for (int64_t i = 0; i < n; ++i) body(i, static_cast<double>(optim::half::FromBf16(load(uint16_t{}, i)))); break;
-    default: break;
+    case DType::kF32:
+      for (int64_t i = 0; i < n; ++i) body(i, static_cast<double>(load(float{}, i)));
+      break;
+    case DType::kF64:
+      for (int64_t i = 0; i < n; ++i) body(i, load(double{}, i));
+      break;
+    case DType::kF16:
+      for (int64_t i = 0; i < n; ++i) body(i, static_cast<double>(optim::half::FromF16(load(uint16_t{}, i))));
+      break;
+    case DType::kBF16:
+      for (int64_t i = 0; i < n; ++i) body(i, static_cast<double>(optim::half::FromBf16(load(uint16_t{}, i))));
+      break;
+    default:
+      break;
   }
 }
 
@@ -53,21 +62,28 @@ absl::StatusOr<std::shared_ptr<TensorBuffer>> Widened(const GradientView& view, 
   return out;
 }
 
-bool Misaligned(const GradientView& view) { return reinterpret_cast<uintptr_t>(view.data) % optim::DTypeSize(view.dtype) != 0; }
+bool Misaligned(const GradientView& view) {
+  return reinterpret_cast<uintptr_t>(view.data) % optim::DTypeSize(view.dtype) != 0;
+}
 
-absl::Status AddExtra(const v1::Tensor& tensor, const std::string& field, std::set<std::string>* names, Gradients* out) {
+absl::Status AddExtra(const v1::Tensor& tensor, const std::string& field, std::set<std::string>* names,
+                      Gradients* out) {
   optim::OwnedTensor extra;
   extra.spec = SpecFromProto(tensor.spec());
   if (!names->insert(extra.spec.name).second) return InvalidArgument(field, " \"", extra.spec.name, "\": given twice");
   unsigned __int128 bytes = optim::DTypeSize(extra.spec.dtype);
   if (bytes == 0) return InvalidArgument(field, " \"", extra.spec.name, "\": dtype is missing or unknown");
   for (int64_t d : extra.spec.shape) {
-    if (d < 0) return InvalidArgument(field, " \"", extra.spec.name, "\": shape ", ShapeText(extra.spec.shape), " has a negative size");
+    if (d < 0)
+      return InvalidArgument(field, " \"", extra.spec.name, "\": shape ", ShapeText(extra.spec.shape),
+                             " has a negative size");
     bytes *= static_cast<unsigned __int128>(d);
-    if (bytes > (static_cast<unsigned __int128>(1) << 48)) return InvalidArgument(field, " \"", extra.spec.name, "\": shape is too large");
+    if (bytes > (static_cast<unsigned __int128>(1) << 48))
+      return InvalidArgument(field, " \"", extra.spec.name, "\": shape is too large");
   }
   if (bytes != tensor.data().size())
-    return InvalidArgument(field, " \"", extra.spec.name, "\": ", tensor.data().size(), " bytes of data; its shape takes ", static_cast<uint64_t>(bytes));
+    return InvalidArgument(field, " \"", extra.spec.name, "\": ", tensor.data().size(),
+                           " bytes of data; its shape takes ", static_cast<uint64_t>(bytes));
   extra.data.resize(tensor.data().size());
   if (!extra.data.empty()) std::memcpy(extra.data.data(), tensor.data().data(), extra.data.size());
   out->extra.push_back(std::move(extra));
@@ -77,7 +93,8 @@ absl::Status AddExtra(const v1::Tensor& tensor, const std::string& field, std::s
 }  // namespace
 
 absl::StatusOr<Gradients> GradientsFromTell(const Layout& layout, const v1::GradientTell& tell) {
-  if (tell.gradients().empty()) return InvalidArgument("gradients.gradients: empty; send a tensor for every parameter that has a gradient");
+  if (tell.gradients().empty())
+    return InvalidArgument("gradients.gradients: empty; send a tensor for every parameter that has a gradient");
   Gradients out;
   out.views.resize(layout.size());
   for (int i = 0; i < tell.gradients_size(); ++i) {
@@ -85,10 +102,11 @@ absl::StatusOr<Gradients> GradientsFromTell(const Layout& layout, const v1::Grad
     const std::string field = Cat("gradients.gradients[", i, "]");
     ASSIGN_OR_RETURN(const size_t at, CheckTensor(layout, tensor, field, /*allow_f32=*/true));
     if (out.views[at].data != nullptr) return InvalidArgument(field, " \"", layout.spec(at).name, "\": given twice");
-    out.views[at] = {tensor.data().data(), static_cast<DType>(tensor.spec().dtype())};
+    out.views[at] = {tensor.data().data(), DTypeFromProto(tensor.spec().dtype())};
   }
   std::set<std::string> names;
-  for (int i = 0; i < tell.extra_size(); ++i) RETURN_IF_ERROR(AddExtra(tell.extra(i), Cat("gradients.extra[", i, "]"), &names, &out));
+  for (int i = 0; i < tell.extra_size(); ++i)
+    RETURN_IF_ERROR(AddExtra(tell.extra(i), Cat("gradients.extra[", i, "]"), &names, &out));
   return out;
 }
 
@@ -96,7 +114,8 @@ uint64_t FlatBytes(const Layout& layout, DType dtype) {
   return dtype == DType::kUnspecified ? layout.total_bytes() : layout.total_elements() * optim::DTypeSize(dtype);
 }
 
-absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat, DType dtype) {
+absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat,
+                                            DType dtype) {
   if (flat->size() != FlatBytes(layout, dtype))
     return InvalidArgument("total_bytes: ", flat->size(), "; gradients of this layout have ", FlatBytes(layout, dtype));
   Gradients out;
@@ -104,7 +123,8 @@ absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_pt
   for (const optim::TensorSpec& spec : layout.specs()) {
     const DType own = dtype == DType::kUnspecified ? spec.dtype : dtype;
     if (own != spec.dtype && own != DType::kF32)
-      return InvalidArgument("dtype: ", optim::DTypeName(own), "; tensor \"", spec.name, "\" takes ", optim::DTypeName(spec.dtype), " or float32");
+      return InvalidArgument("dtype: ", optim::DTypeName(own), "; tensor \"", spec.name, "\" takes ",
+                             optim::DTypeName(spec.dtype), " or float32");
     out.views.push_back({flat->data() + offset, own});
     offset += static_cast<uint64_t>(spec.elements()) * optim::DTypeSize(own);
   }
@@ -125,7 +145,8 @@ absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradient
   bool halves_as_f32 = scale != 1;
   for (size_t i = 0; i < layout.size(); ++i) {
     const GradientView& view = gradients.views[i];
-    if (view.data != nullptr && optim::DTypeSize(layout.spec(i).dtype) == 2 && view.dtype == DType::kF32) halves_as_f32 = true;
+    if (view.data != nullptr && optim::DTypeSize(layout.spec(i).dtype) == 2 && view.dtype == DType::kF32)
+      halves_as_f32 = true;
   }
   if (halves_as_f32) out.grad_dtype = DType::kF32;
   out.grads.assign(layout.size(), nullptr);
@@ -143,8 +164,9 @@ absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradient
   return out;
 }
 
-// ---- durable form. The payload is a GradientTell; a single tensor without a name means a flat buffer, whose dtype it carries. With a blob, the
-// tensors' data fields are empty and the blob holds them one after another (gradients, then extra).
+// ---- durable form. The payload is a GradientTell; a single tensor without a name means a flat buffer, whose dtype it
+// carries. With a blob, the tensors' data fields are empty and the blob holds them one after another (gradients, then
+// extra).
 
 absl::StatusOr<store::ObservationRow> RecordTell(store::BlobStore& blobs, const v1::GradientTell& tell) {
   v1::GradientTell kept;
@@ -166,7 +188,8 @@ absl::StatusOr<store::ObservationRow> RecordTell(store::BlobStore& blobs, const 
   return row;
 }
 
-absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat, DType dtype, const std::string& blob) {
+absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat, DType dtype,
+                                                 const std::string& blob) {
   v1::GradientTell kept;
   v1::Tensor* tensor = kept.add_gradients();
   tensor->mutable_spec()->set_dtype(static_cast<v1::DType>(dtype));
@@ -182,7 +205,8 @@ absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const 
   return row;
 }
 
-absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobStore& blobs, const store::ObservationRow& row) {
+absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobStore& blobs,
+                                              const store::ObservationRow& row) {
   auto kept = std::make_shared<v1::GradientTell>();
   if (!kept->ParseFromString(row.payload)) return DataLoss("gradient of version ", row.a, " cannot be parsed");
   std::string data;
@@ -192,9 +216,10 @@ absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobS
   if (kept->gradients_size() == 1 && kept->gradients(0).spec().name().empty()) {
     const std::string& bytes = row.blob.empty() ? kept->gradients(0).data() : data;
     auto flat = TensorBuffer::Make(bytes.size());
-    if (flat == nullptr) return ResourceExhausted("gradient of version ", row.a, ": no memory for ", bytes.size(), " bytes");
+    if (flat == nullptr)
+      return ResourceExhausted("gradient of version ", row.a, ": no memory for ", bytes.size(), " bytes");
     if (!bytes.empty()) std::memcpy(flat->data(), bytes.data(), bytes.size());
-    return GradientsFromFlat(layout, std::move(flat), static_cast<DType>(kept->gradients(0).spec().dtype()));
+    return GradientsFromFlat(layout, std::move(flat), DTypeFromProto(kept->gradients(0).spec().dtype()));
   }
   size_t at = 0;
   if (!row.blob.empty()) {

@@ -1,6 +1,6 @@
 #pragma once
-/// Told gradients on their way into a rule: views of bytes somewhere, checked, brought to one dtype, clipped; and their durable form, from which a
-/// session is replayed bit for bit. Functions are pure; objects belong to one thread.
+/// Told gradients on their way into a rule: views of bytes somewhere, checked, brought to one dtype, clipped; and their
+/// durable form, from which a session is replayed bit for bit. Functions are pure; objects belong to one thread.
 
 #include <memory>
 #include <optional>
@@ -34,18 +34,21 @@ struct Gradients {
 absl::StatusOr<Gradients> GradientsFromTell(const Layout& layout, const v1::GradientTell& tell);
 /// Bytes of a flat buffer whose gradients have `dtype` (kUnspecified: each tensor its own).
 uint64_t FlatBytes(const Layout& layout, optim::DType dtype);
-/// Views into a flat buffer of FlatBytes(layout, dtype) bytes. INVALID_ARGUMENT for a dtype that is neither float32 nor the parameters'.
-absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat, optim::DType dtype);
+/// Views into a flat buffer of FlatBytes(layout, dtype) bytes. INVALID_ARGUMENT for a dtype that is neither float32 nor
+/// the parameters'.
+absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat,
+                                            optim::DType dtype);
 
-/// What Rule::Step takes: aligned pointers of the parameter's dtype, or float32 for all half-precision parameters; scratch where a copy was needed.
+/// What Rule::Step takes: aligned pointers of the parameter's dtype, or float32 for all half-precision parameters;
+/// scratch where a copy was needed.
 struct Prepared {
   std::vector<const void*> grads;
   std::optional<optim::DType> grad_dtype;
-  double norm = -1;   ///< joint 2-norm before clipping; -1 when clip_norm is 0
+  double norm = -1;  ///< joint 2-norm before clipping; -1 when clip_norm is 0
   std::vector<std::shared_ptr<TensorBuffer>> scratch;
 };
-/// clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A norm that is not finite is
-/// left to the rule, which names the tensor.
+/// clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A
+/// norm that is not finite is left to the rule, which names the tensor.
 absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_norm);
 
 // ---- durable form: an observation "gradient", a = the version that it made
@@ -54,8 +57,10 @@ inline constexpr size_t kInlineGradientBytes = 64u << 10;
 /// Larger data goes into a blob first (on the calling thread).
 absl::StatusOr<store::ObservationRow> RecordTell(store::BlobStore& blobs, const v1::GradientTell& tell);
 /// `blob`: hash under which the flat buffer is stored already; "" = inline when small, else stored now.
-absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat, optim::DType dtype, const std::string& blob);
+absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat, optim::DType dtype,
+                                                 const std::string& blob);
 /// What was recorded, owning its bytes. DATA_LOSS when it does not fit the layout.
-absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobStore& blobs, const store::ObservationRow& row);
+absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobStore& blobs,
+                                              const store::ObservationRow& row);
 
 }  // namespace optod::engine

@@ -7,8 +7,12 @@
 
 namespace optod::engine {
 
+optim::DType DTypeFromProto(v1::DType dtype) {
+  return v1::DType_IsValid(dtype) ? static_cast<optim::DType>(dtype) : optim::DType::kUnspecified;
+}
+
 optim::TensorSpec SpecFromProto(const v1::TensorSpec& spec) {
-  return {spec.name(), static_cast<optim::DType>(spec.dtype()), {spec.shape().begin(), spec.shape().end()}};
+  return {spec.name(), DTypeFromProto(spec.dtype()), {spec.shape().begin(), spec.shape().end()}};
 }
 
 void SpecToProto(const optim::TensorSpec& spec, v1::TensorSpec* out) {
@@ -32,7 +36,7 @@ bool GlobMatch(const std::string& glob, const std::string& text) {
     } else if (g < glob.size() && (glob[g] == '?' || glob[g] == text[t])) {
       ++g, ++t;
     } else if (star != std::string::npos) {
-      g = star + 1;   // the last star takes one character more
+      g = star + 1;  // the last star takes one character more
       t = ++from;
     } else {
       return false;
@@ -64,7 +68,7 @@ int64_t Layout::Find(const std::string& name) const {
 
 absl::Status Layout::Unknown(const std::string& field, const std::string& name) const {
   std::vector<std::string> names;
-  for (size_t i = 0; i < specs_.size() && i < 4096; ++i) names.push_back(specs_[i].name);   // enough for a hint
+  for (size_t i = 0; i < specs_.size() && i < 4096; ++i) names.push_back(specs_[i].name);  // enough for a hint
   const std::string nearest = optim::Nearest(name, names);
   if (nearest.empty()) return InvalidArgument(field, ": \"", name, "\" is not in the layout");
   return InvalidArgument(field, ": \"", name, "\" is not in the layout; did you mean \"", nearest, "\"?");
@@ -87,7 +91,8 @@ v1::TensorIndex Layout::Index(const std::vector<std::string>& globs, std::vector
   return out;
 }
 
-absl::StatusOr<size_t> CheckTensor(const Layout& layout, const v1::Tensor& tensor, const std::string& field, bool allow_f32) {
+absl::StatusOr<size_t> CheckTensor(const Layout& layout, const v1::Tensor& tensor, const std::string& field,
+                                   bool allow_f32) {
   const int64_t at = layout.Find(tensor.spec().name());
   if (at < 0) return layout.Unknown(field + ".spec.name", tensor.spec().name());
   const optim::TensorSpec& want = layout.spec(static_cast<size_t>(at));
@@ -101,13 +106,13 @@ absl::StatusOr<size_t> CheckTensor(const Layout& layout, const v1::Tensor& tenso
                            allow_f32 && want.dtype != optim::DType::kF32 ? " or float32" : "");
   }
   if (tensor.data().size() != given.bytes())
-    return InvalidArgument(who, ": ", tensor.data().size(), " bytes of data; ", given.elements(), " elements of ", optim::DTypeName(given.dtype),
-                           " take ", given.bytes());
+    return InvalidArgument(who, ": ", tensor.data().size(), " bytes of data; ", given.elements(), " elements of ",
+                           optim::DTypeName(given.dtype), " take ", given.bytes());
   return static_cast<size_t>(at);
 }
 
-absl::StatusOr<std::shared_ptr<TensorBuffer>> FlatFromTensors(const Layout& layout, const google::protobuf::RepeatedPtrField<v1::Tensor>& tensors,
-                                                              const std::string& field) {
+absl::StatusOr<std::shared_ptr<TensorBuffer>> FlatFromTensors(
+    const Layout& layout, const google::protobuf::RepeatedPtrField<v1::Tensor>& tensors, const std::string& field) {
   // Everything is checked before memory is taken: a layout may claim more than there is.
   std::vector<const v1::Tensor*> of(layout.size(), nullptr);
   for (int i = 0; i < tensors.size(); ++i) {
@@ -121,7 +126,8 @@ absl::StatusOr<std::shared_ptr<TensorBuffer>> FlatFromTensors(const Layout& layo
   }
   auto flat = TensorBuffer::Make(layout.total_bytes());
   if (flat == nullptr) return ResourceExhausted(field, ": no memory for ", layout.total_bytes(), " bytes");
-  for (size_t i = 0; i < layout.size(); ++i) std::memcpy(flat->data() + layout.offset(i), of[i]->data().data(), of[i]->data().size());
+  for (size_t i = 0; i < layout.size(); ++i)
+    std::memcpy(flat->data() + layout.offset(i), of[i]->data().data(), of[i]->data().size());
   return flat;
 }
 

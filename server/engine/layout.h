@@ -1,6 +1,6 @@
 #pragma once
-/// A session's layout in the form that numeric work wants: where each tensor lies in the flat buffer, and which tensor has which name.
-/// Built once a session; read-only afterwards.
+/// A session's layout in the form that numeric work wants: where each tensor lies in the flat buffer, and which tensor
+/// has which name. Built once a session; read-only afterwards.
 
 #include <cstdint>
 #include <memory>
@@ -34,7 +34,8 @@ class Layout {
   int64_t Find(const std::string& name) const;
   /// `FIELD: "w2" is not in the layout; did you mean "w1"?`
   absl::Status Unknown(const std::string& field, const std::string& name) const;
-  /// The layout as the wire has it, tensors matching one of `globs` (`*` any run, `?` one character; empty list = all); `chosen` gets their positions.
+  /// The layout as the wire has it, tensors matching one of `globs` (`*` any run, `?` one character; empty list = all);
+  /// `chosen` gets their positions.
   v1::TensorIndex Index(const std::vector<std::string>& globs, std::vector<size_t>* chosen) const;
 
  private:
@@ -50,15 +51,19 @@ class Layout {
 std::string ShapeText(const std::vector<int64_t>& shape);
 /// Whether `text` matches a glob: `*` any run of characters, `?` one; everything else stands for itself.
 bool GlobMatch(const std::string& glob, const std::string& text);
+/// A number that the enum does not know (clients may send any) becomes kUnspecified.
+optim::DType DTypeFromProto(v1::DType dtype);
 optim::TensorSpec SpecFromProto(const v1::TensorSpec& spec);
 void SpecToProto(const optim::TensorSpec& spec, v1::TensorSpec* out);
 
-/// Checks one tensor of a message against its place in the layout (`field` = "initial[2]"): name known, shape equal, dtype the layout's or, with
-/// `allow_f32`, float32; data of exactly that many bytes. Returns its position. INVALID_ARGUMENT says which rule is broken.
-absl::StatusOr<size_t> CheckTensor(const Layout& layout, const v1::Tensor& tensor, const std::string& field, bool allow_f32);
+/// Checks one tensor of a message against its place in the layout (`field` = "initial[2]"): name known, shape equal,
+/// dtype the layout's or, with `allow_f32`, float32; data of exactly that many bytes. Returns its position.
+/// INVALID_ARGUMENT says which rule is broken.
+absl::StatusOr<size_t> CheckTensor(const Layout& layout, const v1::Tensor& tensor, const std::string& field,
+                                   bool allow_f32);
 /// The flat buffer of a complete set of tensors in any order. INVALID_ARGUMENT names what is missing, doubled or wrong.
-absl::StatusOr<std::shared_ptr<TensorBuffer>> FlatFromTensors(const Layout& layout, const google::protobuf::RepeatedPtrField<v1::Tensor>& tensors,
-                                                              const std::string& field);
+absl::StatusOr<std::shared_ptr<TensorBuffer>> FlatFromTensors(
+    const Layout& layout, const google::protobuf::RepeatedPtrField<v1::Tensor>& tensors, const std::string& field);
 /// All tensors with their bytes, in layout order.
 void TensorsFromFlat(const Layout& layout, const std::byte* flat, google::protobuf::RepeatedPtrField<v1::Tensor>* out);
 

@@ -9,11 +9,12 @@ namespace optod::engine {
 
 absl::StatusOr<NumericFamily*> AsNumeric(LiveSession& session) {
   if (auto* numeric = dynamic_cast<NumericFamily*>(session.family.get())) return numeric;
-  return FailedPrecondition("session ", session.name().Full(), ": optimizer ", session.proto.optimizer().name(), " has no tensors");
+  return FailedPrecondition("session ", session.name().Full(), ": optimizer ", session.proto.optimizer().name(),
+                            " has no tensors");
 }
 
-absl::Status StoreInitial(Context& context, const v1::CreateSessionRequest& request, const Layout& layout, v1::Session* session,
-                          store::VersionRow* version0) {
+absl::Status StoreInitial(Context& context, const v1::CreateSessionRequest& request, const Layout& layout,
+                          v1::Session* session, store::VersionRow* version0) {
   session->set_has_values(false);
   if (request.initial().empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(auto flat, FlatFromTensors(layout, request.initial(), "initial"));

@@ -1,6 +1,6 @@
 #pragma once
-/// What first-order and zeroth-order sessions have in common for the calls that carry tensors (services/tensor_streams.h). All methods run on the
-/// session's strand.
+/// What first-order and zeroth-order sessions have in common for the calls that carry tensors
+/// (services/tensor_streams.h). All methods run on the session's strand.
 
 #include <memory>
 #include <string>
@@ -16,10 +16,12 @@ class NumericFamily : public Family {
  public:
   explicit NumericFamily(const v1::TensorIndex& index) : layout_(std::make_shared<Layout>(index)) {}
   const std::shared_ptr<const Layout>& layout() const { return layout_; }
-  /// Values of all tensors, flat, stored already as blob `sha256`. FAILED_PRECONDITION once a step has been made or when there are values already
-  /// that differ.
-  virtual absl::Status SetInitial(LiveSession& session, std::shared_ptr<TensorBuffer> values, const std::string& sha256, Effects* effects) = 0;
-  /// Parameters of a version; the buffer is shared and never changes. NOT_FOUND, FAILED_PRECONDITION (no values; cannot be rebuilt any more).
+  /// Values of all tensors, flat, stored already as blob `sha256`. FAILED_PRECONDITION once a step has been made or
+  /// when there are values already that differ.
+  virtual absl::Status SetInitial(LiveSession& session, std::shared_ptr<TensorBuffer> values, const std::string& sha256,
+                                  Effects* effects) = 0;
+  /// Parameters of a version; the buffer is shared and never changes. NOT_FOUND, FAILED_PRECONDITION (no values; cannot
+  /// be rebuilt any more).
   virtual absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) = 0;
   /// Optimizer state of the head, sorted by name. FAILED_PRECONDITION without values.
   virtual absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) = 0;
@@ -33,9 +35,10 @@ absl::StatusOr<NumericFamily*> AsNumeric(LiveSession& session);
 
 // ---- used by both families
 
-/// CreateSessionRequest.initial as flat values stored in the blob store (unless only validated): fills version0->blob and has_values.
-absl::Status StoreInitial(Context& context, const v1::CreateSessionRequest& request, const Layout& layout, v1::Session* session,
-                          store::VersionRow* version0);
+/// CreateSessionRequest.initial as flat values stored in the blob store (unless only validated): fills version0->blob
+/// and has_values.
+absl::Status StoreInitial(Context& context, const v1::CreateSessionRequest& request, const Layout& layout,
+                          v1::Session* session, store::VersionRow* version0);
 /// The mutations of SetInitial: version 0 gets its blob.
 absl::Status AttachInitial(Context& context, LiveSession& session, const std::string& sha256, Effects* effects);
 /// Blocks until everything queued in the store is decided. Never on a gRPC thread.

@@ -154,6 +154,22 @@ void Operations::Ended(const v1::Operation& operation) {
   }
 }
 
+void Operations::CancelAll() {
+  std::vector<std::pair<std::shared_ptr<Impl::Waiter>, v1::Operation>> waiting;
+  {
+    std::lock_guard lock(impl_->mutex);
+    for (auto& [name, live] : impl_->live) {
+      *live.cancelled = true;
+      for (auto& [id, waiter] : live.waiters) waiting.emplace_back(waiter, live.operation);
+      live.waiters.clear();
+    }
+  }
+  for (auto& [waiter, operation] : waiting) {
+    if (waiter->timer != 0) impl_->timers.Cancel(waiter->timer);
+    waiter->done(operation);
+  }
+}
+
 void Operations::Get(const Caller& caller, const v1::GetOperationRequest& request, Done<v1::Operation> done) {
   auto name = ParseName(request.name(), caller);
   if (!name.ok()) return done(name.status());

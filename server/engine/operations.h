@@ -38,6 +38,9 @@ class Operations {
   /// After that commit (or its failure).
   void Ended(const v1::Operation& operation);
 
+  /// Cancels what is live and answers who waits, with the state as it stands. For the end of a drain whose grace is over.
+  void CancelAll();
+
   // ---- OperationService
   void Get(const Caller&, const v1::GetOperationRequest&, Done<v1::Operation>);
   void List(const Caller&, const v1::ListOperationsRequest&, Done<v1::ListOperationsResponse>);

@@ -12,9 +12,10 @@ namespace {
 using Json = nlohmann::ordered_json;
 using optim::DType;
 
-constexpr std::pair<DType, const char*> kNames[] = {{DType::kF32, "F32"}, {DType::kF64, "F64"}, {DType::kF16, "F16"}, {DType::kBF16, "BF16"},
-                                                    {DType::kI8, "I8"},   {DType::kI32, "I32"}, {DType::kI64, "I64"}, {DType::kU8, "U8"},
-                                                    {DType::kBool, "BOOL"}, {DType::kF8E4M3, "F8_E4M3"}};
+constexpr std::pair<DType, const char*> kNames[] = {
+    {DType::kF32, "F32"},   {DType::kF64, "F64"},       {DType::kF16, "F16"}, {DType::kBF16, "BF16"},
+    {DType::kI8, "I8"},     {DType::kI32, "I32"},       {DType::kI64, "I64"}, {DType::kU8, "U8"},
+    {DType::kBool, "BOOL"}, {DType::kF8E4M3, "F8_E4M3"}};
 
 const char* NameOf(DType dtype) {
   for (const auto& [value, name] : kNames)
@@ -29,21 +30,25 @@ DType DTypeOf(const std::string& text) {
 }
 
 void AddEntry(Json* header, const std::string& name, const optim::TensorSpec& spec, uint64_t* offset) {
-  (*header)[name] = {{"dtype", NameOf(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {*offset, *offset + spec.bytes()}}};
+  (*header)[name] = {
+      {"dtype", NameOf(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {*offset, *offset + spec.bytes()}}};
   *offset += spec.bytes();
 }
 
-absl::StatusOr<std::vector<optim::OwnedTensor>> ReadState(const std::string& header_text, const char* data, size_t data_bytes) {
+absl::StatusOr<std::vector<optim::OwnedTensor>> ReadState(const std::string& header_text, const char* data,
+                                                          size_t data_bytes) {
   std::vector<optim::OwnedTensor> out;
   try {
     const Json header = Json::parse(header_text);
     for (const auto& [name, entry] : header.items()) {
       if (name.rfind("state/", 0) != 0) continue;
       optim::OwnedTensor tensor;
-      tensor.spec = {name.substr(6), DTypeOf(entry.at("dtype").get<std::string>()), entry.at("shape").get<std::vector<int64_t>>()};
+      tensor.spec = {name.substr(6), DTypeOf(entry.at("dtype").get<std::string>()),
+                     entry.at("shape").get<std::vector<int64_t>>()};
       const auto from = entry.at("data_offsets").at(0).get<uint64_t>();
       const auto to = entry.at("data_offsets").at(1).get<uint64_t>();
-      if (to > data_bytes || from > to || to - from != tensor.spec.bytes()) return DataLoss("snapshot: tensor ", name, " lies outside the file");
+      if (to > data_bytes || from > to || to - from != tensor.spec.bytes())
+        return DataLoss("snapshot: tensor ", name, " lies outside the file");
       tensor.data.resize(to - from);
       if (to > from) std::memcpy(tensor.data.data(), data + from, to - from);
       out.push_back(std::move(tensor));
@@ -57,10 +62,12 @@ absl::StatusOr<std::vector<optim::OwnedTensor>> ReadState(const std::string& hea
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<TensorBuffer>> EncodeSnapshot(const Layout& layout, const std::byte* flat, const std::vector<optim::OwnedTensor>& state,
+absl::StatusOr<std::shared_ptr<TensorBuffer>> EncodeSnapshot(const Layout& layout, const std::byte* flat,
+                                                             const std::vector<optim::OwnedTensor>& state,
                                                              int64_t version, int64_t step) {
   Json header;
-  header["__metadata__"] = {{"format", "optod-snapshot"}, {"version", std::to_string(version)}, {"step", std::to_string(step)}};
+  header["__metadata__"] = {
+      {"format", "optod-snapshot"}, {"version", std::to_string(version)}, {"step", std::to_string(step)}};
   uint64_t offset = 0;
   for (const optim::TensorSpec& spec : layout.specs()) AddEntry(&header, "params/" + spec.name, spec, &offset);
   for (const optim::OwnedTensor& tensor : state) AddEntry(&header, "state/" + tensor.spec.name, tensor.spec, &offset);
@@ -90,7 +97,8 @@ absl::StatusOr<Snapshot> DecodeSnapshot(const Layout& layout, const std::string&
     uint64_t length = 0;
     if (blob.size() < 8) return DataLoss("snapshot: ", blob.size(), " bytes are no safetensors file");
     std::memcpy(&length, blob.data(), 8);
-    if (length > blob.size() - 8 || blob.size() - 8 - length < want) return DataLoss("snapshot: header of ", length, " bytes does not fit the file");
+    if (length > blob.size() - 8 || blob.size() - 8 - length < want)
+      return DataLoss("snapshot: header of ", length, " bytes does not fit the file");
     data += 8 + length;
     ASSIGN_OR_RETURN(out.state, ReadState(blob.substr(8, length), data, blob.size() - 8 - length));
     out.has_state = true;

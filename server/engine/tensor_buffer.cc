@@ -11,7 +11,7 @@ namespace optod::engine {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMappedFrom = size_t{1} << 20;   // below this malloc is as good
+constexpr size_t kMappedFrom = size_t{1} << 20;  // below this malloc is as good
 
 class Pool {
  public:
@@ -66,7 +66,7 @@ class Pool {
 };
 
 Pool& ThePool() {
-  static Pool* pool = new Pool;   // never destroyed: buffers may outlive main
+  static Pool* pool = new Pool;  // never destroyed: buffers may outlive main
   return *pool;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
-/// The tree of a session's versions in a few bytes. Numbers are gapless and a new version's parent is the head, so parent(n) = n - 1 except where a
-/// rollback came between: only those exceptions ("jumps") are kept. A path is a handful of runs of consecutive numbers.
-/// Plain data; the caller synchronizes.
+/// The tree of a session's versions in a few bytes. Numbers are gapless and a new version's parent is the head, so
+/// parent(n) = n - 1 except where a rollback came between: only those exceptions ("jumps") are kept. A path is a
+/// handful of runs of consecutive numbers. Plain data; the caller synchronizes.
 
 #include <cstdint>
 #include <iterator>
@@ -13,7 +13,7 @@ namespace optod::engine {
 class VersionTree {
  public:
   struct Run {
-    int64_t first, last;   ///< both included; parent(n) = n - 1 inside
+    int64_t first, last;  ///< both included; parent(n) = n - 1 inside
   };
   /// Notes the parent of a new version; true when it is a jump (and must be remembered).
   bool Add(int64_t number, int64_t parent) {
@@ -56,7 +56,7 @@ class VersionTree {
   size_t jumps() const { return jumps_.size(); }
 
  private:
-  std::map<int64_t, int64_t> jumps_;   ///< number -> parent, where parent is not number - 1
+  std::map<int64_t, int64_t> jumps_;  ///< number -> parent, where parent is not number - 1
 };
 
 }  // namespace optod::engine

@@ -1,4 +1,5 @@
-// Zeroth-order sessions: handing out probes and turning told losses into versions. Replay and values are in zeroth_order_replay.cc.
+// Zeroth-order sessions: handing out probes and turning told losses into versions. Replay and values are in
+// zeroth_order_replay.cc.
 #include "server/engine/zeroth_order.h"
 
 #include <algorithm>
@@ -30,7 +31,8 @@ std::string TextOr(const v1::OptimizerSpec& spec, const char* name, const char* 
 /// "<version>.<query>" taken apart; false when it is something else.
 bool ParseProbeId(const std::string& text, int64_t* version, int64_t* query) {
   const size_t dot = text.find('.');
-  if (dot == 0 || dot == std::string::npos || dot > 18 || text.size() - dot - 1 < 1 || text.size() - dot - 1 > 9) return false;
+  if (dot == 0 || dot == std::string::npos || dot > 18 || text.size() - dot - 1 < 1 || text.size() - dot - 1 > 9)
+    return false;
   int64_t parts[2] = {0, 0};
   for (size_t i = 0; i < text.size(); ++i) {
     if (i == dot) continue;
@@ -49,7 +51,8 @@ absl::Status CheckOffered(const v1::OptimizerSpec& spec) {
   if (!plain && !sign)
     return Unimplemented("optimizer: ", spec.name(), spec.name() == "zo-sgd-sign" ? " with sign \"paper\"" : "",
                          " is not offered for sessions; zo-sgd and zo-sgd-sign (sign \"code\") are");
-  if (TextOr(spec, "residue", "none") != "none") return Unimplemented("hyperparameters.residue: only \"none\" is offered for sessions");
+  if (TextOr(spec, "residue", "none") != "none")
+    return Unimplemented("hyperparameters.residue: only \"none\" is offered for sessions");
   return absl::OkStatus();
 }
 
@@ -62,21 +65,24 @@ absl::Status CheckFloat32(const Layout& layout, const std::string& field) {
   return absl::OkStatus();
 }
 
-absl::Status Create(Context& context, const v1::CreateSessionRequest& request, v1::Session* session, store::VersionRow* version0, Effects*) {
+absl::Status Create(Context& context, const v1::CreateSessionRequest& request, v1::Session* session,
+                    store::VersionRow* version0, Effects*) {
   RETURN_IF_ERROR(CheckOffered(session->optimizer()));
   const Layout layout(session->layout());
   if (!request.initial().empty()) RETURN_IF_ERROR(CheckFloat32(layout, "initial"));
-  if (session->durability().mode() == v1::Durability::MODE_UNSPECIFIED) session->mutable_durability()->set_mode(v1::Durability::EVERY_STEP);
+  if (session->durability().mode() == v1::Durability::MODE_UNSPECIFIED)
+    session->mutable_durability()->set_mode(v1::Durability::EVERY_STEP);
   return StoreInitial(context, request, layout, session, version0);
 }
 
-absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSession& fork, store::VersionRow* version0, Effects*) {
+absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSession& fork,
+                  store::VersionRow* version0, Effects*) {
   ASSIGN_OR_RETURN(const store::VersionRow row, context.store->GetVersion(source.row.uid, version));
   v1::Version initial;
   initial.set_kind("initial");
   initial.set_note(Cat("forked from ", source.name().Full(), "/versions/", version));
   version0->payload = initial.SerializeAsString();
-  version0->step = row.step;   // schedules go on where they were
+  version0->step = row.step;  // schedules go on where they were
   version0->blob = row.blob;
   if (!fork.proto.has_values() || !row.blob.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(auto values, static_cast<ZerothOrder*>(source.family.get())->ParametersAt(source, version));
@@ -89,7 +95,10 @@ absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSe
 FamilyFactory ZerothOrderFactory() { return {{"zo-sgd", "zo-sgd-sign"}, &Create, &ZerothOrder::Load, &Fork}; }
 
 ZerothOrder::ZerothOrder(Context& context, const LiveSession& session)
-    : NumericFamily(session.proto.layout()), context_(context), spec_(session.proto.optimizer()), durability_(session.proto.durability()) {
+    : NumericFamily(session.proto.layout()),
+      context_(context),
+      spec_(session.proto.optimizer()),
+      durability_(session.proto.durability()) {
   eps_ = NumberOr(spec_, "eps", 1e-3);
   weight_decay_ = NumberOr(spec_, "weight_decay", 0);
   two_side_ = TextOr(spec_, "perturbation", "two-side") == "two-side";
@@ -128,7 +137,9 @@ double ZerothOrder::LrOfStep(int64_t step) const {
   return spec_.has_schedule() ? ScheduledLr(spec_.schedule(), base, step) : base;
 }
 
-float ZerothOrder::DecayFactor(double lr) const { return weight_decay_ > 0 ? static_cast<float>(1.0 - lr * weight_decay_) : 1.0f; }
+float ZerothOrder::DecayFactor(double lr) const {
+  return weight_decay_ > 0 ? static_cast<float>(1.0 - lr * weight_decay_) : 1.0f;
+}
 
 // ---- ask
 
@@ -159,7 +170,7 @@ absl::Status ZerothOrder::AddProbes(LiveSession& session, const v1::AskRequest& 
     const size_t at = (next_ + i) % queries_.size();
     if (!queries_[at].told && queries_[at].lease_until_ns <= now_ns) chosen.push_back(static_cast<uint32_t>(at));
   }
-  if (chosen.empty() && !request.worker().empty()) {   // a worker that lost the answer gets its own probes again
+  if (chosen.empty() && !request.worker().empty()) {  // a worker that lost the answer gets its own probes again
     for (size_t at = 0; at < queries_.size() && chosen.size() < want; ++at)
       if (!queries_[at].told && queries_[at].worker == request.worker()) chosen.push_back(static_cast<uint32_t>(at));
   }
@@ -184,7 +195,8 @@ absl::Status ZerothOrder::FillProbe(LiveSession& session, uint32_t query, bool w
   probe->set_two_side(two_side_);
   if (!with_point) return absl::OkStatus();
   if (layout_->total_bytes() > kPointBytes)
-    return InvalidArgument("with_point: the parameters have ", layout_->total_bytes(), " bytes; at most ", kPointBytes, "; perturb them at the worker");
+    return InvalidArgument("with_point: the parameters have ", layout_->total_bytes(), " bytes; at most ", kPointBytes,
+                           "; perturb them at the worker");
   ASSIGN_OR_RETURN(const auto theta, ParametersAt(session, head));
   const auto shift = [&](float scale, google::protobuf::RepeatedPtrField<v1::Tensor>* point) -> absl::Status {
     auto moved = TensorBuffer::Copy(*theta);
@@ -203,7 +215,8 @@ absl::Status ZerothOrder::FillProbe(LiveSession& session, uint32_t query, bool w
 
 // ---- tell
 
-absl::StatusOr<std::vector<ZerothOrder::Result>> ZerothOrder::Accept(LiveSession& session, const v1::LossTell& tell) const {
+absl::StatusOr<std::vector<ZerothOrder::Result>> ZerothOrder::Accept(LiveSession& session,
+                                                                     const v1::LossTell& tell) const {
   if (tell.results().empty()) return InvalidArgument("losses.results: empty; send at least one");
   std::vector<Result> fresh;
   std::vector<bool> seen;
@@ -212,10 +225,12 @@ absl::StatusOr<std::vector<ZerothOrder::Result>> ZerothOrder::Accept(LiveSession
     const v1::ProbeResult& result = tell.results(i);
     int64_t version = 0, query = 0;
     if (!ParseProbeId(result.probe_id(), &version, &query))
-      return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(), "\" is no probe; must be VERSION.QUERY as asked");
+      return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(),
+                             "\" is no probe; must be VERSION.QUERY as asked");
     if (version >= session.row.version_count || query >= q())
-      return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(), "\" was never handed out; versions are 0 to ",
-                             session.row.version_count - 1, ", queries 0 to ", q() - 1);
+      return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(),
+                             "\" was never handed out; versions are 0 to ", session.row.version_count - 1,
+                             ", queries 0 to ", q() - 1);
     if (version != session.row.head_version) continue;
     ++current;
     if (seen.empty()) seen.resize(queries_.size());
@@ -225,12 +240,13 @@ absl::StatusOr<std::vector<ZerothOrder::Result>> ZerothOrder::Accept(LiveSession
     fresh.push_back({static_cast<uint32_t>(query), result.loss_plus(), result.loss_minus()});
   }
   if (current == 0)
-    return Aborted("losses.results[0].probe_id: \"", tell.results(0).probe_id(), "\" is of another version than the head ", session.row.head_version,
-                   "; ask again");
+    return Aborted("losses.results[0].probe_id: \"", tell.results(0).probe_id(),
+                   "\" is of another version than the head ", session.row.head_version, "; ask again");
   return fresh;
 }
 
-absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& request, v1::TellResponse* response, Effects* effects) {
+absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& request, v1::TellResponse* response,
+                               Effects* effects) {
   if (!request.has_losses()) return InvalidArgument("losses: missing; ", spec_.name(), " sessions are told losses");
   ASSIGN_OR_RETURN(const std::vector<Result> fresh, Accept(session, request.losses()));
   if (session.row.version_count > UINT32_MAX)
@@ -239,14 +255,16 @@ absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& requ
   for (const Result& result : fresh) {
     queries_[result.query] = {true, result.plus, result.minus, "", INT64_MIN};
     ++told_;
-    if (completes) continue;   // the version row will hold all that is needed
+    if (completes) continue;  // the version row will hold all that is needed
     v1::ProbeResult kept;
     kept.set_loss_plus(result.plus);
     kept.set_loss_minus(result.minus);
-    effects->mutations.push_back(
-        store::PutObservation{{session.row.uid, "probe", session.row.head_version, result.query, kept.SerializeAsString(), ""}});
+    effects->mutations.push_back(store::PutObservation{
+        {session.row.uid, "probe", session.row.head_version, result.query, kept.SerializeAsString(), ""}});
   }
-  if (!fresh.empty()) session.proto.mutable_usage()->set_evaluations(session.proto.usage().evaluations() + static_cast<int64_t>(fresh.size()));
+  if (!fresh.empty())
+    session.proto.mutable_usage()->set_evaluations(session.proto.usage().evaluations() +
+                                                   static_cast<int64_t>(fresh.size()));
   effects->row_changed = completes;
   if (completes) RETURN_IF_ERROR(Complete(session, response, effects));
   response->set_head_version(session.row.head_version);
@@ -265,7 +283,8 @@ void ZerothOrder::FillScalars(v1::Version* version, v1::TellResponse* response) 
     const double g = (queries_[i].plus - queries_[i].minus) / (two_side_ ? 2 * eps_ : eps_);
     const double direction = sign_ ? static_cast<double>((g > 0) - (g < 0)) : g;
     const auto coefficient = static_cast<float>(lr * direction / count);
-    usable = usable && std::isfinite(queries_[i].plus) && std::isfinite(queries_[i].minus) && std::isfinite(g) && std::isfinite(coefficient);
+    usable = usable && std::isfinite(queries_[i].plus) && std::isfinite(queries_[i].minus) && std::isfinite(g) &&
+             std::isfinite(coefficient);
     mean += g / count;
     v1::ReplayQuery* term = version->add_queries();
     term->set_step(static_cast<uint32_t>(version->parent()));
@@ -287,21 +306,23 @@ absl::Status ZerothOrder::Complete(LiveSession& session, v1::TellResponse* respo
   FillScalars(&version, response);
   store::VersionRow row = session.NewVersion(&version, head_step_, context_.clock->NowUnixMs());
   const v1::ReplayStep step = StepOf(row.number, version);
-  if (theta_.version == base) {   // in use: follow, and store now and then so that a replay stays short
+  if (theta_.version == base) {  // in use: follow, and store now and then so that a replay stays short
     if (theta_.flat.use_count() > 1) theta_.flat = TensorBuffer::Copy(*theta_.flat);
     if (theta_.flat != nullptr && ApplyStep(step, theta_.flat.get()).ok()) {
       theta_.version = row.number;
       if (row.number - stored_version_ >= kStoreValuesEvery) {
         auto blob = context_.blobs->Put(theta_.flat->bytes());
-        if (blob.ok()) row.blob = *std::move(blob);   // else the next step tries again
+        if (blob.ok()) row.blob = *std::move(blob);  // else the next step tries again
         if (!row.blob.empty()) stored_version_ = row.number;
       }
     } else {
       theta_ = {};
     }
   }
-  if (tree_.Add(row.number, base)) effects->mutations.push_back(store::PutObservation{{session.row.uid, "jump", row.number, base, "", ""}});
-  if (row.number % 64 == 0) effects->mutations.push_back(store::DeleteObservations{session.row.uid, "probe", row.number});
+  if (tree_.Add(row.number, base))
+    effects->mutations.push_back(store::PutObservation{{session.row.uid, "jump", row.number, base, "", ""}});
+  if (row.number % 64 == 0)
+    effects->mutations.push_back(store::DeleteObservations{session.row.uid, "probe", row.number});
   session.row.head_version = row.number;
   ++session.row.seq;
   session.proto.mutable_usage()->set_steps(session.proto.usage().steps() + 1);
@@ -331,12 +352,15 @@ void ZerothOrder::ChooseDurability(LiveSession& session, v1::TellResponse* respo
   if (!every_n && durability_.mode() != v1::Durability::ON_CHECKPOINT) {
     session.durable_version = session.row.version_count - 1;
   } else {
-    const int64_t every = every_n ? durability_.n() : durability_.snapshot_every() > 0 ? durability_.snapshot_every() : 100;
+    const int64_t every = every_n                            ? durability_.n()
+                          : durability_.snapshot_every() > 0 ? durability_.snapshot_every()
+                                                             : 100;
     const bool waits = response->updated() && session.row.seq % std::max<int64_t>(1, every) == 0;
     effects->wait_for_commit = waits;
     // A commit makes one version at most, so all but the last `commits_in_flight` and this one are safe.
     const int64_t newest = session.row.version_count - 1;
-    session.durable_version = std::max<int64_t>(0, waits ? newest : newest - session.commits_in_flight - (effects->mutations.empty() ? 0 : 1));
+    session.durable_version = std::max<int64_t>(
+        0, waits ? newest : newest - session.commits_in_flight - (effects->mutations.empty() ? 0 : 1));
   }
   response->set_durable_version(session.durable_version);
 }
@@ -352,7 +376,8 @@ absl::Status ZerothOrder::MoveHead(LiveSession& session, const store::VersionRow
   return absl::OkStatus();
 }
 
-absl::Status ZerothOrder::SetInitial(LiveSession& session, std::shared_ptr<TensorBuffer> values, const std::string& sha256, Effects* effects) {
+absl::Status ZerothOrder::SetInitial(LiveSession& session, std::shared_ptr<TensorBuffer> values,
+                                     const std::string& sha256, Effects* effects) {
   RETURN_IF_ERROR(CheckFloat32(*layout_, "layout"));
   RETURN_IF_ERROR(AttachInitial(context_, session, sha256, effects));
   theta_ = {0, std::move(values)};
@@ -360,10 +385,13 @@ absl::Status ZerothOrder::SetInitial(LiveSession& session, std::shared_ptr<Tenso
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<optim::OwnedTensor>> ZerothOrder::State(LiveSession&) { return std::vector<optim::OwnedTensor>{}; }
+absl::StatusOr<std::vector<optim::OwnedTensor>> ZerothOrder::State(LiveSession&) {
+  return std::vector<optim::OwnedTensor>{};
+}
 
 size_t ZerothOrder::ResidentBytes() const {
-  size_t total = layout_->size() * 128 + queries_.size() * sizeof(Query) + tail_.size() * 96 + static_cast<size_t>(tail_queries_) * 24;
+  size_t total = layout_->size() * 128 + queries_.size() * sizeof(Query) + tail_.size() * 96 +
+                 static_cast<size_t>(tail_queries_) * 24;
   if (theta_.flat) total += theta_.flat->size();
   if (pulled_.flat) total += pulled_.flat->size();
   return total;

@@ -17,7 +17,8 @@ v1::ReplayStep ZerothOrder::StepOf(int64_t number, const v1::Version& version) c
   return step;
 }
 
-absl::StatusOr<std::vector<v1::ReplayStep>> ZerothOrder::ReadSteps(int64_t uid, int64_t from, int64_t to, int64_t max_steps, int64_t max_queries) const {
+absl::StatusOr<std::vector<v1::ReplayStep>> ZerothOrder::ReadSteps(int64_t uid, int64_t from, int64_t to,
+                                                                   int64_t max_steps, int64_t max_queries) const {
   std::vector<v1::ReplayStep> out;
   std::vector<VersionTree::Run> runs = tree_.Path(to, from);
   std::reverse(runs.begin(), runs.end());
@@ -55,7 +56,8 @@ absl::Status ZerothOrder::AddReplay(LiveSession& session, int64_t known, v1::Ask
   }
   int64_t queries = 0;
   for (const v1::ReplayStep& step : out->replay()) queries += step.queries_size();
-  auto at = std::upper_bound(tail_.begin(), tail_.end(), known, [](int64_t version, const v1::ReplayStep& step) { return version < step.version(); });
+  auto at = std::upper_bound(tail_.begin(), tail_.end(), known,
+                             [](int64_t version, const v1::ReplayStep& step) { return version < step.version(); });
   for (; at != tail_.end(); ++at) {
     queries += at->queries_size();
     const bool full = out->replay_size() >= kReplaySteps || queries > kReplayQueries;
@@ -70,12 +72,14 @@ absl::Status ZerothOrder::AddReplay(LiveSession& session, int64_t known, v1::Ask
 absl::Status ZerothOrder::ApplyStep(const v1::ReplayStep& step, TensorBuffer* flat) const {
   const float factor = step.weight_decay_factor();
   for (size_t t = 0; t < layout_->size(); ++t) {
-    const std::span<float> values(reinterpret_cast<float*>(flat->data() + layout_->offset(t)), static_cast<size_t>(layout_->spec(t).elements()));
+    const std::span<float> values(reinterpret_cast<float*>(flat->data() + layout_->offset(t)),
+                                  static_cast<size_t>(layout_->spec(t).elements()));
     if (factor != 0 && factor != 1 && !layout_->no_decay(t)) {
       for (float& value : values) value *= factor;
     }
     for (const v1::ReplayQuery& term : step.queries())
-      zo::AddScaledNormal({spec_.seed(), term.step(), term.query()}, static_cast<uint32_t>(t), 0, -term.coefficient(), values);
+      zo::AddScaledNormal({spec_.seed(), term.step(), term.query()}, static_cast<uint32_t>(t), 0, -term.coefficient(),
+                          values);
   }
   return absl::OkStatus();
 }
@@ -86,9 +90,10 @@ absl::StatusOr<ZerothOrder::Values> ZerothOrder::NearestValues(int64_t uid, int6
     auto row = context_.store->LatestSnapshot(uid, run.last);
     if (absl::IsNotFound(row.status())) continue;
     if (!row.ok()) return row.status();
-    if (row->number < run.first) continue;   // of another branch, or of an older run
+    if (row->number < run.first) continue;  // of another branch, or of an older run
     ASSIGN_OR_RETURN(const std::string blob, context_.blobs->Get(row->blob));
-    if (blob.size() != layout_->total_bytes()) return DataLoss("values of version ", row->number, " have ", blob.size(), " bytes");
+    if (blob.size() != layout_->total_bytes())
+      return DataLoss("values of version ", row->number, " have ", blob.size(), " bytes");
     auto flat = TensorBuffer::Make(blob.size());
     if (flat == nullptr) return ResourceExhausted("no memory for ", blob.size(), " bytes of parameters");
     if (!blob.empty()) std::memcpy(flat->data(), blob.data(), blob.size());
@@ -99,16 +104,19 @@ absl::StatusOr<ZerothOrder::Values> ZerothOrder::NearestValues(int64_t uid, int6
 
 absl::StatusOr<std::shared_ptr<const TensorBuffer>> ZerothOrder::ParametersAt(LiveSession& session, int64_t version) {
   if (!session.proto.has_values())
-    return FailedPrecondition("session ", session.name().Full(), " has a layout only; its parameters live at the workers");
+    return FailedPrecondition("session ", session.name().Full(),
+                              " has a layout only; its parameters live at the workers");
   if (version < 0 || version >= session.row.version_count)
-    return NotFound("version: ", version, " does not exist; the session has versions 0 to ", session.row.version_count - 1);
+    return NotFound("version: ", version, " does not exist; the session has versions 0 to ",
+                    session.row.version_count - 1);
   if (theta_.version == version) return std::shared_ptr<const TensorBuffer>(theta_.flat);
   if (pulled_.version == version) return std::shared_ptr<const TensorBuffer>(pulled_.flat);
   WaitForStore(*context_.store);
   Values values;
   if (theta_.version >= 0 && tree_.IsAncestor(theta_.version, version)) {
     values = {theta_.version, TensorBuffer::Copy(*theta_.flat)};
-    if (values.flat == nullptr) return ResourceExhausted("no memory for ", layout_->total_bytes(), " bytes of parameters");
+    if (values.flat == nullptr)
+      return ResourceExhausted("no memory for ", layout_->total_bytes(), " bytes of parameters");
   } else {
     ASSIGN_OR_RETURN(values, NearestValues(session.row.uid, version));
   }

@@ -43,7 +43,8 @@ void FillToken(const store::TokenRow& row, v1::Token* token) {
 /// users/U/tokens/T.
 absl::StatusOr<std::pair<std::string, std::string>> ParseTokenName(const std::string& name) {
   size_t middle = name.find("/tokens/");
-  if (!name.starts_with("users/") || middle == std::string::npos) return InvalidArgument("name: \"", name, "\" is not users/USER/tokens/TOKEN");
+  if (!name.starts_with("users/") || middle == std::string::npos)
+    return InvalidArgument("name: \"", name, "\" is not users/USER/tokens/TOKEN");
   return std::pair(name.substr(6, middle - 6), name.substr(middle + 8));
 }
 
@@ -51,11 +52,13 @@ class AdminService final : public v1::AdminService::CallbackService {
  public:
   AdminService(AdminParts parts, ServerState state) : parts_(std::move(parts)), state_(std::move(state)) {}
 
-  ServerUnaryReactor* GetServerInfo(CallbackServerContext* context, const v1::GetServerInfoRequest*, v1::ServerInfo* info) override {
+  ServerUnaryReactor* GetServerInfo(CallbackServerContext* context, const v1::GetServerInfoRequest*,
+                                    v1::ServerInfo* info) override {
     return RunOnPool(context, [this, info](const Caller& caller) { return FillInfo(caller, info); });
   }
 
-  ServerUnaryReactor* CreateUser(CallbackServerContext* context, const v1::CreateUserRequest* request, v1::User* response) override {
+  ServerUnaryReactor* CreateUser(CallbackServerContext* context, const v1::CreateUserRequest* request,
+                                 v1::User* response) override {
     return RunForAdmin(context, [this, request, response](const Caller& caller) -> absl::Status {
       int role = request->role() == v1::User::ROLE_UNSPECIFIED ? v1::User::USER : static_cast<int>(request->role());
       ASSIGN_OR_RETURN(store::UserRow row, parts_.authenticator->CreateUser(request->user_id(), role));
@@ -65,7 +68,8 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
-  ServerUnaryReactor* ListUsers(CallbackServerContext* context, const v1::ListUsersRequest* request, v1::ListUsersResponse* response) override {
+  ServerUnaryReactor* ListUsers(CallbackServerContext* context, const v1::ListUsersRequest* request,
+                                v1::ListUsersResponse* response) override {
     return RunForAdmin(context, [this, request, response](const Caller&) -> absl::Status {
       ASSIGN_OR_RETURN(int64_t size, PageSize(request->page_size()));
       ASSIGN_OR_RETURN(PageStart start, ParsePageToken("users", request->page_token()));
@@ -78,7 +82,8 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
-  ServerUnaryReactor* DeleteUser(CallbackServerContext* context, const v1::DeleteUserRequest* request, v1::User* response) override {
+  ServerUnaryReactor* DeleteUser(CallbackServerContext* context, const v1::DeleteUserRequest* request,
+                                 v1::User* response) override {
     return RunForAdmin(context, [this, request, response](const Caller& caller) -> absl::Status {
       ASSIGN_OR_RETURN(std::string user, auth::ResolveUser(request->name(), caller, "name"));
       ASSIGN_OR_RETURN(store::UserRow row, parts_.authenticator->DeleteUser(user));
@@ -97,7 +102,8 @@ class AdminService final : public v1::AdminService::CallbackService {
       if (request->has_ttl() && (ttl.seconds() < 0 || ttl.nanos() < 0 || (ttl.seconds() == 0 && ttl.nanos() == 0))) {
         return InvalidArgument("ttl: must be > 0 (absent = never expires)");
       }
-      if (ttl.seconds() > int64_t{1000} * 365 * 86400) return InvalidArgument("ttl: ", ttl.seconds(), " s is over 1000 years");
+      if (ttl.seconds() > int64_t{1000} * 365 * 86400)
+        return InvalidArgument("ttl: ", ttl.seconds(), " s is over 1000 years");
       int64_t ttl_ms = ttl.seconds() * 1000 + (ttl.nanos() + 999'999) / 1'000'000;
       ASSIGN_OR_RETURN(auth::IssuedToken issued, parts_.authenticator->CreateToken(user, request->label(), ttl_ms));
       log::Info("token_created", {{"user", user}, {"token_id", issued.row.token_id}, {"by", caller.user}});
@@ -107,7 +113,8 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
-  ServerUnaryReactor* ListTokens(CallbackServerContext* context, const v1::ListTokensRequest* request, v1::ListTokensResponse* response) override {
+  ServerUnaryReactor* ListTokens(CallbackServerContext* context, const v1::ListTokensRequest* request,
+                                 v1::ListTokensResponse* response) override {
     return RunOnPool(context, [this, request, response](const Caller& caller) -> absl::Status {
       ASSIGN_OR_RETURN(std::string user, auth::ResolveUser(request->user(), caller, "user"));
       for (const store::TokenRow& row : parts_.authenticator->ListTokens(user)) FillToken(row, response->add_tokens());
@@ -115,7 +122,8 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
-  ServerUnaryReactor* RevokeToken(CallbackServerContext* context, const v1::RevokeTokenRequest* request, v1::Token* response) override {
+  ServerUnaryReactor* RevokeToken(CallbackServerContext* context, const v1::RevokeTokenRequest* request,
+                                  v1::Token* response) override {
     return RunOnPool(context, [this, request, response](const Caller& caller) -> absl::Status {
       RETURN_IF_ERROR(auth::RequireWriter(caller));
       ASSIGN_OR_RETURN(auto name, ParseTokenName(request->name()));
@@ -127,15 +135,20 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
-  ServerUnaryReactor* Backup(CallbackServerContext* context, const v1::BackupRequest* request, v1::Operation* response) override {
-    return RunForAdmin(context, [this, request, response](const Caller& caller) { return RunBackup(caller, *request, response); });
+  ServerUnaryReactor* Backup(CallbackServerContext* context, const v1::BackupRequest* request,
+                             v1::Operation* response) override {
+    return RunForAdmin(
+        context, [this, request, response](const Caller& caller) { return RunBackup(caller, *request, response); });
   }
 
-  ServerUnaryReactor* Drain(CallbackServerContext* context, const v1::DrainRequest* request, v1::DrainResponse*) override {
+  ServerUnaryReactor* Drain(CallbackServerContext* context, const v1::DrainRequest* request,
+                            v1::DrainResponse*) override {
     return RunForAdmin(context, [this, request](const Caller& caller) -> absl::Status {
       if (request->grace().seconds() < 0 || request->grace().nanos() < 0) return InvalidArgument("grace: is negative");
-      if (request->grace().seconds() > 86400) return InvalidArgument("grace: ", request->grace().seconds(), " s; at most one day");
-      int64_t grace_ms = request->has_grace() ? request->grace().seconds() * 1000 + request->grace().nanos() / 1'000'000 : -1;
+      if (request->grace().seconds() > 86400)
+        return InvalidArgument("grace: ", request->grace().seconds(), " s; at most one day");
+      int64_t grace_ms =
+          request->has_grace() ? request->grace().seconds() * 1000 + request->grace().nanos() / 1'000'000 : -1;
       log::Info("drain_requested", {{"by", caller.user}});
       state_.request_drain(grace_ms);
       return absl::OkStatus();
@@ -178,12 +191,16 @@ class AdminService final : public v1::AdminService::CallbackService {
     return absl::OkStatus();
   }
 
-  /// The operation row is durable with its result before the answer leaves: the caller sees a done operation and can read it again later.
+  /// The operation row is durable with its result before the answer leaves: the caller sees a done operation and can
+  /// read it again later.
   absl::Status RunBackup(const Caller& caller, const v1::BackupRequest& request, v1::Operation* response) {
     std::string id = request.backup_id().empty() ? "backup-" + RandomId(8) : request.backup_id();
-    if (!engine::IsResourceId(id)) return InvalidArgument("backup_id: \"", id, "\" must match [a-z]([a-z0-9-]{0,61}[a-z0-9])?");
+    if (!engine::IsResourceId(id))
+      return InvalidArgument("backup_id: \"", id, "\" must match [a-z]([a-z0-9-]{0,61}[a-z0-9])?");
     // The same request id finds the same operation: a retry gets the first answer.
-    std::string operation = request.request_id().empty() ? RandomId() : "backup-" + Sha256Hex(std::string_view(request.request_id())).substr(0, 32);
+    std::string operation = request.request_id().empty()
+                                ? RandomId()
+                                : "backup-" + Sha256Hex(std::string_view(request.request_id())).substr(0, 32);
     absl::StatusOr<store::OperationRow> before = parts_.store->GetOperation(caller.user, operation);
     if (before.ok()) return AnswerAgain(*before, request, response);
     if (!absl::IsNotFound(before.status())) return before.status();
@@ -192,25 +209,32 @@ class AdminService final : public v1::AdminService::CallbackService {
     response->set_kind("backup");
     response->set_target("backups/" + id);
     SetTime(parts_.clock->NowUnixMs(), response->mutable_create_time());
-    ASSIGN_OR_RETURN(BackupOutcome outcome, BackupInto(parts_.data_dir + "/backups/" + id, *parts_.store, *parts_.blobs, *parts_.fs));
+    ASSIGN_OR_RETURN(BackupOutcome outcome,
+                     BackupInto(parts_.data_dir + "/backups/" + id, *parts_.store, *parts_.blobs, *parts_.fs));
     v1::BackupResult result;
     result.set_path(outcome.path);
     result.set_bytes(outcome.bytes);
     result.set_blobs(outcome.blobs);
-    result.set_integrity_ok(true);   // BackupTo fails otherwise
+    result.set_integrity_ok(true);  // BackupTo fails otherwise
     response->mutable_response()->PackFrom(result);
     response->set_done(true);
     response->set_progress(1);
     SetTime(parts_.clock->NowUnixMs(), response->mutable_end_time());
-    store::OperationRow row{caller.user, operation, true, response->SerializeAsString(), request.SerializeAsString(),
+    store::OperationRow row{caller.user,
+                            operation,
+                            true,
+                            response->SerializeAsString(),
+                            request.SerializeAsString(),
                             parts_.clock->NowUnixMs()};
     log::Info("backup_done", {{"backup", id}, {"bytes", outcome.bytes}, {"blobs", outcome.blobs}, {"by", caller.user}});
     return parts_.store->CommitAndWait({{store::PutOperation{row}}, nullptr});
   }
 
-  static absl::Status AnswerAgain(const store::OperationRow& row, const v1::BackupRequest& request, v1::Operation* response) {
+  static absl::Status AnswerAgain(const store::OperationRow& row, const v1::BackupRequest& request,
+                                  v1::Operation* response) {
     if (row.request != request.SerializeAsString()) {
-      return WithReason(Aborted("request_id: ", request.request_id(), " was used for another request"), "REQUEST_ID_REUSED");
+      return WithReason(Aborted("request_id: ", request.request_id(), " was used for another request"),
+                        "REQUEST_ID_REUSED");
     }
     if (!response->ParseFromString(row.payload)) return DataLoss("the stored operation cannot be read");
     return absl::OkStatus();

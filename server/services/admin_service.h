@@ -1,6 +1,6 @@
 #pragma once
-/// optod.v1.AdminService: what runs here, users, tokens, backups, draining. Everything that may block runs on `care`, a small pool of its own, so that a
-/// long backup delays no session.
+/// optod.v1.AdminService: what runs here, users, tokens, backups, draining. Everything that may block runs on `care`, a
+/// small pool of its own, so that a long backup delays no session.
 
 #include <memory>
 #include <string>
@@ -27,7 +27,7 @@ struct AdminParts {
   Fs* fs = nullptr;
   Clock* clock = nullptr;
   ThreadPool* care = nullptr;
-  std::string data_dir;   ///< backups go to data_dir/backups
+  std::string data_dir;  ///< backups go to data_dir/backups
 };
 
 std::unique_ptr<grpc::Service> MakeAdminService(AdminParts parts, ServerState state);

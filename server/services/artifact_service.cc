@@ -19,7 +19,9 @@ using grpc::CallbackServerContext;
 
 constexpr size_t kPieceBytes = 1 << 20;
 
-bool IsSha256(const std::string& text) { return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos; }
+bool IsSha256(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
 
 void FillArtifact(const store::ArtifactRow& row, v1::Artifact* artifact) {
   artifact->set_name("users/" + row.user + "/artifacts/" + row.sha256);
@@ -59,7 +61,10 @@ store::AppendEvent Event(const store::ArtifactRow& row, const char* type, int64_
 ByteBudget::Share TakeShare(const ArtifactParts& parts, int64_t bytes, absl::Status* status) {
   ByteBudget::Share share = parts.budget->Take(bytes);
   if (!share) {
-    *status = WithRetryAfterMs(WithReason(ResourceExhausted("size_bytes: no memory for another ", bytes, " bytes in transfer now"), "TRANSFERS_BUSY"), 1000);
+    *status = WithRetryAfterMs(
+        WithReason(ResourceExhausted("size_bytes: no memory for another ", bytes, " bytes in transfer now"),
+                   "TRANSFERS_BUSY"),
+        1000);
   }
   return share;
 }
@@ -67,7 +72,8 @@ ByteBudget::Share TakeShare(const ArtifactParts& parts, int64_t bytes, absl::Sta
 /// States: reading header -> reading data ... -> storing (on the pool) -> finished.
 class Upload final : public grpc::ServerReadReactor<v1::WriteArtifactRequest> {
  public:
-  Upload(const ArtifactParts& parts, CallbackServerContext* context, v1::Artifact* response) : parts_(parts), context_(context), response_(response) {
+  Upload(const ArtifactParts& parts, CallbackServerContext* context, v1::Artifact* response)
+      : parts_(parts), context_(context), response_(response) {
     absl::StatusOr<Caller> caller = parts_.authenticator->Authenticate(*context);
     absl::Status status = caller.ok() ? auth::RequireWriter(*caller) : caller.status();
     if (!status.ok()) {
@@ -109,9 +115,12 @@ class Upload final : public grpc::ServerReadReactor<v1::WriteArtifactRequest> {
     ASSIGN_OR_RETURN(row_.user, auth::ResolveUser(header.parent(), caller_, "parent"));
     if (header.size_bytes() < 0) return InvalidArgument("size_bytes: ", header.size_bytes(), " is negative");
     if (header.size_bytes() > parts_.max_artifact_bytes) {
-      return WithReason(InvalidArgument("size_bytes: ", header.size_bytes(), " is over the limit of ", parts_.max_artifact_bytes), "ARTIFACT_TOO_LARGE");
+      return WithReason(
+          InvalidArgument("size_bytes: ", header.size_bytes(), " is over the limit of ", parts_.max_artifact_bytes),
+          "ARTIFACT_TOO_LARGE");
     }
-    if (!header.sha256().empty() && !IsSha256(header.sha256())) return InvalidArgument("sha256: must be 64 lower-case hex digits");
+    if (!header.sha256().empty() && !IsSha256(header.sha256()))
+      return InvalidArgument("sha256: must be 64 lower-case hex digits");
     if (header.display_name().size() > 1024) return InvalidArgument("display_name: over 1024 bytes");
     if (header.media_type().size() > 256) return InvalidArgument("media_type: over 256 bytes");
     size_bytes_ = header.size_bytes();
@@ -124,7 +133,7 @@ class Upload final : public grpc::ServerReadReactor<v1::WriteArtifactRequest> {
   }
 
   absl::Status StoreAll() {
-    if (context_->IsCancelled()) return absl::CancelledError("cancelled");   // a stream that broke is not a half-close
+    if (context_->IsCancelled()) return absl::CancelledError("cancelled");  // a stream that broke is not a half-close
     if (!has_header_) return InvalidArgument("header: must be the first message");
     if (static_cast<int64_t>(data_.size()) != size_bytes_) {
       return InvalidArgument("size_bytes: ", size_bytes_, " announced, ", data_.size(), " sent");
@@ -141,7 +150,8 @@ class Upload final : public grpc::ServerReadReactor<v1::WriteArtifactRequest> {
     }
     row_.size_bytes = size_bytes_;
     row_.create_ms = parts_.clock->NowUnixMs();
-    RETURN_IF_ERROR(parts_.store->CommitAndWait({{store::PutArtifact{row_}, Event(row_, "artifact.created", row_.create_ms)}, nullptr}));
+    RETURN_IF_ERROR(parts_.store->CommitAndWait(
+        {{store::PutArtifact{row_}, Event(row_, "artifact.created", row_.create_ms)}, nullptr}));
     FillArtifact(row_, response_);
     return absl::OkStatus();
   }
@@ -161,7 +171,8 @@ class Upload final : public grpc::ServerReadReactor<v1::WriteArtifactRequest> {
 /// States: loading (on the pool) -> writing pieces -> finished.
 class Download final : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
  public:
-  Download(const ArtifactParts& parts, CallbackServerContext* context, const v1::ReadArtifactRequest& request) : parts_(parts), context_(context) {
+  Download(const ArtifactParts& parts, CallbackServerContext* context, const v1::ReadArtifactRequest& request)
+      : parts_(parts), context_(context) {
     absl::StatusOr<Caller> caller = parts_.authenticator->Authenticate(*context);
     if (!caller.ok()) {
       End(caller.status());
@@ -214,18 +225,22 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
  public:
   explicit ArtifactService(ArtifactParts parts) : parts_(parts) {}
 
-  grpc::ServerReadReactor<v1::WriteArtifactRequest>* WriteArtifact(CallbackServerContext* context, v1::Artifact* response) override {
+  grpc::ServerReadReactor<v1::WriteArtifactRequest>* WriteArtifact(CallbackServerContext* context,
+                                                                   v1::Artifact* response) override {
     return new Upload(parts_, context, response);
   }
-  grpc::ServerWriteReactor<v1::ReadArtifactResponse>* ReadArtifact(CallbackServerContext* context, const v1::ReadArtifactRequest* request) override {
+  grpc::ServerWriteReactor<v1::ReadArtifactResponse>* ReadArtifact(CallbackServerContext* context,
+                                                                   const v1::ReadArtifactRequest* request) override {
     return new Download(parts_, context, *request);
   }
-  grpc::ServerUnaryReactor* GetArtifact(CallbackServerContext* context, const v1::GetArtifactRequest* request, v1::Artifact* response) override {
-    return RunOnPool(context, *parts_.authenticator, *parts_.pool, [this, request, response](const Caller& caller) -> absl::Status {
-      ASSIGN_OR_RETURN(store::ArtifactRow row, FindRow(*parts_.store, request->name(), caller));
-      FillArtifact(row, response);
-      return absl::OkStatus();
-    });
+  grpc::ServerUnaryReactor* GetArtifact(CallbackServerContext* context, const v1::GetArtifactRequest* request,
+                                        v1::Artifact* response) override {
+    return RunOnPool(context, *parts_.authenticator, *parts_.pool,
+                     [this, request, response](const Caller& caller) -> absl::Status {
+                       ASSIGN_OR_RETURN(store::ArtifactRow row, FindRow(*parts_.store, request->name(), caller));
+                       FillArtifact(row, response);
+                       return absl::OkStatus();
+                     });
   }
   grpc::ServerUnaryReactor* ListArtifacts(CallbackServerContext* context, const v1::ListArtifactsRequest* request,
                                           v1::ListArtifactsResponse* response) override {
@@ -234,26 +249,31 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
   }
   grpc::ServerUnaryReactor* DeleteArtifact(CallbackServerContext* context, const v1::DeleteArtifactRequest* request,
                                            v1::DeleteArtifactResponse*) override {
-    return RunOnPool(context, *parts_.authenticator, *parts_.pool, [this, request](const Caller& caller) -> absl::Status {
-      RETURN_IF_ERROR(auth::RequireWriter(caller));
-      ASSIGN_OR_RETURN(store::ArtifactRow row, FindRow(*parts_.store, request->name(), caller));
-      // The row goes; the bytes go with the next sweep unless something else points to them.
-      return parts_.store->CommitAndWait(
-          {{store::DeleteArtifact{row.user, row.sha256}, Event(row, "artifact.deleted", parts_.clock->NowUnixMs())}, nullptr});
-    });
+    return RunOnPool(
+        context, *parts_.authenticator, *parts_.pool, [this, request](const Caller& caller) -> absl::Status {
+          RETURN_IF_ERROR(auth::RequireWriter(caller));
+          ASSIGN_OR_RETURN(store::ArtifactRow row, FindRow(*parts_.store, request->name(), caller));
+          // The row goes; the bytes go with the next sweep unless something else points to them.
+          return parts_.store->CommitAndWait(
+              {{store::DeleteArtifact{row.user, row.sha256}, Event(row, "artifact.deleted", parts_.clock->NowUnixMs())},
+               nullptr});
+        });
   }
 
  private:
   /// Newest first; a page ends with (time, hash) of its last row.
-  absl::Status List(const Caller& caller, const v1::ListArtifactsRequest& request, v1::ListArtifactsResponse* response) {
+  absl::Status List(const Caller& caller, const v1::ListArtifactsRequest& request,
+                    v1::ListArtifactsResponse* response) {
     ASSIGN_OR_RETURN(std::string user, auth::ResolveUser(request.parent(), caller, "parent"));
     ASSIGN_OR_RETURN(int64_t size, PageSize(request.page_size()));
     const std::string scope = "artifacts/" + user;
     ASSIGN_OR_RETURN(PageStart start, ParsePageToken(scope, request.page_token()));
-    ASSIGN_OR_RETURN(std::vector<store::ArtifactRow> rows, parts_.store->ListArtifacts(user, start.number, size + 1, start.text));
+    ASSIGN_OR_RETURN(std::vector<store::ArtifactRow> rows,
+                     parts_.store->ListArtifacts(user, start.number, size + 1, start.text));
     size_t count = std::min(rows.size(), static_cast<size_t>(size));
     for (size_t i = 0; i < count; ++i) FillArtifact(rows[i], response->add_artifacts());
-    if (count < rows.size()) response->set_next_page_token(MakePageToken(scope, {rows[count - 1].create_ms, rows[count - 1].sha256}));
+    if (count < rows.size())
+      response->set_next_page_token(MakePageToken(scope, {rows[count - 1].create_ms, rows[count - 1].sha256}));
     return absl::OkStatus();
   }
 
@@ -262,6 +282,8 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeArtifactService(ArtifactParts parts) { return std::make_unique<ArtifactService>(parts); }
+std::unique_ptr<grpc::Service> MakeArtifactService(ArtifactParts parts) {
+  return std::make_unique<ArtifactService>(parts);
+}
 
 }  // namespace optod::services

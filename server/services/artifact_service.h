@@ -1,6 +1,7 @@
 #pragma once
-/// optod.v1.ArtifactService: files by content. An upload is held in memory until it is complete, then checked, stored and recorded, in this order: there
-/// is no half an artifact. Transfers share one memory budget; who does not fit gets RESOURCE_EXHAUSTED with a time to come back.
+/// optod.v1.ArtifactService: files by content. An upload is held in memory until it is complete, then checked, stored
+/// and recorded, in this order: there is no half an artifact. Transfers share one memory budget; who does not fit gets
+/// RESOURCE_EXHAUSTED with a time to come back.
 
 #include <cstdint>
 #include <memory>
@@ -24,8 +25,8 @@ struct ArtifactParts {
   store::Store* store = nullptr;
   store::BlobStore* blobs = nullptr;
   Clock* clock = nullptr;
-  ThreadPool* pool = nullptr;          ///< hashing, file and store access happen here
-  ByteBudget* budget = nullptr;        ///< of all transfers under way
+  ThreadPool* pool = nullptr;    ///< hashing, file and store access happen here
+  ByteBudget* budget = nullptr;  ///< of all transfers under way
   int64_t max_artifact_bytes = 256 << 20;
 };
 

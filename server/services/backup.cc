@@ -9,7 +9,9 @@
 namespace optod::services {
 namespace {
 
-absl::Status WriteText(Fs& fs, const std::string& path, const std::string& text) { return fs.WriteFileAtomic(path, BytesOf(text), 0600); }
+absl::Status WriteText(Fs& fs, const std::string& path, const std::string& text) {
+  return fs.WriteFileAtomic(path, BytesOf(text), 0600);
+}
 
 absl::StatusOr<std::vector<std::string>> LiveBlobsOf(const std::string& database) {
   store::SqliteOptions options;
@@ -24,7 +26,8 @@ absl::StatusOr<std::vector<std::string>> LiveBlobsOf(const std::string& database
 
 }  // namespace
 
-absl::StatusOr<BackupOutcome> BackupInto(const std::string& directory, store::Store& store, store::BlobStore& blobs, Fs& fs) {
+absl::StatusOr<BackupOutcome> BackupInto(const std::string& directory, store::Store& store, store::BlobStore& blobs,
+                                         Fs& fs) {
   if (fs.Exists(directory)) return AlreadyExists("backup_id: a backup of this name exists");
   BackupOutcome outcome;
   outcome.path = directory;

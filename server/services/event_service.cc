@@ -38,7 +38,8 @@ absl::Status CheckAfter(int64_t after_sequence) {
 /// Sequences have no gaps: a hole after `after` means that what came next is no longer kept.
 absl::Status CheckKept(const std::vector<store::EventRow>& rows, int64_t after) {
   if (rows.empty() || rows.front().sequence == after + 1) return absl::OkStatus();
-  return WithReason(absl::OutOfRangeError(Cat("after_sequence: events before ", rows.front().sequence, " are no longer kept; list anew")),
+  return WithReason(absl::OutOfRangeError(
+                        Cat("after_sequence: events before ", rows.front().sequence, " are no longer kept; list anew")),
                     "EVENTS_EXPIRED");
 }
 
@@ -51,19 +52,26 @@ struct Watchers {
   bool stopping = false;
 };
 
-/// States: reading the store -> writing what was read, one event at a time -> waiting for the timer -> reading ... -> finished.
-/// One of "work on the pool", "write in flight" and "timer set" is pending at any time, so that the last one to see `end` finishes the call.
+/// States: reading the store -> writing what was read, one event at a time -> waiting for the timer -> reading ... ->
+/// finished. One of "work on the pool", "write in flight" and "timer set" is pending at any time, so that the last one
+/// to see `end` finishes the call.
 class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
  public:
-  Watcher(Watchers& watchers, const auth::Authenticator& authenticator, store::Store& store, ThreadPool& pool, Timers& timers,
-          CallbackServerContext* context)
-      : watchers_(watchers), authenticator_(authenticator), store_(store), pool_(pool), timers_(timers), context_(context) {}
+  Watcher(Watchers& watchers, const auth::Authenticator& authenticator, store::Store& store, ThreadPool& pool,
+          Timers& timers, CallbackServerContext* context)
+      : watchers_(watchers),
+        authenticator_(authenticator),
+        store_(store),
+        pool_(pool),
+        timers_(timers),
+        context_(context) {}
 
   /// Owns itself until OnDone.
   void Start(std::shared_ptr<Watcher> self, const v1::WatchEventsRequest& request) {
     self_ = std::move(self);
     absl::Status status = Open(request);
     if (!status.ok()) return End(status);
+    StartSendInitialMetadata();  // tells the client that it misses nothing from here on, long before the first event
     pool_.Post([this] { Read(); });
   }
 
@@ -72,7 +80,7 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
     std::unique_lock lock(mutex_);
     if (end_.ok()) end_ = status;
     if (!waiting_) return;
-    waiting_ = false;   // the timer's task will see that somebody else went on
+    waiting_ = false;  // the timer's task will see that somebody else went on
     lock.unlock();
     pool_.Post([this] { Turn(); });
   }
@@ -90,7 +98,7 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
       std::lock_guard lock(watchers_.mutex);
       watchers_.all.erase(this);
     }
-    self_.reset();   // a timer that is still set keeps the rest
+    self_.reset();  // a timer that is still set keeps the rest
   }
 
  private:
@@ -104,7 +112,9 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
     std::lock_guard lock(watchers_.mutex);
     if (watchers_.stopping) return WithReason(Unavailable("the server is draining; try again later"), "DRAINING");
     if (watchers_.all.size() >= kMaxWatchers) {
-      return WithRetryAfterMs(WithReason(ResourceExhausted("watchers: ", kMaxWatchers, " calls watch events already"), "TOO_MANY_WATCHERS"), 5000);
+      return WithRetryAfterMs(
+          WithReason(ResourceExhausted("watchers: ", kMaxWatchers, " calls watch events already"), "TOO_MANY_WATCHERS"),
+          5000);
     }
     watchers_.all.insert(this);
     return absl::OkStatus();
@@ -122,7 +132,7 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
   }
 
   absl::Status ReadRows() {
-    if (uint64_t now = authenticator_.generation(); now != generation_) {   // a token was revoked: perhaps this one
+    if (uint64_t now = authenticator_.generation(); now != generation_) {  // a token was revoked: perhaps this one
       RETURN_IF_ERROR(authenticator_.Authenticate(*context_).status());
       generation_ = now;
     }
@@ -163,7 +173,7 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
   void TimerDue() {
     {
       std::lock_guard lock(mutex_);
-      if (!waiting_) return;   // stopped meanwhile
+      if (!waiting_) return;  // stopped meanwhile
       waiting_ = false;
     }
     Read();
@@ -185,8 +195,8 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
   bool full_ = false;
   v1::Event event_;
 
-  std::mutex mutex_;   ///< guards what follows
-  absl::Status end_;   ///< not ok: how the call shall end
+  std::mutex mutex_;  ///< guards what follows
+  absl::Status end_;  ///< not ok: how the call shall end
   bool waiting_ = false;
 };
 
@@ -200,10 +210,12 @@ class EventService final : public v1::EventService::CallbackService, public Even
   void StopWatchers() override {
     std::lock_guard lock(watchers_.mutex);
     watchers_.stopping = true;
-    for (Watcher* watcher : watchers_.all) watcher->Stop(WithReason(Unavailable("the server is draining; try again later"), "DRAINING"));
+    for (Watcher* watcher : watchers_.all)
+      watcher->Stop(WithReason(Unavailable("the server is draining; try again later"), "DRAINING"));
   }
 
-  grpc::ServerWriteReactor<v1::Event>* WatchEvents(CallbackServerContext* context, const v1::WatchEventsRequest* request) override {
+  grpc::ServerWriteReactor<v1::Event>* WatchEvents(CallbackServerContext* context,
+                                                   const v1::WatchEventsRequest* request) override {
     auto watcher = std::make_shared<Watcher>(watchers_, authenticator_, store_, pool_, timers_, context);
     watcher->Start(watcher, *request);
     return watcher.get();
@@ -234,7 +246,8 @@ class EventService final : public v1::EventService::CallbackService, public Even
 
 }  // namespace
 
-std::unique_ptr<EventServiceControl> MakeEventService(const auth::Authenticator& authenticator, store::Store& store, ThreadPool& pool, Timers& timers) {
+std::unique_ptr<EventServiceControl> MakeEventService(const auth::Authenticator& authenticator, store::Store& store,
+                                                      ThreadPool& pool, Timers& timers) {
   return std::make_unique<EventService>(authenticator, store, pool, timers);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-/// Pages of lists: opaque tokens that carry where the next page begins and which list they belong to, so that a token of another list is refused.
-/// Pure functions.
+/// Pages of lists: opaque tokens that carry where the next page begins and which list they belong to, so that a token
+/// of another list is refused. Pure functions.
 
 #include <cstdint>
 #include <string>

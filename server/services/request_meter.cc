@@ -23,7 +23,9 @@ class RequestMeter final : public grpc::experimental::Interceptor {
       grpc::Status status = methods->GetSendStatus();
       code_ = status.error_code();
       if (code_ == grpc::INTERNAL || code_ == grpc::UNKNOWN || code_ == grpc::DATA_LOSS) {
-        log::Error("call_failed", {{"method", method_}, {"code", static_cast<int>(code_)}, {"message", status.error_message()}});
+        // DATA_LOSS may be a client's wrong checksum as well as a damaged file of ours.
+        log::Write(code_ == grpc::DATA_LOSS ? log::Level::kWarn : log::Level::kError, "call_failed",
+                   {{"method", method_}, {"code", static_cast<int>(code_)}, {"message", status.error_message()}});
       }
     }
     methods->Proceed();
@@ -34,7 +36,7 @@ class RequestMeter final : public grpc::experimental::Interceptor {
   Clock& clock_;
   const char* const method_;
   const int64_t start_ns_;
-  grpc::StatusCode code_ = grpc::CANCELLED;   // what a call is that ends without a status
+  grpc::StatusCode code_ = grpc::CANCELLED;  // what a call is that ends without a status
 };
 
 class Factory final : public grpc::experimental::ServerInterceptorFactoryInterface {
@@ -51,7 +53,8 @@ class Factory final : public grpc::experimental::ServerInterceptorFactoryInterfa
 
 }  // namespace
 
-std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeRequestMeter(web::Metrics& metrics, Clock& clock) {
+std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeRequestMeter(web::Metrics& metrics,
+                                                                                        Clock& clock) {
   return std::make_unique<Factory>(metrics, clock);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-/// What AdminService asks the running application: facts for GetServerInfo and two actions. Implemented by App; faked by a struct in tests.
+/// What AdminService asks the running application: facts for GetServerInfo and two actions. Implemented by App; faked
+/// by a struct in tests.
 
 #include <cstdint>
 #include <functional>
@@ -18,8 +19,8 @@ struct HealthCheck {
 
 struct ServerState {
   std::string version;
-  std::string normal_path;                               ///< SIMD path of the random stream
-  std::vector<std::pair<std::string, bool>> services;    ///< name, implemented
+  std::string normal_path;                             ///< SIMD path of the random stream
+  std::vector<std::pair<std::string, bool>> services;  ///< name, implemented
   std::function<std::vector<std::string>()> llm_endpoints = [] { return std::vector<std::string>{}; };
   std::function<double()> commits_per_second = [] { return 0.0; };
   std::function<int64_t()> sessions_loaded = [] { return int64_t{0}; };

@@ -1,11 +1,11 @@
 // StepStream: gradients in, one step after another on one long-lived stream.
 //
 //   reads:  open ─► (begin, chunks, commit)* ─► half-close
-//   steps:  committed steps wait in `steps_`; one at a time goes to the blob store (large gradients) and to the session's strand
+//   steps:  committed steps wait in `steps_`; one at a time goes to the blob store (when large), then to the strand
 //   writes: opened, then per step: applied, chunks of the new parameters; one message in flight
 //
-// Reads, steps and writes run side by side: the next gradient arrives while the last one is applied. A step that is refused ends the stream with its
-// status, after the answers before it.
+// Reads, steps and writes run side by side: the next gradient arrives while the last one is applied. A step that is
+// refused ends the stream with its status, after the answers before it.
 #include <deque>
 #include <mutex>
 #include <optional>
@@ -31,7 +31,7 @@ using engine::TensorBuffer;
 struct Opened {
   std::shared_ptr<const engine::Layout> layout;
   int64_t seq = 0, head_version = 0;
-  bool every_step = false;   ///< gradients are recorded
+  bool every_step = false;  ///< gradients are recorded
 };
 
 /// One step on its way.
@@ -43,7 +43,8 @@ struct Step {
 
 absl::StatusOr<FirstOrder*> AsFirstOrder(LiveSession& live) {
   if (auto* family = dynamic_cast<FirstOrder*>(live.family.get())) return family;
-  return FailedPrecondition("session ", live.name().Full(), ": optimizer ", live.proto.optimizer().name(), " is not told gradients");
+  return FailedPrecondition("session ", live.name().Full(), ": optimizer ", live.proto.optimizer().name(),
+                            " is not told gradients");
 }
 
 class StepReactor final : public RawBidiReactor {
@@ -65,7 +66,7 @@ class StepReactor final : public RawBidiReactor {
     opening_ = false;
     if (!open) return Go(std::move(lock));
     lock.unlock();
-    OpenSession();   // answers through OnOpened, which goes on reading
+    OpenSession();  // answers through OnOpened, which goes on reading
   }
 
   void OnWriteDone(bool ok) override {
@@ -85,7 +86,7 @@ class StepReactor final : public RawBidiReactor {
   // ---- reads; under the lock
 
   absl::Status OnMessage() {
-    if (failed_) return absl::OkStatus();   // drained, not looked at
+    if (failed_) return absl::OkStatus();  // drained, not looked at
     if (state_ == State::kChunks) {
       std::vector<grpc::Slice> slices;
       ChunkView chunk;
@@ -97,14 +98,18 @@ class StepReactor final : public RawBidiReactor {
     v1::StepStreamRequest request;
     RETURN_IF_ERROR(ParseMessage(message_, &request));
     switch (request.message_case()) {
-      case v1::StepStreamRequest::kOpen: return OnOpen(request.open());
-      case v1::StepStreamRequest::kBegin: return OnBegin(request.begin());
+      case v1::StepStreamRequest::kOpen:
+        return OnOpen(request.open());
+      case v1::StepStreamRequest::kBegin:
+        return OnBegin(request.begin());
       case v1::StepStreamRequest::kChunk:
         if (state_ != State::kChunks) return InvalidArgument("chunk: comes without begin");
         unprocessed_ += request.chunk().data().size();
         return receiver_.Add(request.chunk());
-      case v1::StepStreamRequest::kCommit: return OnCommit(request.commit());
-      case v1::StepStreamRequest::MESSAGE_NOT_SET: break;
+      case v1::StepStreamRequest::kCommit:
+        return OnCommit(request.commit());
+      case v1::StepStreamRequest::MESSAGE_NOT_SET:
+        break;
     }
     return InvalidArgument("message: missing; send open, begin, chunk or commit");
   }
@@ -125,11 +130,14 @@ class StepReactor final : public RawBidiReactor {
     step_.request_id = begin.request_id();
     step_.flat.seq = begin.seq();
     step_.flat.base_version = begin.base_version();
-    step_.flat.dtype = static_cast<optim::DType>(begin.dtype());
+    step_.flat.dtype = engine::DTypeFromProto(begin.dtype());
+    if (!v1::DType_IsValid(begin.dtype()))
+      return InvalidArgument("begin.dtype: ", static_cast<int>(begin.dtype()), " is unknown");
     if (begin.has_loss()) step_.flat.loss = begin.loss();
     step_.bytes = engine::FlatBytes(*session_.layout, step_.flat.dtype);
     if (begin.total_bytes() != step_.bytes)
-      return InvalidArgument("begin.total_bytes: ", begin.total_bytes(), "; gradients of this layout have ", step_.bytes);
+      return InvalidArgument("begin.total_bytes: ", begin.total_bytes(), "; gradients of this layout have ",
+                             step_.bytes);
     RETURN_IF_ERROR(receiver_.Start(step_.bytes));
     state_ = State::kChunks;
     return absl::OkStatus();
@@ -137,7 +145,8 @@ class StepReactor final : public RawBidiReactor {
 
   absl::Status OnCommit(const v1::StepStreamCommit& commit) {
     if (state_ != State::kChunks) return InvalidArgument("commit: comes without begin");
-    if (commit.seq() != step_.flat.seq) return InvalidArgument("commit.seq: ", commit.seq(), "; begin said ", step_.flat.seq);
+    if (commit.seq() != step_.flat.seq)
+      return InvalidArgument("commit.seq: ", commit.seq(), "; begin said ", step_.flat.seq);
     RETURN_IF_ERROR(receiver_.CheckComplete());
     step_.flat.gradients = receiver_.Take();
     steps_.push_back(std::move(step_));
@@ -152,7 +161,8 @@ class StepReactor final : public RawBidiReactor {
         caller_, open_.session(),
         [](LiveSession& live) -> absl::StatusOr<Opened> {
           ASSIGN_OR_RETURN(FirstOrder * family, AsFirstOrder(live));
-          return Opened{family->layout(), live.row.seq, live.row.head_version, FirstOrder::RecordsAsBlob(live, UINT64_MAX)};
+          return Opened{family->layout(), live.row.seq, live.row.head_version,
+                        FirstOrder::RecordsAsBlob(live, UINT64_MAX)};
         },
         [this](absl::StatusOr<Opened> opened) { OnOpened(std::move(opened)); });
   }
@@ -186,14 +196,17 @@ class StepReactor final : public RawBidiReactor {
     } else if (!step->request_id.empty()) {
       content = Sha256Hex(step->flat.gradients->bytes());
     }
-    content += Cat("\n", step->flat.seq, "\n", step->flat.base_version, "\n", step->flat.loss.value_or(0), "\n", static_cast<int>(step->flat.dtype));
+    content += Cat("\n", step->flat.seq, "\n", step->flat.base_version, "\n", step->flat.loss.value_or(0), "\n",
+                   static_cast<int>(step->flat.dtype));
     auto values = std::make_shared<std::shared_ptr<const TensorBuffer>>();
     const int64_t start_ns = engine_.context().clock->NowMonotonicNs();
     engine_.Mutate<v1::TellResponse>(
         caller_, open_.session(), "StepStream", step->request_id, std::move(content),
-        [step, values, start_ns, clock = engine_.context().clock, want = open_.return_values()](LiveSession& live, v1::TellResponse* out) -> absl::StatusOr<Effects> {
+        [step, values, start_ns, clock = engine_.context().clock, want = open_.return_values()](
+            LiveSession& live, v1::TellResponse* out) -> absl::StatusOr<Effects> {
           const int64_t begin_ns = clock->NowMonotonicNs();
-          if (live.row.state != v1::Session::ACTIVE) return FailedPrecondition("session ", live.name().Full(), " is closed");
+          if (live.row.state != v1::Session::ACTIVE)
+            return FailedPrecondition("session ", live.name().Full(), " is closed");
           ASSIGN_OR_RETURN(FirstOrder * family, AsFirstOrder(live));
           Effects effects;
           RETURN_IF_ERROR(family->TellFlat(live, step->flat, out, &effects));
@@ -204,11 +217,15 @@ class StepReactor final : public RawBidiReactor {
           out->mutable_timings()->set_compute_us((clock->NowMonotonicNs() - begin_ns) / 1000);
           return effects;
         },
-        [this, step, values](absl::StatusOr<v1::TellResponse> answer) { OnAnswered(step, std::move(answer), *values); });
+        [this, step, values](absl::StatusOr<v1::TellResponse> answer) {
+          OnAnswered(step, std::move(answer), *values);
+        });
   }
 
-  void OnAnswered(const std::shared_ptr<Step>& step, absl::StatusOr<v1::TellResponse> answer, std::shared_ptr<const TensorBuffer> values) {
-    if (!answer.ok() || !open_.return_values() || values != nullptr) return OnApplied(*step, std::move(answer), std::move(values));
+  void OnAnswered(const std::shared_ptr<Step>& step, absl::StatusOr<v1::TellResponse> answer,
+                  std::shared_ptr<const TensorBuffer> values) {
+    if (!answer.ok() || !open_.return_values() || values != nullptr)
+      return OnApplied(*step, std::move(answer), std::move(values));
     // A step that was told before: its parameters are those of its version, if they can still be had.
     const int64_t version = answer->head_version();
     engine_.Read<std::shared_ptr<const TensorBuffer>>(
@@ -224,7 +241,7 @@ class StepReactor final : public RawBidiReactor {
   }
 
   void OnApplied(Step& step, absl::StatusOr<v1::TellResponse> answer, std::shared_ptr<const TensorBuffer> values) {
-    step.flat.gradients.reset();   // back to the pool before the next step needs one
+    step.flat.gradients.reset();  // back to the pool before the next step needs one
     std::unique_lock lock(mutex_);
     applying_ = false;
     applying_bytes_ = 0;
@@ -234,7 +251,8 @@ class StepReactor final : public RawBidiReactor {
       *response.mutable_applied() = *std::move(answer);
       writes_.push_back(SerializeMessage(response));
       if (values != nullptr)
-        writes_.push_back(FlatSender(values, {{0, values->size()}}, v1::StepStreamResponse::kChunkFieldNumber, options_.chunk_bytes));
+        writes_.push_back(
+            FlatSender(values, {{0, values->size()}}, v1::StepStreamResponse::kChunkFieldNumber, options_.chunk_bytes));
     } else {
       FailLocked(answer.status());
     }
@@ -267,8 +285,8 @@ class StepReactor final : public RawBidiReactor {
     return false;
   }
 
-  /// Starts whatever can be started, then lets go of the lock. Nothing of this object may be touched after it returns: when everything has come to
-  /// an end it finishes the call, and OnDone deletes the reactor.
+  /// Starts whatever can be started, then lets go of the lock. Nothing of this object may be touched after it returns:
+  /// when everything has come to an end it finishes the call, and OnDone deletes the reactor.
   void Go(std::unique_lock<std::mutex> lock) {
     if (!applying_ && !steps_.empty()) {
       applying_ = true;
@@ -292,7 +310,8 @@ class StepReactor final : public RawBidiReactor {
     if (!ended && !opening_failed) return;
     finished_ = true;
     absl::Status status = failure_;
-    if (!failed_ && state_ == State::kChunks) status = InvalidArgument("commit: missing; the stream ended inside step ", step_.flat.seq);
+    if (!failed_ && state_ == State::kChunks)
+      status = InvalidArgument("commit: missing; the stream ended inside step ", step_.flat.seq);
     lock.unlock();
     Finish(to_grpc_(status));
   }
@@ -310,9 +329,9 @@ class StepReactor final : public RawBidiReactor {
   absl::Status failure_;
   v1::StepStreamOpen open_;
   Opened session_;
-  Step step_;                          ///< being received
+  Step step_;  ///< being received
   FlatReceiver receiver_;
-  std::deque<Step> steps_;             ///< committed, not yet applied
+  std::deque<Step> steps_;  ///< committed, not yet applied
   std::deque<std::variant<grpc::ByteBuffer, FlatSender>> writes_;
   uint64_t unprocessed_ = 0, applying_bytes_ = 0;
 };

@@ -17,7 +17,8 @@ using engine::Engine;
 using engine::LiveSession;
 using engine::TensorBuffer;
 
-/// Header, then chunks into a buffer, then (client half-closed) the blob store and the session. One step at a time: no locks.
+/// Header, then chunks into a buffer, then (client half-closed) the blob store and the session. One step at a time: no
+/// locks.
 class PushReactor final : public RawReadReactor {
  public:
   PushReactor(Engine& engine, Caller caller, grpc::ByteBuffer* response, ToGrpcStatus to_grpc)
@@ -27,7 +28,7 @@ class PushReactor final : public RawReadReactor {
 
   void OnReadDone(bool ok) override {
     if (!ok) return End();
-    if (state_ == State::kHeader) {   // goes on in OnOpened, perhaps on another thread before OnHeader returns
+    if (state_ == State::kHeader) {  // goes on in OnOpened, perhaps on another thread before OnHeader returns
       if (absl::Status status = OnHeader(); !status.ok()) Finish(to_grpc_(status));
       return;
     }
@@ -51,7 +52,8 @@ class PushReactor final : public RawReadReactor {
         [](LiveSession& live) -> absl::StatusOr<uint64_t> {
           ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
           if (live.row.version_count > 1)
-            return FailedPrecondition("session ", live.name().Full(), " has made steps; initial parameters can be pushed before the first one only");
+            return FailedPrecondition("session ", live.name().Full(),
+                                      " has made steps; initial parameters can be pushed before the first one only");
           return family->layout()->total_bytes();
         },
         [this](absl::StatusOr<uint64_t> total) { OnOpened(std::move(total)); });
@@ -71,7 +73,8 @@ class PushReactor final : public RawReadReactor {
   absl::Status OnChunk() {
     std::vector<grpc::Slice> slices;
     ChunkView chunk;
-    if (message_.Dump(&slices).ok() && ParseChunk(slices, v1::PushParametersRequest::kChunkFieldNumber, &chunk)) return receiver_.Add(slices, chunk);
+    if (message_.Dump(&slices).ok() && ParseChunk(slices, v1::PushParametersRequest::kChunkFieldNumber, &chunk))
+      return receiver_.Add(slices, chunk);
     v1::PushParametersRequest request;
     RETURN_IF_ERROR(ParseMessage(message_, &request));
     if (!request.has_chunk()) return InvalidArgument("chunk: missing; chunks follow the header");
@@ -99,9 +102,11 @@ class PushReactor final : public RawReadReactor {
     engine_.Mutate<v1::PushParametersResponse>(
         caller_, header_.session(), "PushParameters", header_.request_id(), header_.session() + '\n' + *sha256,
         [values, answer](LiveSession& live, v1::PushParametersResponse* out) -> absl::StatusOr<Effects> {
-          if (live.row.state != v1::Session::ACTIVE) return FailedPrecondition("session ", live.name().Full(), " is closed");
+          if (live.row.state != v1::Session::ACTIVE)
+            return FailedPrecondition("session ", live.name().Full(), " is closed");
           ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
-          if (family->layout()->total_bytes() != values->size()) return Aborted("session ", live.name().Full(), " changed meanwhile");
+          if (family->layout()->total_bytes() != values->size())
+            return Aborted("session ", live.name().Full(), " changed meanwhile");
           *out = answer;
           Effects effects;
           RETURN_IF_ERROR(family->SetInitial(live, values, answer.sha256(), &effects));
@@ -140,7 +145,8 @@ class PullReactor final : public RawWriteReactor {
     if (!parcel.ok()) return Fail(parcel.status());
     v1::PullParametersResponse response;
     *response.mutable_header() = std::move(parcel->header);
-    sender_.emplace(std::move(parcel->buffer), std::move(parcel->ranges), v1::PullParametersResponse::kChunkFieldNumber, chunk_bytes_);
+    sender_.emplace(std::move(parcel->buffer), std::move(parcel->ranges), v1::PullParametersResponse::kChunkFieldNumber,
+                    chunk_bytes_);
     message_ = SerializeMessage(response);
     StartWrite(&message_);
   }
@@ -212,11 +218,13 @@ class Refused final : public Base {
 
 }  // namespace
 
-RawReadReactor* MakePushParameters(Engine& engine, const Caller& caller, grpc::ByteBuffer* response, ToGrpcStatus to_grpc, StreamOptions) {
+RawReadReactor* MakePushParameters(Engine& engine, const Caller& caller, grpc::ByteBuffer* response,
+                                   ToGrpcStatus to_grpc, StreamOptions) {
   return new PushReactor(engine, caller, response, std::move(to_grpc));
 }
 
-RawWriteReactor* MakePullParameters(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request, ToGrpcStatus to_grpc, StreamOptions options) {
+RawWriteReactor* MakePullParameters(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request,
+                                    ToGrpcStatus to_grpc, StreamOptions options) {
   auto* reactor = new PullReactor(std::move(to_grpc), options.chunk_bytes);
   v1::PullParametersRequest pull;
   if (absl::Status status = ParseMessage(*request, &pull); !status.ok()) {
@@ -230,14 +238,16 @@ RawWriteReactor* MakePullParameters(Engine& engine, const Caller& caller, const 
   return reactor;
 }
 
-RawWriteReactor* MakePullState(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request, ToGrpcStatus to_grpc, StreamOptions options) {
+RawWriteReactor* MakePullState(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request,
+                               ToGrpcStatus to_grpc, StreamOptions options) {
   auto* reactor = new PullReactor(std::move(to_grpc), options.chunk_bytes);
   v1::PullStateRequest pull;
   if (absl::Status status = ParseMessage(*request, &pull); !status.ok()) {
     reactor->Fail(status);
     return reactor;
   }
-  engine.Read<Parcel>(caller, pull.session(), &PackState, [reactor](absl::StatusOr<Parcel> parcel) { reactor->Start(std::move(parcel)); });
+  engine.Read<Parcel>(caller, pull.session(), &PackState,
+                      [reactor](absl::StatusOr<Parcel> parcel) { reactor->Start(std::move(parcel)); });
   return reactor;
 }
 

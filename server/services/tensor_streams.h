@@ -1,21 +1,25 @@
 #pragma once
-/// The four calls of SessionService that carry tensors, as raw ByteBuffer methods: PushParameters, PullParameters, PullState, StepStream.
+/// The four calls of SessionService that carry tensors, as raw ByteBuffer methods: PushParameters, PullParameters,
+/// PullState, StepStream.
 ///
-///   wire message  = small protobuf head + `bytes data` (last field of TensorChunk)
-///   reading       : the head is parsed by hand across slices, the data is copied once, from gRPC's slices into its place in a pooled buffer
-///   writing       : head slice + a slice that refers to the pooled buffer; nothing is copied
+///   wire message = small protobuf head + `bytes data` (last field of TensorChunk)
+///   reading: the head is parsed by hand across slices; the data is copied once, from gRPC's slices into its place in a
+///            pooled buffer
+///   writing: head slice + a slice that refers to the pooled buffer; nothing is copied
 ///
-/// Ordinary protobuf clients work unchanged. Checks: chunks in order without gaps (INVALID_ARGUMENT names the expected offset), crc32c when not 0
-/// and sha256 when given (DATA_LOSS), total_bytes equal to the layout's, no chunk above 4 MiB. Flow control: StartRead pauses while more than
-/// `window_bytes` of a stream are received and not yet applied.
-/// Threading: a reactor's callbacks come one at a time from gRPC; nothing in them blocks; steps, hashing and files run on the engine's pool.
+/// Ordinary protobuf clients work unchanged. Checks: chunks in order without gaps (INVALID_ARGUMENT names the expected
+/// offset), crc32c when not 0 and sha256 when given (DATA_LOSS), total_bytes equal to the layout's, no chunk above 4
+/// MiB. Flow control: StartRead pauses while more than `window_bytes` of a stream are received and not yet applied.
+/// Threading: a reactor's callbacks come one at a time from gRPC; nothing in them blocks; steps, hashing and files run
+/// on the engine's pool.
 ///
-/// SessionService is implemented by a class deriving from SessionServiceBase, whose four raw methods return what the Make functions give:
+/// SessionService is implemented by a class deriving from SessionServiceBase, whose four raw methods return what the
+/// Make functions give:
 ///
-///   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StepStream(grpc::CallbackServerContext* context) override {
+///   RawBidiReactor* StepStream(grpc::CallbackServerContext* context) override {
 ///     auto caller = Authenticate(context);
 ///     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));
-///     return MakeStepStream(engine_, *caller, [context](const absl::Status& status) { return ToGrpc(status, context); });
+///     return MakeStepStream(engine_, *caller, [context](const absl::Status& s) { return ToGrpc(s, context); });
 ///   }
 
 #include <grpcpp/support/byte_buffer.h>
@@ -28,16 +32,17 @@
 
 namespace optod::services {
 
-// Every other method by the ordinary callback API. (The generated CallbackService cannot be the base: its StepStream and the raw one differ in
-// the return type alone.)
+// Every other method by the ordinary callback API. (The generated CallbackService cannot be the base: its StepStream
+// and the raw one differ in the return type alone.)
 namespace internal {
 using S = v1::SessionService;
 using Unary1 = S::WithCallbackMethod_CreateSession<
     S::WithCallbackMethod_GetSession<S::WithCallbackMethod_ListSessions<S::WithCallbackMethod_UpdateSession<
         S::WithCallbackMethod_DeleteSession<S::WithCallbackMethod_UndeleteSession<S::Service>>>>>>;
-using Unary2 = S::WithCallbackMethod_Ask<S::WithCallbackMethod_Tell<S::WithCallbackMethod_AskTellStream<
-    S::WithCallbackMethod_ListVersions<S::WithCallbackMethod_GetVersion<S::WithCallbackMethod_Rollback<
-        S::WithCallbackMethod_ForkSession<S::WithCallbackMethod_ExportSession<S::WithCallbackMethod_ListOptimizers<Unary1>>>>>>>>>;
+using Unary2 = S::WithCallbackMethod_Ask<
+    S::WithCallbackMethod_Tell<S::WithCallbackMethod_AskTellStream<S::WithCallbackMethod_ListVersions<
+        S::WithCallbackMethod_GetVersion<S::WithCallbackMethod_Rollback<S::WithCallbackMethod_ForkSession<
+            S::WithCallbackMethod_ExportSession<S::WithCallbackMethod_ListOptimizers<Unary1>>>>>>>>>;
 }  // namespace internal
 using SessionServiceBase = v1::SessionService::WithRawCallbackMethod_PushParameters<
     v1::SessionService::WithRawCallbackMethod_PullParameters<v1::SessionService::WithRawCallbackMethod_PullState<
@@ -47,22 +52,23 @@ using RawReadReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 using RawWriteReactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 using RawBidiReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
-/// absl::Status -> grpc::Status, asked once a call at most: [context](const absl::Status& s) { return ToGrpc(s, context); } of services/status.h.
+/// absl::Status -> grpc::Status, asked once a call at most: services/status.h with the call's context.
 using ToGrpcStatus = std::function<grpc::Status(const absl::Status&)>;
 
 struct StreamOptions {
-  size_t window_bytes = 64u << 20;   ///< received and not yet applied, per stream
-  size_t chunk_bytes = 1u << 20;     ///< of what is sent
+  size_t window_bytes = 64u << 20;  ///< received and not yet applied, per stream
+  size_t chunk_bytes = 1u << 20;    ///< of what is sent
 };
 
 /// `response` is filled before the call finishes. The engine must outlive the call.
-RawReadReactor* MakePushParameters(engine::Engine& engine, const engine::Caller& caller, grpc::ByteBuffer* response, ToGrpcStatus to_grpc,
-                                   StreamOptions options = {});
-RawWriteReactor* MakePullParameters(engine::Engine& engine, const engine::Caller& caller, const grpc::ByteBuffer* request, ToGrpcStatus to_grpc,
-                                    StreamOptions options = {});
-RawWriteReactor* MakePullState(engine::Engine& engine, const engine::Caller& caller, const grpc::ByteBuffer* request, ToGrpcStatus to_grpc,
+RawReadReactor* MakePushParameters(engine::Engine& engine, const engine::Caller& caller, grpc::ByteBuffer* response,
+                                   ToGrpcStatus to_grpc, StreamOptions options = {});
+RawWriteReactor* MakePullParameters(engine::Engine& engine, const engine::Caller& caller,
+                                    const grpc::ByteBuffer* request, ToGrpcStatus to_grpc, StreamOptions options = {});
+RawWriteReactor* MakePullState(engine::Engine& engine, const engine::Caller& caller, const grpc::ByteBuffer* request,
+                               ToGrpcStatus to_grpc, StreamOptions options = {});
+RawBidiReactor* MakeStepStream(engine::Engine& engine, const engine::Caller& caller, ToGrpcStatus to_grpc,
                                StreamOptions options = {});
-RawBidiReactor* MakeStepStream(engine::Engine& engine, const engine::Caller& caller, ToGrpcStatus to_grpc, StreamOptions options = {});
 
 /// Reactors that end at once with `status` (authentication failed, draining).
 RawReadReactor* RefuseRead(grpc::Status status);

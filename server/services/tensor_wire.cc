@@ -58,7 +58,9 @@ class SliceCursor {
   size_t slice_ = 0, at_ = 0, left_ = 0;
 };
 
-constexpr uint64_t Tag(int field, int wire_type) { return static_cast<uint64_t>(field) << 3 | static_cast<uint64_t>(wire_type); }
+constexpr uint64_t Tag(int field, int wire_type) {
+  return static_cast<uint64_t>(field) << 3 | static_cast<uint64_t>(wire_type);
+}
 
 uint8_t* PutVarint(uint8_t* at, uint64_t value) {
   for (; value >= 0x80; value >>= 7) *at++ = static_cast<uint8_t>(value | 0x80);
@@ -97,7 +99,7 @@ bool ParseChunk(const std::vector<grpc::Slice>& slices, int field, ChunkView* ch
       return false;
     }
   }
-  return true;   // no data: an empty chunk
+  return true;  // no data: an empty chunk
 }
 
 void CopyChunk(const std::vector<grpc::Slice>& slices, const ChunkView& chunk, std::byte* to) {
@@ -111,7 +113,7 @@ void CopyChunk(const std::vector<grpc::Slice>& slices, const ChunkView& chunk, s
 }
 
 absl::Status ParseMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message) {
-  grpc::ByteBuffer copy(buffer);   // shares the slices
+  grpc::ByteBuffer copy(buffer);  // shares the slices
   grpc::ProtoBufferReader reader(&copy);
   if (!reader.status().ok() || !message->ParseFromZeroCopyStream(&reader))
     return InvalidArgument("request: cannot be parsed as ", message->GetTypeName());
@@ -137,7 +139,8 @@ absl::Status FlatReceiver::CheckPlace(uint64_t offset, size_t size) const {
   if (offset != received_) return InvalidArgument("chunk.offset: ", offset, "; expected ", received_);
   if (size > kMaxChunkBytes) return InvalidArgument("chunk.data: ", size, " bytes; at most ", kMaxChunkBytes);
   if (size > buffer_->size() - received_)
-    return InvalidArgument("chunk.data: ", size, " bytes at offset ", offset, " reach past the end at ", buffer_->size());
+    return InvalidArgument("chunk.data: ", size, " bytes at offset ", offset, " reach past the end at ",
+                           buffer_->size());
   return absl::OkStatus();
 }
 
@@ -163,7 +166,8 @@ absl::Status FlatReceiver::Add(const v1::TensorChunk& chunk) {
 }
 
 absl::Status FlatReceiver::CheckComplete() const {
-  if (received_ != buffer_->size()) return InvalidArgument("chunks: ", received_, " of ", buffer_->size(), " bytes came");
+  if (received_ != buffer_->size())
+    return InvalidArgument("chunks: ", received_, " of ", buffer_->size(), " bytes came");
   return absl::OkStatus();
 }
 
@@ -171,8 +175,12 @@ std::shared_ptr<engine::TensorBuffer> FlatReceiver::Take() { return std::move(bu
 
 // ---- FlatSender
 
-FlatSender::FlatSender(std::shared_ptr<const engine::TensorBuffer> buffer, std::vector<Range> ranges, int field, size_t chunk_bytes)
-    : buffer_(std::move(buffer)), ranges_(std::move(ranges)), field_(field), chunk_bytes_(std::min(std::max<size_t>(1, chunk_bytes), kMaxChunkBytes)) {
+FlatSender::FlatSender(std::shared_ptr<const engine::TensorBuffer> buffer, std::vector<Range> ranges, int field,
+                       size_t chunk_bytes)
+    : buffer_(std::move(buffer)),
+      ranges_(std::move(ranges)),
+      field_(field),
+      chunk_bytes_(std::min(std::max<size_t>(1, chunk_bytes), kMaxChunkBytes)) {
   SkipEmpty();
 }
 
@@ -184,14 +192,15 @@ void FlatSender::SkipEmpty() {
 }
 
 grpc::ByteBuffer FlatSender::Next() {
-  std::vector<grpc::Slice> slices(1);   // the head comes first and is known last
+  std::vector<grpc::Slice> slices(1);  // the head comes first and is known last
   size_t size = 0;
   while (!done() && size < chunk_bytes_) {
     const Range& range = ranges_[range_];
     const size_t n = std::min<uint64_t>(chunk_bytes_ - size, range.size - in_range_);
     auto* keep = new std::shared_ptr<const engine::TensorBuffer>(buffer_);
-    slices.emplace_back(const_cast<std::byte*>(buffer_->data()) + range.begin + in_range_, n,
-                        [](void* held) { delete static_cast<std::shared_ptr<const engine::TensorBuffer>*>(held); }, keep);
+    slices.emplace_back(
+        const_cast<std::byte*>(buffer_->data()) + range.begin + in_range_, n,
+        [](void* held) { delete static_cast<std::shared_ptr<const engine::TensorBuffer>*>(held); }, keep);
     size += n;
     in_range_ += n;
     SkipEmpty();

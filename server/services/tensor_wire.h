@@ -19,12 +19,12 @@ inline constexpr size_t kMaxChunkBytes = 4u << 20;
 struct ChunkView {
   uint64_t offset = 0;
   uint32_t crc32c = 0;
-  size_t size = 0;                ///< of the data
-  size_t slice = 0, begin = 0;    ///< where the data begins
+  size_t size = 0;              ///< of the data
+  size_t slice = 0, begin = 0;  ///< where the data begins
 };
 
-/// True when the message is exactly one field `field` that holds a TensorChunk with each of its fields at most once and data last, as every
-/// protobuf library writes it; anything else is left to protobuf.
+/// True when the message is exactly one field `field` that holds a TensorChunk with each of its fields at most once and
+/// data last, as every protobuf library writes it; anything else is left to protobuf.
 bool ParseChunk(const std::vector<grpc::Slice>& slices, int field, ChunkView* chunk);
 /// Copies the data to `to`.
 void CopyChunk(const std::vector<grpc::Slice>& slices, const ChunkView& chunk, std::byte* to);
@@ -52,13 +52,15 @@ class FlatReceiver {
   uint64_t received_ = 0;
 };
 
-/// Cuts ranges of a flat buffer into messages whose field `field` is a TensorChunk. The messages refer to the buffer and keep it alive.
+/// Cuts ranges of a flat buffer into messages whose field `field` is a TensorChunk. The messages refer to the buffer
+/// and keep it alive.
 class FlatSender {
  public:
   struct Range {
     uint64_t begin, size;
   };
-  FlatSender(std::shared_ptr<const engine::TensorBuffer> buffer, std::vector<Range> ranges, int field, size_t chunk_bytes);
+  FlatSender(std::shared_ptr<const engine::TensorBuffer> buffer, std::vector<Range> ranges, int field,
+             size_t chunk_bytes);
   bool done() const { return range_ == ranges_.size(); }
   /// The next message; not to be called when done().
   grpc::ByteBuffer Next();
@@ -69,7 +71,7 @@ class FlatSender {
   std::vector<Range> ranges_;
   int field_;
   size_t chunk_bytes_;
-  uint64_t offset_ = 0;       ///< in the stream of chunks
+  uint64_t offset_ = 0;  ///< in the stream of chunks
   size_t range_ = 0;
   uint64_t in_range_ = 0;
 };

@@ -27,11 +27,17 @@ class JobService final : public v1::JobService::CallbackService {
 
   Unary* CreateJob(Context* c, const v1::CreateJobRequest*, v1::Job*) override { return Refuse(c, NotInThisRelease()); }
   Unary* GetJob(Context* c, const v1::GetJobRequest*, v1::Job*) override { return Refuse(c, NotInThisRelease()); }
-  Unary* ListJobs(Context* c, const v1::ListJobsRequest*, v1::ListJobsResponse*) override { return Refuse(c, NotInThisRelease()); }
+  Unary* ListJobs(Context* c, const v1::ListJobsRequest*, v1::ListJobsResponse*) override {
+    return Refuse(c, NotInThisRelease());
+  }
   Unary* CancelJob(Context* c, const v1::CancelJobRequest*, v1::Job*) override { return Refuse(c, NotInThisRelease()); }
   Unary* ResumeJob(Context* c, const v1::ResumeJobRequest*, v1::Job*) override { return Refuse(c, NotInThisRelease()); }
-  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(Context* c, const v1::WatchJobRequest*) override { return new RefusedStream<v1::JobEvent>(c); }
-  grpc::ServerWriteReactor<v1::LogChunk>* TailLogs(Context* c, const v1::TailLogsRequest*) override { return new RefusedStream<v1::LogChunk>(c); }
+  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(Context* c, const v1::WatchJobRequest*) override {
+    return new RefusedStream<v1::JobEvent>(c);
+  }
+  grpc::ServerWriteReactor<v1::LogChunk>* TailLogs(Context* c, const v1::TailLogsRequest*) override {
+    return new RefusedStream<v1::LogChunk>(c);
+  }
 };
 
 }  // namespace

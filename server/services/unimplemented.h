@@ -1,5 +1,6 @@
 #pragma once
-/// Services that the API declares and this release does not have: every call is UNIMPLEMENTED and says so, instead of half working.
+/// Services that the API declares and this release does not have: every call is UNIMPLEMENTED and says so, instead of
+/// half working.
 
 #include <memory>
 
@@ -9,7 +10,8 @@ class Service;
 
 namespace optod::services {
 
-/// "JobService: worker jobs are not part of this release". Callers are not authenticated: the answer says nothing about anybody.
+/// "JobService: worker jobs are not part of this release". Callers are not authenticated: the answer says nothing about
+/// anybody.
 std::unique_ptr<grpc::Service> MakeUnimplementedJobService();
 
 }  // namespace optod::services

@@ -13,9 +13,9 @@
 namespace optod::trace {
 
 struct BudgetLimits {
-  std::optional<int64_t> max_calls;   ///< answered calls; absent = no limit, 0 = none at all
-  std::optional<int64_t> max_tokens;  ///< prompt and reply
-  std::optional<double> max_usd;
+  std::optional<int64_t> max_calls{};   ///< answered calls; absent = no limit, 0 = none at all
+  std::optional<int64_t> max_tokens{};  ///< prompt and reply
+  std::optional<double> max_usd{};
 };
 
 struct BudgetUse {

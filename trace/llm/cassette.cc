@@ -65,7 +65,7 @@ ChatOutcome DecodeOutcome(const Json& reply, const Json& error) {
 
 /// The line, or what is wrong with it.
 absl::StatusOr<Line> DecodeLine(const std::string& text) {
-  const Json json = ParseJson(text);
+  const Json json = ReadJson(text);
   if (json.is_discarded() || !json.is_object()) return DataLoss("is not a JSON object");
   const Json &request = Member(json, "request"), &occurrence = Member(json, "occurrence");
   const Json &reply = Member(json, "reply"), &error = Member(json, "error");
@@ -83,7 +83,7 @@ absl::StatusOr<Line> DecodeLine(const std::string& text) {
 
 /// Where two canonical requests first differ, as `messages/1/content: recorded "...a", now "...b"`.
 std::string FirstDifference(const std::string& recorded, const std::string& now) {
-  const Json before = ParseJson(recorded).flatten(), after = ParseJson(now).flatten();
+  const Json before = ReadJson(recorded).flatten(), after = ReadJson(now).flatten();
   const auto show = [](const Json& value, size_t at) {
     const std::string text = value.is_string() ? value.get<std::string>() : value.is_null() ? "nothing" : Dump(value);
     const size_t begin = at > 20 ? at - 20 : 0;

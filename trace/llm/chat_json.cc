@@ -69,7 +69,7 @@ absl::Status CheckRequest(const ChatRequest& request) {
         !name.empty() && name.size() <= 64 &&
         name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == std::string::npos;
     if (!named) return bad("json_schema.name: must be 1 to 64 of A-Z, a-z, 0-9, _ and -");
-    if (!ParseJson(request.json_schema->schema).is_object()) return bad("json_schema.schema: is not a JSON object");
+    if (!ReadJson(request.json_schema->schema).is_object()) return bad("json_schema.schema: is not a JSON object");
   }
   return absl::OkStatus();
 }
@@ -80,7 +80,7 @@ std::string EncodeRequest(const std::string& model, const ChatRequest& request, 
     json["response_format"] = {
         {"type", "json_schema"},
         {"json_schema",
-         {{"name", request.json_schema->name}, {"strict", true}, {"schema", ParseJson(request.json_schema->schema)}}}};
+         {{"name", request.json_schema->name}, {"strict", true}, {"schema", ReadJson(request.json_schema->schema)}}}};
   } else if (request.json_schema && form == SchemaForm::kObject) {
     json["response_format"] = {{"type", "json_object"}};
   }
@@ -91,14 +91,14 @@ std::string EncodeRequest(const std::string& model, const ChatRequest& request, 
 std::string CanonicalRequest(const std::string& model, const ChatRequest& request) {
   Json json = Fields(model, request);
   if (request.json_schema) {
-    json["schema"] = {{"name", request.json_schema->name}, {"schema", ParseJson(request.json_schema->schema)}};
+    json["schema"] = {{"name", request.json_schema->name}, {"schema", ReadJson(request.json_schema->schema)}};
   }
   if (!request.stop.empty()) json["stop"] = request.stop;
   return Dump(json);
 }
 
 ChatOutcome ParseReply(const std::string& who, const std::string& body, std::span<const Secret> secrets) {
-  const Json json = ParseJson(body);
+  const Json json = ReadJson(body);
   ChatReply reply;
   const auto malformed = [&](const char* what) {
     return Unusable(reply, absl::StatusCode::kFailedPrecondition, "malformed",
@@ -132,7 +132,7 @@ ChatOutcome ParseReply(const std::string& who, const std::string& body, std::spa
 }
 
 std::string ErrorText(const std::string& body) {
-  const Json json = ParseJson(body);
+  const Json json = ReadJson(body);
   const Json& error = Member(json, "error");
   for (const Json* candidate : {&Member(error, "message"), &error, &Member(json, "message"), &Member(json, "detail")}) {
     if (candidate->is_string()) return candidate->get<std::string>();

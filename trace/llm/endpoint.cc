@@ -140,7 +140,7 @@ absl::StatusOr<std::map<std::string, Secret>> ParseSecrets(const std::string& te
   const size_t first = text.find_first_not_of(" \t\r\n");
   if (first == std::string::npos) return keys;
   if (text[first] == '{') {
-    const Json json = ParseJson(text);
+    const Json json = ReadJson(text);
     if (json.is_discarded()) return InvalidArgument("secrets file: is not valid JSON");
     for (const auto& [name, value] : json.items()) {
       absl::Status added = value.is_string() ? AddKey(&keys, name, value.get<std::string>())

@@ -26,7 +26,7 @@ bool TooDeep(const std::string& text) {
 
 }  // namespace
 
-Json ParseJson(const std::string& text) {
+Json ReadJson(const std::string& text) {
   if (TooDeep(text)) return Json(Json::value_t::discarded);
   return Json::parse(text, nullptr, /*allow_exceptions=*/false);
 }

@@ -12,7 +12,7 @@ using Json = nlohmann::ordered_json;
 
 /// The value, or one with is_discarded() for bytes that are no JSON or nest deeper than 256 (nlohmann destroys by
 /// recursion, which a megabyte of '[' would turn into a stack overflow).
-Json ParseJson(const std::string& text);
+Json ReadJson(const std::string& text);
 
 /// A member of an object; null when there is none or `json` is no object.
 const Json& Member(const Json& json, const char* name);

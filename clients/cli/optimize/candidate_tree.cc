@@ -13,12 +13,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxValueBytes = 1 << 20;   // session.proto: Value.text
+constexpr size_t kMaxValueBytes = 1 << 20;  // session.proto: Value.text
 
 bool IsUtf8(const std::string& text) {
   for (size_t i = 0; i < text.size();) {
     const auto lead = static_cast<unsigned char>(text[i]);
-    const size_t n = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3 : lead >= 0xf0 && lead < 0xf5 ? 4 : 0;
+    const size_t n = lead < 0x80                   ? 1
+                     : lead >= 0xc2 && lead < 0xe0 ? 2
+                     : lead >= 0xe0 && lead < 0xf0 ? 3
+                     : lead >= 0xf0 && lead < 0xf5 ? 4
+                                                   : 0;
     if (n == 0 || i + n > text.size()) return false;
     for (size_t k = 1; k < n; ++k)
       if ((static_cast<unsigned char>(text[i + k]) & 0xc0) != 0x80) return false;
@@ -39,9 +43,12 @@ std::string YamlScalar(const ParameterEntry& entry, const std::string& value) {
   std::string out = "\"";
   for (const char c : value) {
     if (c == '"' || c == '\\') out += '\\';
-    if (c == '\n') out += "\\n";
-    else if (c == '\t') out += "\\t";
-    else out += c;
+    if (c == '\n')
+      out += "\\n";
+    else if (c == '\t')
+      out += "\\t";
+    else
+      out += c;
   }
   return out + "\"";
 }
@@ -51,9 +58,12 @@ size_t ScalarEnd(const std::string& text, size_t begin) {
   const char quote = text[begin];
   if (quote == '"' || quote == '\'') {
     for (size_t i = begin + 1; i < text.size(); ++i) {
-      if (quote == '"' && text[i] == '\\') ++i;
-      else if (text[i] == quote && quote == '\'' && i + 1 < text.size() && text[i + 1] == quote) ++i;
-      else if (text[i] == quote) return i + 1;
+      if (quote == '"' && text[i] == '\\')
+        ++i;
+      else if (text[i] == quote && quote == '\'' && i + 1 < text.size() && text[i + 1] == quote)
+        ++i;
+      else if (text[i] == quote)
+        return i + 1;
     }
     return text.size();
   }
@@ -78,17 +88,22 @@ std::span<const std::byte> Bytes(const std::string& text) { return std::as_bytes
 bool MatchesPattern(const std::string& pattern, const std::string& text) {
   size_t p = 0, t = 0, star = std::string::npos, resume = 0;
   while (t < text.size()) {
-    if (p < pattern.size() && (pattern[p] == text[t] || (pattern[p] == '?' && text[t] != '/'))) ++p, ++t;
-    else if (p < pattern.size() && pattern[p] == '*') star = p++, resume = t;
-    else if (star != std::string::npos && text[resume] != '/') p = star + 1, t = ++resume;
-    else return false;
+    if (p < pattern.size() && (pattern[p] == text[t] || (pattern[p] == '?' && text[t] != '/')))
+      ++p, ++t;
+    else if (p < pattern.size() && pattern[p] == '*')
+      star = p++, resume = t;
+    else if (star != std::string::npos && text[resume] != '/')
+      p = star + 1, t = ++resume;
+    else
+      return false;
   }
   while (p < pattern.size() && pattern[p] == '*') ++p;
   return p == pattern.size();
 }
 
-absl::StatusOr<CandidateTree> CandidateTree::Open(const std::string& folder, const std::string& file_name, const std::string& file_text,
-                                                  const OptimizeFile& file, TreeLimits limits) {
+absl::StatusOr<CandidateTree> CandidateTree::Open(const std::string& folder, const std::string& file_name,
+                                                  const std::string& file_text, const OptimizeFile& file,
+                                                  TreeLimits limits) {
   CandidateTree tree;
   tree.folder_ = folder;
   tree.file_name_ = file_name;
@@ -104,7 +119,8 @@ absl::StatusOr<CandidateTree> CandidateTree::Open(const std::string& folder, con
     if (!tree.files_.count(entry.path)) {
       auto text = PosixFs().ReadFile((fs::path(folder) / entry.path).string());
       if (!text.ok()) return Named(entry.name, NotFound("file: ", entry.path, " cannot be read"));
-      if (text->size() > kMaxValueBytes) return Named(entry.name, InvalidArgument("file: ", entry.path, " is larger than 1 MiB"));
+      if (text->size() > kMaxValueBytes)
+        return Named(entry.name, InvalidArgument("file: ", entry.path, " is larger than 1 MiB"));
       if (!IsUtf8(*text)) return Named(entry.name, InvalidArgument("file: ", entry.path, " is not UTF-8 text"));
       tree.files_[entry.path] = *std::move(text);
     }
@@ -115,7 +131,8 @@ absl::StatusOr<CandidateTree> CandidateTree::Open(const std::string& folder, con
     }
     auto function = GetFunction(text, entry.function);
     if (!function.ok())
-      return Named(entry.name, absl::Status(function.status().code(), Cat(entry.path, ": ", std::string(function.status().message()))));
+      return Named(entry.name, absl::Status(function.status().code(),
+                                            Cat(entry.path, ": ", std::string(function.status().message()))));
     tree.start_[entry.name] = *std::move(function);
   }
   return tree;
@@ -134,7 +151,8 @@ absl::StatusOr<std::vector<FileChange>> CandidateTree::Changes(const Values& val
       if (!replaced.ok()) return Named(entry.name, replaced.status());
       after[entry.path] = *std::move(replaced);
     }
-    if (entry.kind == ParameterEntry::Kind::kValue && with_inline && entry.value_line >= 0) inline_entries.push_back(&entry);
+    if (entry.kind == ParameterEntry::Kind::kValue && with_inline && entry.value_line >= 0)
+      inline_entries.push_back(&entry);
   }
   // Last place first, so that earlier places stay where they are.
   std::sort(inline_entries.begin(), inline_entries.end(), [](const ParameterEntry* a, const ParameterEntry* b) {
@@ -156,7 +174,8 @@ std::vector<std::string> CandidateTree::NotWritable(const Values& values) const 
   std::vector<std::string> names;
   for (const ParameterEntry& entry : parameters_) {
     const auto value = values.find(entry.name);
-    if (entry.kind == ParameterEntry::Kind::kValue && entry.value_line < 0 && value != values.end() && value->second != start_.at(entry.name))
+    if (entry.kind == ParameterEntry::Kind::kValue && entry.value_line < 0 && value != values.end() &&
+        value->second != start_.at(entry.name))
       names.push_back(entry.name);
   }
   return names;
@@ -167,7 +186,8 @@ bool CandidateTree::Excluded(const std::string& relative) const {
   if (name == ".git") return true;
   return std::any_of(exclude_.begin(), exclude_.end(), [&](const std::string& given) {
     const std::string pattern = fs::path(given).lexically_normal().string();
-    const std::string trimmed = pattern.size() > 1 && pattern.back() == '/' ? pattern.substr(0, pattern.size() - 1) : pattern;
+    const std::string trimmed =
+        pattern.size() > 1 && pattern.back() == '/' ? pattern.substr(0, pattern.size() - 1) : pattern;
     return MatchesPattern(trimmed, relative) || MatchesPattern(trimmed, name);
   });
 }
@@ -186,7 +206,8 @@ absl::Status CandidateTree::Materialise(const Values& values, const std::string&
     const fs::path relative = entry.path().lexically_relative(root);
     const bool link = entry.is_symlink(error);
     // The copy may lie inside the folder (TMPDIR): never copy it into itself.
-    const bool skip = Excluded(relative.string()) || fs::absolute(entry.path()).lexically_normal() == fs::absolute(copy).lexically_normal();
+    const bool skip = Excluded(relative.string()) ||
+                      fs::absolute(entry.path()).lexically_normal() == fs::absolute(copy).lexically_normal();
     if (skip) {
       it.disable_recursion_pending();
     } else if (link) {
@@ -198,9 +219,12 @@ absl::Status CandidateTree::Materialise(const Values& values, const std::string&
       bytes += size;
       by_top[relative.begin()->string()] += size;
       if (bytes > limits_.max_bytes || ++files > limits_.max_files) {
-        const auto largest = std::max_element(by_top.begin(), by_top.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-        return ResourceExhausted("copy: the folder has more than ", SizeText(limits_.max_bytes), " or ", limits_.max_files, " files (largest so far: ",
-                                 largest->first, ", ", SizeText(largest->second), "); name what the command does not need in evaluate.exclude");
+        const auto largest = std::max_element(by_top.begin(), by_top.end(),
+                                              [](const auto& a, const auto& b) { return a.second < b.second; });
+        return ResourceExhausted("copy: the folder has more than ", SizeText(limits_.max_bytes), " or ",
+                                 limits_.max_files, " files (largest so far: ", largest->first, ", ",
+                                 SizeText(largest->second),
+                                 "); name what the command does not need in evaluate.exclude");
       }
       fs::copy_file(entry.path(), copy / relative, error);
     }
@@ -226,7 +250,8 @@ absl::Status CandidateTree::WriteBack(const Values& values) const {
   ASSIGN_OR_RETURN(const std::vector<FileChange> changes, Changes(values, true));
   for (const FileChange& change : changes) {
     auto now = PosixFs().ReadFile((fs::path(folder_) / change.path).string());
-    if (!now.ok() || *now != change.before) return FailedPrecondition("write: ", change.path, " has changed since it was read; nothing was written");
+    if (!now.ok() || *now != change.before)
+      return FailedPrecondition("write: ", change.path, " has changed since it was read; nothing was written");
   }
   for (const FileChange& change : changes) {
     std::error_code error;

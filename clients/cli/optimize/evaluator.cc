@@ -33,7 +33,8 @@ class TemporaryFolder {
     fs::remove_all(path_, error);
     if (!error) return;
     // A command may have taken away its own rights.
-    for (auto it = fs::recursive_directory_iterator(path_, error); it != fs::recursive_directory_iterator(); it.increment(error))
+    for (auto it = fs::recursive_directory_iterator(path_, error); it != fs::recursive_directory_iterator();
+         it.increment(error))
       if (it->is_directory(error)) fs::permissions(it->path(), fs::perms::owner_all, fs::perm_options::add, error);
     fs::remove_all(path_, error);
   }
@@ -49,7 +50,8 @@ std::string Upper(std::string text) {
 }
 
 std::string Replaced(std::string text, const std::string& from, const std::string& to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
+    text.replace(at, from.size(), to);
   return text;
 }
 
@@ -58,7 +60,9 @@ std::string Tail(const std::string& text, size_t bytes) {
   std::string out = text;
   if (text.size() > bytes) {
     size_t at = text.size() - bytes;
-    if (const size_t line = text.find('\n', at); line != std::string::npos && line + 1 < text.size() && line - at < bytes / 2) at = line + 1;
+    if (const size_t line = text.find('\n', at);
+        line != std::string::npos && line + 1 < text.size() && line - at < bytes / 2)
+      at = line + 1;
     out = "[...]\n" + text.substr(at);
   }
   std::string clean;
@@ -67,15 +71,22 @@ std::string Tail(const std::string& text, size_t bytes) {
     if (c == '\n' || c == '\t' || (byte >= 0x20 && byte != 0x7f)) clean += c;
   }
   // Invalid UTF-8 becomes U+FFFD.
-  return nlohmann::json::parse(nlohmann::json(clean).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)).get<std::string>();
+  return nlohmann::json::parse(nlohmann::json(clean).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace))
+      .get<std::string>();
 }
 
 std::string FailureOf(const SubprocessResult& result, const EvaluateSection& evaluate, size_t max_output) {
-  if (result.timed_out) return Cat("the command was still running after its timeout of ", NumberText(evaluate.timeout.count() / 1000.0), " s and was killed");
+  if (result.timed_out)
+    return Cat("the command was still running after its timeout of ", NumberText(evaluate.timeout.count() / 1000.0),
+               " s and was killed");
   if (result.out_bytes > max_output || result.err_bytes > max_output)
     return Cat("the command printed more than ", max_output >> 10, " KiB");
   if (result.signal != 0) return Cat("the command was ended by signal ", result.signal);
-  if (result.exit_code != 0 && evaluate.score.kind != ScoreRule::Kind::kExitCode) return Cat("the command exited with code ", result.exit_code);
+  // The shell reports a command that a signal ended as 128 + its number.
+  if (result.exit_code > 128 && result.exit_code <= 128 + 64)
+    return Cat("the command was ended by signal ", result.exit_code - 128);
+  if (result.exit_code != 0 && evaluate.score.kind != ScoreRule::Kind::kExitCode)
+    return Cat("the command exited with code ", result.exit_code);
   return "";
 }
 
@@ -85,15 +96,6 @@ std::string ValuesHash(const Values& values) {
   Sha256 hash;
   for (const auto& [name, value] : values) hash.Update(Cat(name, " ", value.size(), "\n", value));
   return hash.FinishHex();
-}
-
-std::string FeedbackText(const Evaluation& evaluation, bool maximize) {
-  std::string text;
-  if (evaluation.score) text = Cat("Score: ", NumberText(*evaluation.score), maximize ? " (higher is better).\n" : " (lower is better).\n");
-  else text = Cat("The evaluation failed: ", evaluation.failure, ".\n");
-  if (!evaluation.out.empty()) text += Cat("Output:\n", evaluation.out, evaluation.out.back() == '\n' ? "" : "\n");
-  if (!evaluation.err.empty()) text += Cat("Error output:\n", evaluation.err, evaluation.err.back() == '\n' ? "" : "\n");
-  return text;
 }
 
 Evaluator::Evaluator(const CandidateTree& tree, const OptimizeFile& file, EvaluatorOptions options)
@@ -130,7 +132,8 @@ absl::StatusOr<Evaluation> Evaluator::Run(const Values& values) {
   const fs::path copy = folder.path() / "tree";
   RETURN_IF_ERROR(tree_.Materialise(values, copy.string()));
   const std::string params = nlohmann::json(values).dump();
-  RETURN_IF_ERROR(PosixFs().WriteFileAtomic((folder.path() / "params.json").string(), std::as_bytes(std::span(params.data(), params.size()))));
+  RETURN_IF_ERROR(PosixFs().WriteFileAtomic((folder.path() / "params.json").string(),
+                                            std::as_bytes(std::span(params.data(), params.size()))));
 
   SubprocessOptions command;
   command.argv = {"/bin/sh", "-c", file_.evaluate.command};
@@ -138,11 +141,13 @@ absl::StatusOr<Evaluation> Evaluator::Run(const Values& values) {
   command.timeout = file_.evaluate.timeout;
   command.max_output_bytes = options_.max_output_bytes;
   command.cancelled = options_.cancelled;
-  command.environment = {{"OPTOD_PARAMS_FILE", (folder.path() / "params.json").string()}, {"PYTHONDONTWRITEBYTECODE", "1"}};
+  command.environment = {{"OPTOD_PARAMS_FILE", (folder.path() / "params.json").string()},
+                         {"PYTHONDONTWRITEBYTECODE", "1"}};
   for (const auto& [name, value] : values) {
     if (value.size() > kMaxEnvironmentBytes || value.find('\0') != std::string::npos) continue;
     command.environment.emplace_back("OPTOD_PARAM_" + name, value);
-    if (Upper(name) != name && !values.count(Upper(name))) command.environment.emplace_back("OPTOD_PARAM_" + Upper(name), value);
+    if (Upper(name) != name && !values.count(Upper(name)))
+      command.environment.emplace_back("OPTOD_PARAM_" + Upper(name), value);
   }
   ASSIGN_OR_RETURN(const SubprocessResult result, RunSubprocess(command));
   evaluation.wall = result.wall;
@@ -156,13 +161,16 @@ absl::StatusOr<Evaluation> Evaluator::Run(const Values& values) {
   evaluation.err = shown(result.err);
   if (!evaluation.failure.empty()) return evaluation;
   auto score = ExtractScore(file_.evaluate.score, result.out, result.exit_code);
-  if (score.ok()) evaluation.score = *score;
-  else evaluation.failure = std::string(score.status().message());
+  if (score.ok())
+    evaluation.score = *score;
+  else
+    evaluation.failure = std::string(score.status().message());
   return evaluation;
 }
 
 absl::StatusOr<std::vector<Evaluation>> Evaluator::EvaluateAll(const std::vector<Values>& candidates, int jobs) {
-  std::vector<absl::StatusOr<Evaluation>> results(candidates.size(), absl::StatusOr<Evaluation>(absl::UnknownError("")));
+  std::vector<absl::StatusOr<Evaluation>> results(candidates.size(),
+                                                  absl::StatusOr<Evaluation>(absl::UnknownError("")));
   // Equal candidates wait for the first of them and then come from the cache.
   std::map<std::string, size_t> first;
   std::vector<size_t> distinct;
@@ -170,7 +178,8 @@ absl::StatusOr<std::vector<Evaluation>> Evaluator::EvaluateAll(const std::vector
     if (first.emplace(ValuesHash(candidates[i]), i).second) distinct.push_back(i);
   std::atomic<size_t> next{0};
   const auto work = [&] {
-    for (size_t at = next++; at < distinct.size(); at = next++) results[distinct[at]] = Evaluate(candidates[distinct[at]]);
+    for (size_t at = next++; at < distinct.size(); at = next++)
+      results[distinct[at]] = Evaluate(candidates[distinct[at]]);
   };
   std::vector<std::thread> threads;
   for (int i = 1; i < std::min<int>(jobs, static_cast<int>(distinct.size())); ++i) threads.emplace_back(work);

@@ -1,6 +1,7 @@
 #pragma once
-/// Runs the evaluation command for one set of values in a copy of the folder, and says what came out. A command that hangs, floods, dies or prints
-/// no score is a failed evaluation with a text that says so, never an error of the run. Thread-safe.
+/// Runs the evaluation command for one set of values in a copy of the folder, and says what came out. A command that
+/// hangs, floods, dies or prints no score is a failed evaluation with a text that says so, never an error of the run.
+/// Thread-safe.
 
 #include <atomic>
 #include <chrono>
@@ -17,18 +18,18 @@
 namespace optod::cli {
 
 struct Evaluation {
-  std::optional<double> score;          ///< absent: failed
-  std::string failure;                  ///< why there is no score; "" when there is one
-  std::string out, err;                 ///< ends of the command's outputs, bounded, with the copy's path written as "."
+  std::optional<double> score;  ///< absent: failed
+  std::string failure;          ///< why there is no score; "" when there is one
+  std::string out, err;         ///< ends of the command's outputs, bounded, with the copy's path written as "."
   std::chrono::milliseconds wall{0};
-  bool cached = false;                  ///< the same values were evaluated before
+  bool cached = false;  ///< the same values were evaluated before
   bool cancelled = false;
 };
 
 struct EvaluatorOptions {
-  size_t max_output_bytes = 1u << 20;   ///< of each stream; a command that writes more has failed
-  size_t kept_bytes = 4'000;            ///< of each stream, its end
-  std::string temporary_root;           ///< where copies are made; "" = the system's
+  size_t max_output_bytes = 1u << 20;  ///< of each stream; a command that writes more has failed
+  size_t kept_bytes = 4'000;           ///< of each stream, its end
+  std::string temporary_root;          ///< where copies are made; "" = the system's
   const std::atomic<bool>* cancelled = nullptr;
 };
 
@@ -50,13 +51,10 @@ class Evaluator {
   const OptimizeFile& file_;
   EvaluatorOptions options_;
   mutable std::mutex mutex_;
-  std::map<std::string, Evaluation> cache_;   // by hash of the values
+  std::map<std::string, Evaluation> cache_;  // by hash of the values
 };
 
 /// SHA-256 of names and values: equal for equal values.
 std::string ValuesHash(const Values& values);
-
-/// What the model reads about an evaluation: score and direction, failure, ends of the outputs.
-std::string FeedbackText(const Evaluation& evaluation, bool maximize);
 
 }  // namespace optod::cli

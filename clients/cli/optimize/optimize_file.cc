@@ -17,7 +17,8 @@ namespace {
 
 bool IsIdentifier(const std::string& name) {
   if (name.empty() || std::isdigit(static_cast<unsigned char>(name[0]))) return false;
-  return std::all_of(name.begin(), name.end(), [](unsigned char c) { return c == '_' || (c < 0x80 && std::isalnum(c)); });
+  return std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return c == '_' || (c < 0x80 && std::isalnum(c)); });
 }
 
 // Relative, inside the folder, normal form.
@@ -55,18 +56,20 @@ absl::StatusOr<ValueType> TypeNamed(const YamlMap& map, const std::string& name)
   if (name == "bool") return ValueType::kBool;
   if (name == "text" || name == "enum") return ValueType::kText;
   if (name == "json") return ValueType::kJson;
-  return map.Error("type", "\"" + name + "\" is not a type" + DidYouMean(name, {"int", "float", "bool", "enum", "text", "json"}));
+  return map.Error(
+      "type", "\"" + name + "\" is not a type" + DidYouMean(name, {"int", "float", "bool", "enum", "text", "json"}));
 }
 
 absl::Status ReadRange(const YamlMap& map, ParameterEntry* entry) {
   if (!map.Has("range")) return absl::OkStatus();
-  if (entry->type != ValueType::kInt && entry->type != ValueType::kFloat) return map.Error("range", "only for types int and float");
+  if (entry->type != ValueType::kInt && entry->type != ValueType::kFloat)
+    return map.Error("range", "only for types int and float");
   std::vector<std::string> ends;
   RETURN_IF_ERROR(map.Read("range", &ends));
   double low = 0, high = 0;
   char rest = 0;
-  if (ends.size() != 2 || std::sscanf(ends[0].c_str(), "%lf%c", &low, &rest) != 1 || std::sscanf(ends[1].c_str(), "%lf%c", &high, &rest) != 1 ||
-      !(low <= high))
+  if (ends.size() != 2 || std::sscanf(ends[0].c_str(), "%lf%c", &low, &rest) != 1 ||
+      std::sscanf(ends[1].c_str(), "%lf%c", &high, &rest) != 1 || !(low <= high))
     return map.Error("range", "must be [lowest, highest]");
   entry->min = low;
   entry->max = high;
@@ -96,8 +99,10 @@ absl::Status ReadInlineValue(const YamlMap& map, ParameterEntry* entry) {
   if (type == "enum" && entry->choices.empty()) return map.Error("type", "enum needs `choices: [...]`");
   if (type != "enum" && map.Has("choices") && type != "text") return map.Error("choices", "only for type enum");
   RETURN_IF_ERROR(ReadRange(map, entry));
-  if (entry->type == ValueType::kJson) entry->value = JsonOf(node);
-  else RETURN_IF_ERROR(map.Read("value", &entry->value));
+  if (entry->type == ValueType::kJson)
+    entry->value = JsonOf(node);
+  else
+    RETURN_IF_ERROR(map.Read("value", &entry->value));
   // A block scalar or a collection has no single place where a new value can be written.
   const bool one_line = node.IsScalar() && entry->value.find('\n') == std::string::npos;
   entry->value_line = one_line ? node.Mark().line : -1;
@@ -111,9 +116,11 @@ absl::Status ReadInlineValue(const YamlMap& map, ParameterEntry* entry) {
 absl::Status ReadParameter(const YamlMap& parameters, const std::string& name, ParameterEntry* entry) {
   entry->name = name;
   entry->line = parameters.Line(name);
-  if (!IsIdentifier(name)) return parameters.Error(name, "a parameter's name consists of letters, digits and _, and begins with no digit");
+  if (!IsIdentifier(name))
+    return parameters.Error(name, "a parameter's name consists of letters, digits and _, and begins with no digit");
   ASSIGN_OR_RETURN(const YamlMap map, parameters.Map(name));
-  RETURN_IF_ERROR(map.CheckKeys({"file", "function", "value", "type", "range", "choices", "description", "constraint"}));
+  RETURN_IF_ERROR(
+      map.CheckKeys({"file", "function", "value", "type", "range", "choices", "description", "constraint"}));
   RETURN_IF_ERROR(map.Read("description", &entry->description));
   RETURN_IF_ERROR(map.Read("constraint", &entry->constraint));
   if (map.Has("file") == map.Has("value")) return parameters.Error(name, "needs either `file` or `value`");
@@ -135,7 +142,8 @@ absl::Status ReadScore(const YamlMap& map, ScoreRule* rule) {
   const YAML::Node node = map.At("score");
   if (!node.IsDefined()) return map.Error("", "score: missing; one of {json: FIELD}, {regex: 'EXPRESSION'}, exit-code");
   if (node.IsScalar()) {
-    if (node.Scalar() != "exit-code") return map.Error("score", "must be {json: FIELD}, {regex: 'EXPRESSION'} or exit-code");
+    if (node.Scalar() != "exit-code")
+      return map.Error("score", "must be {json: FIELD}, {regex: 'EXPRESSION'} or exit-code");
     rule->kind = ScoreRule::Kind::kExitCode;
     return absl::OkStatus();
   }
@@ -175,7 +183,8 @@ absl::Status ReadEvaluate(const YamlMap& root, EvaluateSection* out) {
   std::string direction = "maximize";
   RETURN_IF_ERROR(map.Read("direction", &direction));
   if (direction != "maximize" && direction != "minimize")
-    return map.Error("direction", "\"" + direction + "\" must be maximize or minimize" + DidYouMean(direction, {"maximize", "minimize"}));
+    return map.Error("direction", "\"" + direction + "\" must be maximize or minimize" +
+                                      DidYouMean(direction, {"maximize", "minimize"}));
   out->maximize = direction == "maximize";
   if (out->score.kind == ScoreRule::Kind::kExitCode && !out->maximize)
     return map.Error("direction", "with score exit-code (1 = success, 0 = failure) it must be maximize");
@@ -232,7 +241,8 @@ absl::Status ReadParameters(const YamlMap& root, std::vector<ParameterEntry>* ou
     RETURN_IF_ERROR(ReadParameter(parameters, name, &entry));
     for (const ParameterEntry& other : *out) {
       const bool same_file = entry.kind != ParameterEntry::Kind::kValue && other.path == entry.path;
-      const bool both_functions = entry.kind == ParameterEntry::Kind::kFunction && other.kind == ParameterEntry::Kind::kFunction;
+      const bool both_functions =
+          entry.kind == ParameterEntry::Kind::kFunction && other.kind == ParameterEntry::Kind::kFunction;
       if (same_file && (!both_functions || entry.function == other.function))
         return parameters.Error(name, "overlaps with parameter " + other.name + " in the same file");
     }
@@ -279,7 +289,8 @@ absl::StatusOr<std::chrono::milliseconds> ParseDuration(const std::string& text)
   const std::string name = fields < 2 ? "s" : unit;
   const double scale = name == "ms" ? 1 : name == "s" ? 1e3 : name == "m" ? 6e4 : name == "h" ? 3.6e6 : 0;
   char rest = 0;
-  const bool whole = fields == 2 ? static_cast<size_t>(used) == text.size() : std::sscanf(text.c_str(), "%lf%c", &amount, &rest) == 1;
+  const bool whole =
+      fields == 2 ? static_cast<size_t>(used) == text.size() : std::sscanf(text.c_str(), "%lf%c", &amount, &rest) == 1;
   if (fields < 1 || !whole || scale == 0 || !(amount > 0) || amount * scale > 1e12 || amount * scale < 1)
     return InvalidArgument("\"", text, "\" is not a duration such as 250ms, 60s, 10m, 2h");
   return std::chrono::milliseconds(std::llround(amount * scale));
@@ -287,7 +298,8 @@ absl::StatusOr<std::chrono::milliseconds> ParseDuration(const std::string& text)
 
 absl::StatusOr<std::string> CheckValue(const ParameterEntry& entry, const std::string& text) {
   if (entry.type == ValueType::kInt) {
-    if (text.empty() || text.find_first_not_of("+-0123456789") != std::string::npos) return InvalidArgument("\"", text, "\" is not a whole number");
+    if (text.empty() || text.find_first_not_of("+-0123456789") != std::string::npos)
+      return InvalidArgument("\"", text, "\" is not a whole number");
     RETURN_IF_ERROR(NumberIn(entry, text).status());
     return std::to_string(std::atoll(text.c_str()));
   }
@@ -295,7 +307,8 @@ absl::StatusOr<std::string> CheckValue(const ParameterEntry& entry, const std::s
     RETURN_IF_ERROR(NumberIn(entry, text).status());
     return text;
   }
-  if (entry.type == ValueType::kBool && text != "true" && text != "false") return InvalidArgument("\"", text, "\" must be true or false");
+  if (entry.type == ValueType::kBool && text != "true" && text != "false")
+    return InvalidArgument("\"", text, "\" must be true or false");
   if (entry.type == ValueType::kJson && !nlohmann::json::accept(text)) return InvalidArgument("not a JSON document");
   if (!entry.choices.empty() && std::find(entry.choices.begin(), entry.choices.end(), text) == entry.choices.end())
     return InvalidArgument("\"", text, "\" is none of the choices", DidYouMean(text, entry.choices));
@@ -304,7 +317,8 @@ absl::StatusOr<std::string> CheckValue(const ParameterEntry& entry, const std::s
 
 absl::StatusOr<OptimizeFile> ParseOptimizeFile(const std::string& text, const std::string& file_name) {
   ASSIGN_OR_RETURN(const YamlMap root, YamlMap::Parse(text, file_name));
-  if (root.Has("workflow")) return root.Error("workflow", "declared workflows are not implemented in this release; give `evaluate.command`");
+  if (root.Has("workflow"))
+    return root.Error("workflow", "declared workflows are not implemented in this release; give `evaluate.command`");
   RETURN_IF_ERROR(root.CheckKeys({"name", "parameters", "evaluate", "optimizer", "budget", "gate"}));
   OptimizeFile file;
   RETURN_IF_ERROR(root.Read("name", &file.name));

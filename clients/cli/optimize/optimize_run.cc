@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/status.h"
+#include "clients/cli/optimize/feedback.h"
 #include "clients/cli/optimize/unified_diff.h"
 #include "clients/cli/optimize/wire_values.h"
 
@@ -12,19 +13,22 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr size_t kShownOutput = 300;      // of the evaluation's node
-constexpr size_t kShownTried = 200;       // of a rejected value in the feedback
-constexpr size_t kMaxTried = 3;
-
 const char* OutcomeName(v1::ReplyKind kind) {
   switch (kind) {
-    case v1::REPLY_APPLIED: return "applied";
-    case v1::REPLY_UNCHANGED: return "unchanged";
-    case v1::REPLY_STOP: return "stop";
-    case v1::REPLY_UNPARSABLE: return "unparsable";
-    case v1::REPLY_EMPTY: return "empty";
-    case v1::REPLY_FAILED: return "failed";
-    default: return "unknown";
+    case v1::REPLY_APPLIED:
+      return "applied";
+    case v1::REPLY_UNCHANGED:
+      return "unchanged";
+    case v1::REPLY_STOP:
+      return "stop";
+    case v1::REPLY_UNPARSABLE:
+      return "unparsable";
+    case v1::REPLY_EMPTY:
+      return "empty";
+    case v1::REPLY_FAILED:
+      return "failed";
+    default:
+      return "unknown";
   }
 }
 
@@ -32,14 +36,20 @@ struct Candidate {
   int number = 0;
   int64_t version = 0;
   Values values;
-  std::string refused;   // why the values cannot be used
+  std::string refused;  // why the values cannot be used
 };
 
 class Run {
  public:
-  Run(client::Client& client, const OptimizeFile& file, const CandidateTree& tree, Evaluator& evaluator, Progress& progress,
-      const RunOptions& options)
-      : client_(client), file_(file), tree_(tree), evaluator_(evaluator), progress_(progress), options_(options), begin_(steady_clock::now()) {}
+  Run(client::Client& client, const OptimizeFile& file, const CandidateTree& tree, Evaluator& evaluator,
+      Progress& progress, const RunOptions& options)
+      : client_(client),
+        file_(file),
+        tree_(tree),
+        evaluator_(evaluator),
+        progress_(progress),
+        options_(options),
+        begin_(steady_clock::now()) {}
 
   RunOutcome Go() {
     out_.record.name = file_.name;
@@ -66,7 +76,8 @@ class Run {
     if (!options_.resume.empty()) return Resume();
     v1::CreateSessionRequest request;
     *request.mutable_optimizer() = ToOptimizerSpec(file_.optimizer);
-    for (const ParameterEntry& entry : file_.parameters) *request.add_parameters() = ToParameterSpec(entry, tree_.start().at(entry.name));
+    for (const ParameterEntry& entry : file_.parameters)
+      *request.add_parameters() = ToParameterSpec(entry, tree_.start().at(entry.name));
     request.mutable_budget()->set_max_llm_tokens(file_.budget.llm_tokens);
     request.set_direction(file_.evaluate.maximize ? v1::MAXIMIZE : v1::MINIMIZE);
     request.set_display_name(file_.name);
@@ -113,7 +124,8 @@ class Run {
       request.set_page_token(page.next_page_token());
     } while (!request.page_token().empty());
     for (const ParameterEntry& entry : file_.parameters)
-      if (!nodes_.count(entry.name)) return Internal("session ", session_.name(), " has no node for parameter ", entry.name);
+      if (!nodes_.count(entry.name))
+        return Internal("session ", session_.name(), " has no node for parameter ", entry.name);
     return absl::OkStatus();
   }
 
@@ -149,6 +161,9 @@ class Run {
     std::vector<Values> values;
     for (const Candidate& candidate : batch)
       if (candidate.refused.empty()) values.push_back(candidate.values);
+    ProgressEvent event = Event("evaluating");
+    event.candidate = batch.front().number;
+    progress_.Show(event);
     ASSIGN_OR_RETURN(const std::vector<Evaluation> results, evaluator_.EvaluateAll(values, options_.jobs));
     size_t next = 0;
     for (const Candidate& candidate : batch) {
@@ -165,7 +180,8 @@ class Run {
     const bool first = out_.record.evaluated.empty();
     if (!evaluation.cached && candidate.refused.empty()) ++out_.record.usage.evaluations;
     const double seconds = evaluation.cached ? 0 : static_cast<double>(evaluation.wall.count()) / 1000;
-    out_.record.evaluated.push_back({step_, candidate.number, candidate.version, evaluation.score, evaluation.failure, seconds, evaluation.cached});
+    out_.record.evaluated.push_back(
+        {step_, candidate.number, candidate.version, evaluation.score, evaluation.failure, seconds, evaluation.cached});
     auto& best = out_.record.best_score;
     const bool better = evaluation.score && (!best || IsBetter(file_.evaluate.maximize, *evaluation.score, *best));
     if (evaluation.score) {
@@ -181,9 +197,9 @@ class Run {
       out_.record.best_version = candidate.version;
       out_.record.best_values = candidate.values;
       best_evaluation_ = evaluation;
-      tried_.clear();
+      tried_.Clear();
     } else {
-      Remember(candidate, evaluation);
+      tried_.Add(candidate.values, out_.record.best_values, evaluation);
     }
     ProgressEvent event = Event("evaluation");
     event.candidate = candidate.number;
@@ -193,19 +209,6 @@ class Run {
     event.cached = evaluation.cached;
     progress_.Show(event);
     return absl::OkStatus();
-  }
-
-  // What was tried from the present best without success is told to the model, so that it does not propose the same again.
-  void Remember(const Candidate& candidate, const Evaluation& evaluation) {
-    std::string line = "-";
-    for (const auto& [name, value] : candidate.values)
-      if (value != out_.record.best_values.at(name))
-        line += Cat(" ", name, " = ", value.size() > kShownTried ? value.substr(0, kShownTried) + "..." : value);
-    if (line == "-") return;
-    line += evaluation.score ? Cat(" (score ", NumberText(*evaluation.score), ")") : Cat(" (failed: ", evaluation.failure, ")");
-    if (std::find(tried_.begin(), tried_.end(), line) != tried_.end()) return;
-    tried_.push_back(line);
-    if (tried_.size() > kMaxTried) tried_.erase(tried_.begin());
   }
 
   // ---- one step
@@ -227,15 +230,19 @@ class Run {
       event.outcome = OutcomeName(outcome.kind());
       event.text = outcome.reason();
       progress_.Show(event);
-      if (outcome.kind() != v1::REPLY_APPLIED && !outcome.reason().empty()) Note(Cat("step ", step_, ", candidate ", i + 1, ": ", outcome.reason()));
+      if (outcome.kind() != v1::REPLY_APPLIED && !outcome.reason().empty())
+        out_.record.notes.push_back(Cat("step ", step_, ", candidate ", i + 1, ": ", outcome.reason()));
       if (!outcome.has_version()) continue;
       Candidate candidate;
       candidate.number = i + 1;
       candidate.version = outcome.version();
       auto values = ValuesOf(candidate.version);
-      if (values.ok()) candidate.values = *std::move(values);
-      else if (values.status().code() == absl::StatusCode::kInvalidArgument) candidate.refused = std::string(values.status().message());
-      else return values.status();
+      if (values.ok())
+        candidate.values = *std::move(values);
+      else if (values.status().code() == absl::StatusCode::kInvalidArgument)
+        candidate.refused = std::string(values.status().message());
+      else
+        return values.status();
       if (!candidate.refused.empty()) candidate.values = out_.record.best_values;
       fresh.push_back(std::move(candidate));
     }
@@ -253,7 +260,8 @@ class Run {
   }
 
   size_t KnownCount() const {
-    return static_cast<size_t>(std::count_if(out_.record.evaluated.begin(), out_.record.evaluated.end(), [](const auto& v) { return !v.cached; }));
+    return static_cast<size_t>(std::count_if(out_.record.evaluated.begin(), out_.record.evaluated.end(),
+                                             [](const auto& v) { return !v.cached; }));
   }
 
   absl::Status EvaluateFresh(const std::vector<Candidate>& fresh) {
@@ -268,7 +276,8 @@ class Run {
       if (Interrupted() || WallSpent()) break;
       const bool costs = candidate.refused.empty() && !evaluator_.IsCached(candidate.values);
       if (costs && file_.budget.evaluations > 0 && planned >= file_.budget.evaluations) {
-        Note(Cat("step ", step_, ", candidate ", candidate.number, ": not evaluated, the budget of evaluations is spent"));
+        Note(Cat("step ", step_, ", candidate ", candidate.number,
+                 ": not evaluated, the budget of evaluations is spent"));
         continue;
       }
       planned += costs;
@@ -283,38 +292,17 @@ class Run {
     v1::ZeroFeedbackRequest zero;
     zero.set_session(session_.name());
     RETURN_IF_ERROR(client_.ZeroFeedback(zero).status());
-    const Evaluation& e = best_evaluation_;
     v1::RecordNodesRequest record;
     record.set_session(session_.name());
-    v1::Node& node = *record.add_nodes();
-    node.set_kind(e.score ? v1::Node::MESSAGE : v1::Node::EXCEPTION);
-    node.set_op("evaluate");
-    node.set_base("evaluate");
-    node.set_description(Cat("[evaluate] Runs `", file_.evaluate.command, "` with the parameters and measures the score."));
-    for (const ParameterEntry& entry : file_.parameters) {
-      v1::NodeInput& input = *node.add_inputs();
-      input.set_argument(entry.name);
-      input.set_node(nodes_.at(entry.name));
-    }
-    const std::string& shown = e.score ? e.out : e.err;
-    const std::string tail = shown.size() > kShownOutput ? "..." + Utf8From(shown, shown.size() - kShownOutput) : shown;
-    node.set_type("str");
-    node.set_text(e.score ? Cat("score = ", NumberText(*e.score), "\n", tail) : Cat("failed: ", e.failure, "\n", tail));
+    *record.add_nodes() = EvaluationNode(file_, nodes_, best_evaluation_);
     ASSIGN_OR_RETURN(const v1::RecordNodesResponse recorded, client_.RecordNodes(record));
-    if (recorded.nodes_size() != 1) return Internal("record: the server named ", recorded.nodes_size(), " nodes instead of one");
+    if (recorded.nodes_size() != 1)
+      return Internal("record: the server named ", recorded.nodes_size(), " nodes instead of one");
     v1::BackwardRequest backward;
     backward.set_session(session_.name());
     backward.set_output_node(recorded.nodes(0).id());
-    std::string feedback = FeedbackText(e, file_.evaluate.maximize);
-    if (!tried_.empty()) feedback += "Tried from here and not better:\n";
-    for (const std::string& line : tried_) feedback += line + "\n";
-    backward.set_feedback(feedback);
+    backward.set_feedback(FeedbackText(best_evaluation_, file_.evaluate.maximize) + tried_.Text());
     return client_.Backward(backward).status();
-  }
-
-  static std::string Utf8From(const std::string& text, size_t at) {
-    while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) ++at;
-    return text.substr(at);
   }
 
   absl::StatusOr<v1::ProposeResponse> Propose() {
@@ -373,11 +361,16 @@ class Run {
     const auto& usage = out_.record.usage;
     const int64_t all_tokens = tokens_ + usage_before_.llm_prompt_tokens() + usage_before_.llm_completion_tokens();
     std::string why;
-    if (Interrupted()) why = "interrupted";
-    else if (WallSpent()) why = "the time budget is spent";
-    else if (usage.steps >= file_.budget.steps) why = Cat("all ", file_.budget.steps, " steps are done");
-    else if (file_.budget.evaluations > 0 && usage.evaluations >= file_.budget.evaluations) why = "the budget of evaluations is spent";
-    else if (file_.budget.llm_tokens > 0 && all_tokens >= file_.budget.llm_tokens) why = "the token budget is spent";
+    if (Interrupted())
+      why = "interrupted";
+    else if (WallSpent())
+      why = "the time budget is spent";
+    else if (usage.steps >= file_.budget.steps)
+      why = Cat("all ", file_.budget.steps, " steps are done");
+    else if (file_.budget.evaluations > 0 && usage.evaluations >= file_.budget.evaluations)
+      why = "the budget of evaluations is spent";
+    else if (file_.budget.llm_tokens > 0 && all_tokens >= file_.budget.llm_tokens)
+      why = "the token budget is spent";
     out_.record.stopped = why;
     return why.empty();
   }
@@ -433,7 +426,7 @@ class Run {
   v1::Usage usage_before_;
   std::map<std::string, int64_t> nodes_;
   Evaluation best_evaluation_;
-  std::vector<std::string> tried_;
+  Tried tried_;
   std::atomic<bool> stop_waiting_{false};
   bool any_proposal_ = false;
   int step_ = 0, idle_steps_ = 0;
@@ -442,8 +435,8 @@ class Run {
 
 }  // namespace
 
-RunOutcome RunOptimization(client::Client& client, const OptimizeFile& file, const CandidateTree& tree, Evaluator& evaluator,
-                           Progress& progress, const RunOptions& options) {
+RunOutcome RunOptimization(client::Client& client, const OptimizeFile& file, const CandidateTree& tree,
+                           Evaluator& evaluator, Progress& progress, const RunOptions& options) {
   return Run(client, file, tree, evaluator, progress, options).Go();
 }
 

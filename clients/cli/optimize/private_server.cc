@@ -30,7 +30,8 @@ absl::StatusOr<std::string> FindServer() {
   const char* path = std::getenv("PATH");
   std::istringstream folders(path ? path : "");
   for (std::string folder; std::getline(folders, folder, ':');)
-    if (const fs::path candidate = fs::path(folder) / "optod"; access(candidate.c_str(), X_OK) == 0) return candidate.string();
+    if (const fs::path candidate = fs::path(folder) / "optod"; access(candidate.c_str(), X_OK) == 0)
+      return candidate.string();
   return NotFound("optod: not found beside optoctl nor in PATH");
 }
 
@@ -51,8 +52,9 @@ absl::Status PrivateServer::Launch(const PrivateServerOptions& options) {
   if (error) return Internal("private server: its folder cannot be made: ", error.message());
   fs::permissions(folder_, fs::perms::owner_all, error);
   address_ = "unix:" + folder_ + "/sock";
-  std::vector<std::string> arguments = {program, "--data-dir", options.data_dir.empty() ? folder_ + "/data" : options.data_dir,
-                                        "--listen", address_, "--http", "off"};
+  std::vector<std::string> arguments = {
+      program,  "--data-dir", options.data_dir.empty() ? folder_ + "/data" : options.data_dir, "--listen", address_,
+      "--http", "off"};
   arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -67,7 +69,7 @@ absl::Status PrivateServer::Launch(const PrivateServerOptions& options) {
     return Internal("private server: cannot fork");
   }
   if (pid_ == 0) {
-    setpgid(0, 0);   // a Ctrl-C at the terminal is for optoctl, which then stops the server in order
+    setpgid(0, 0);  // a Ctrl-C at the terminal is for optoctl, which then stops the server in order
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     dup2(ready[1], 1);
     const int log_fd = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);

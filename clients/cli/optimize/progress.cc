@@ -17,7 +17,7 @@ class Quiet final : public Progress {
 class Json final : public Progress {
  public:
   void Show(const ProgressEvent& event) override {
-    if (event.kind == "proposing") return;
+    if (event.kind == "proposing" || event.kind == "evaluating") return;
     std::printf("%s\n", ProgressJson(event).c_str());
     std::fflush(stdout);
   }
@@ -28,7 +28,8 @@ class Terminal final : public Progress {
  public:
   void Show(const ProgressEvent& event) override {
     Done();
-    const bool passing = event.kind == "proposing";
+    if (event.kind == "step" || (event.kind == "proposal" && event.outcome == "applied")) return;
+    const bool passing = event.kind == "proposing" || event.kind == "evaluating";
     std::fprintf(stderr, passing ? "%s" : "%s\n", ProgressLine(event).c_str());
     std::fflush(stderr);
     open_ = passing;
@@ -69,16 +70,23 @@ std::string ProgressLine(const ProgressEvent& event) {
   std::snprintf(head, sizeof head, "%7ss  %-12s", Fixed(event.seconds, 1).c_str(), where.c_str());
   if (event.kind == "session") return Cat("session ", event.session);
   if (event.kind == "note") return Cat(head, "note         ", Short(event.text, 160));
-  if (event.kind == "proposing") return Cat(head, "asking the model ... ", Short(event.text, 40), "  ", event.tokens, " tokens");
-  if (event.kind == "proposal") return Cat(head, "proposal ", event.candidate, "   ", event.outcome, event.text.empty() ? "" : ": ", Short(event.text, 120));
+  if (event.kind == "proposing")
+    return Cat(head, "asking the model ... ", Short(event.text, 40), "  ", event.tokens, " tokens");
+  if (event.kind == "proposal")
+    return Cat(head, "proposal ", event.candidate, "   ", event.outcome, event.text.empty() ? "" : ": ",
+               Short(event.text, 120));
   if (event.kind == "step") return Cat(head, "best ", Score(event.best), "  ", event.tokens, " tokens");
   const std::string what = event.step == 0 ? std::string("evaluated  ") : Cat("candidate ", event.candidate);
-  return Cat(head, what, "  ", event.score ? Cat("score ", Score(event.score)) : Cat("failed: ", Short(event.text, 120)),
-             event.cached ? "  (seen before)" : "", "  best ", Score(event.best));
+  if (event.kind == "evaluating") return Cat(head, what, "  running ...");
+  return Cat(head, what, "  ",
+             event.score ? Cat("score ", Score(event.score)) : Cat("failed: ", Short(event.text, 120)),
+             event.cached ? "  (seen before)" : "", "  best ", Score(event.best), "  ", event.tokens, " tokens");
 }
 
 std::string ProgressJson(const ProgressEvent& event) {
-  const auto score = [](std::optional<double> value) { return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr); };
+  const auto score = [](std::optional<double> value) {
+    return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr);
+  };
   nlohmann::ordered_json out;
   out["event"] = event.kind;
   if (!event.session.empty()) out["session"] = event.session;

@@ -1,5 +1,6 @@
 #pragma once
-/// What a run shows while it goes on: JSON events (one a line), one updating line on a terminal, or nothing. For one thread.
+/// What a run shows while it goes on: JSON events (one a line), one updating line on a terminal, or nothing. For one
+/// thread.
 
 #include <cstdint>
 #include <memory>
@@ -9,19 +10,19 @@
 namespace optod::cli {
 
 struct ProgressEvent {
-  /// "session", "evaluation", "proposing", "proposal", "step", "note".
+  /// "session", "evaluating", "evaluation", "proposing", "proposal", "step", "note".
   std::string kind;
-  std::string session;                 ///< "session"
-  int step = 0;                        ///< 0 = the start
-  int64_t steps = 0;                   ///< budget
+  std::string session;  ///< "session"
+  int step = 0;         ///< 0 = the start
+  int64_t steps = 0;    ///< budget
   int candidate = 0;
   std::optional<int64_t> version;
   std::optional<double> score, best;
-  std::string outcome;                 ///< "proposal": applied, unchanged, stop, unparsable, empty, failed
-  std::string text;                    ///< failure, reason or note
+  std::string outcome;  ///< "proposal": applied, unchanged, stop, unparsable, empty, failed
+  std::string text;     ///< failure, reason or note
   bool cached = false;
-  int64_t tokens = 0;                  ///< so far
-  double seconds = 0;                  ///< since the start of the run
+  int64_t tokens = 0;  ///< so far
+  double seconds = 0;  ///< since the start of the run
 };
 
 class Progress {

@@ -11,9 +11,9 @@ namespace {
 
 // One statement as Python sees it: possibly several physical lines.
 struct LogicalLine {
-  size_t begin = 0, end = 0;   // bytes: from the start of its first line to before the end of its last line
-  size_t text = 0;             // first byte after the indentation
-  int width = 0;               // indentation, tabs to multiples of 8
+  size_t begin = 0, end = 0;  // bytes: from the start of its first line to before the end of its last line
+  size_t text = 0;            // first byte after the indentation
+  int width = 0;              // indentation, tabs to multiples of 8
 };
 
 // A physical line that begins inside a string: its leading white space belongs to the string.
@@ -85,8 +85,10 @@ class Scanner {
       const char c = s_[at_];
       if (c == '\\' && at_ + 1 < s_.size()) {
         ++at_;
-        if (s_[at_] == '\n' || s_[at_] == '\r') NewLine(), scan_.inside_string.push_back(at_);
-        else ++at_;
+        if (s_[at_] == '\n' || s_[at_] == '\r')
+          NewLine(), scan_.inside_string.push_back(at_);
+        else
+          ++at_;
       } else if (c == '\n' || c == '\r') {
         if (!triple) return InvalidArgument("line ", LineOf(open), ": a string is not closed");
         NewLine();
@@ -105,10 +107,14 @@ class Scanner {
     while (at_ < s_.size() && s_[at_] != '\n' && s_[at_] != '\r') ++at_;
   }
   void NewLine() {
-    if (Peek() == '\r' && Peek(1) == '\n') at_ += 2;
-    else if (at_ < s_.size()) ++at_;
+    if (Peek() == '\r' && Peek(1) == '\n')
+      at_ += 2;
+    else if (at_ < s_.size())
+      ++at_;
   }
-  long LineOf(size_t byte) const { return 1 + std::count(s_.begin(), s_.begin() + static_cast<std::ptrdiff_t>(byte), '\n'); }
+  long LineOf(size_t byte) const {
+    return 1 + std::count(s_.begin(), s_.begin() + static_cast<std::ptrdiff_t>(byte), '\n');
+  }
 
   const std::string& s_;
   size_t at_ = 0;
@@ -122,7 +128,8 @@ std::string Word(const std::string& s, size_t* at) {
   const size_t begin = *at;
   while (*at < s.size() && IsNameByte(s[*at])) ++*at;
   std::string word = s.substr(begin, *at - begin);
-  while (*at < s.size() && (s[*at] == ' ' || s[*at] == '\t' || s[*at] == '\\' || s[*at] == '\n' || s[*at] == '\r')) ++*at;
+  while (*at < s.size() && (s[*at] == ' ' || s[*at] == '\t' || s[*at] == '\\' || s[*at] == '\n' || s[*at] == '\r'))
+    ++*at;
   return word;
 }
 
@@ -165,7 +172,8 @@ std::vector<FunctionPlace> FunctionsOf(const std::string& source, const std::vec
     place.qualified_name = qualified + head.name;
     place.begin = lines[first].begin;
     place.end = lines[last].end;
-    place.line = 1 + static_cast<int>(std::count(source.begin(), source.begin() + static_cast<std::ptrdiff_t>(lines[i].begin), '\n'));
+    place.line = 1 + static_cast<int>(std::count(source.begin(),
+                                                 source.begin() + static_cast<std::ptrdiff_t>(lines[i].begin), '\n'));
     place.indent = source.substr(lines[i].begin, lines[i].text - lines[i].begin);
     found.push_back(place);
   }
@@ -173,7 +181,8 @@ std::vector<FunctionPlace> FunctionsOf(const std::string& source, const std::vec
 }
 
 std::string Replaced(std::string text, const std::string& from, const std::string& to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
+    text.replace(at, from.size(), to);
   return text;
 }
 
@@ -216,7 +225,8 @@ absl::StatusOr<FunctionPlace> FindFunction(const std::string& source, const std:
     return NotFound("function: \"", name, "\" is not defined here", DidYouMean(name, names));
   }
   std::string where;
-  for (const FunctionPlace& place : matches) where += Cat(where.empty() ? "" : ", ", place.qualified_name, " at line ", place.line);
+  for (const FunctionPlace& place : matches)
+    where += Cat(where.empty() ? "" : ", ", place.qualified_name, " at line ", place.line);
   return InvalidArgument("function: \"", name, "\" is ambiguous: ", where, "; give a qualified name that occurs once");
 }
 
@@ -233,15 +243,18 @@ absl::StatusOr<std::string> GetFunction(const std::string& source, const std::st
   return UsesCrLf(source) ? Replaced(std::move(text), "\r\n", "\n") : text;
 }
 
-absl::StatusOr<std::string> ReplaceFunction(const std::string& source, const std::string& name, const std::string& new_text) {
+absl::StatusOr<std::string> ReplaceFunction(const std::string& source, const std::string& name,
+                                            const std::string& new_text) {
   ASSIGN_OR_RETURN(const FunctionPlace place, FindFunction(source, name));
   std::string text = Replaced(new_text, "\r\n", "\n");
   while (!text.empty() && (text.back() == '\n' || text.back() == ' ' || text.back() == '\t')) text.pop_back();
   auto scan = Scanner(text).Run();
-  if (!scan.ok()) return InvalidArgument("function ", name, ": the new text is not Python: ", std::string(scan.status().message()));
+  if (!scan.ok())
+    return InvalidArgument("function ", name, ": the new text is not Python: ", std::string(scan.status().message()));
   const std::string own_name = LastPart(place.qualified_name);
   const auto inner = FunctionsOf(text, scan->lines);
-  if (std::none_of(inner.begin(), inner.end(), [&](const FunctionPlace& f) { return f.qualified_name == own_name && f.indent.empty(); }))
+  if (std::none_of(inner.begin(), inner.end(),
+                   [&](const FunctionPlace& f) { return f.qualified_name == own_name && f.indent.empty(); }))
     return InvalidArgument("function ", name, ": the new text does not define ", own_name, " at its outermost level");
   ForEachLineStart(text, scan->inside_string, [&](size_t at) {
     if (at < text.size() && text[at] != '\n') text.insert(at, place.indent);

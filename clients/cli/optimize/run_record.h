@@ -1,5 +1,6 @@
 #pragma once
-/// What a run of `optoctl optimize` did, and its reports: the last JSON line, a Markdown summary, a JUnit file. Plain data, pure functions.
+/// What a run of `optoctl optimize` did, and its reports: the last JSON line, a Markdown summary, a JUnit file. Plain
+/// data, pure functions.
 
 #include <cstdint>
 #include <optional>
@@ -13,8 +14,8 @@
 namespace optod::cli {
 
 struct EvaluatedVersion {
-  int step = 0;                       ///< 0 = the start
-  int candidate = 0;                  ///< 1, 2, ... within the step
+  int step = 0;       ///< 0 = the start
+  int candidate = 0;  ///< 1, 2, ... within the step
   int64_t version = 0;
   std::optional<double> score;
   std::string failure;
@@ -29,15 +30,15 @@ struct RunUsage {
 };
 
 struct RunRecord {
-  std::string name, session, stopped;         ///< `stopped`: why it ended, for people
-  std::vector<EvaluatedVersion> evaluated;    ///< in order; the start first
+  std::string name, session, stopped;       ///< `stopped`: why it ended, for people
+  std::vector<EvaluatedVersion> evaluated;  ///< in order; the start first
   std::optional<double> start_score, best_score;
   int64_t best_version = 0;
   Values start_values, best_values;
   GateResult gate;
   RunUsage usage;
-  std::string patch;                          ///< unified diff from start to best
-  std::vector<std::string> notes;             ///< errors of the model and such, one line each
+  std::string patch;               ///< unified diff from start to best
+  std::vector<std::string> notes;  ///< errors of the model and such, one line each
 };
 
 /// {"best_score":…,"start_score":…,"gate":"passed|failed","session":…,"version":…,"usage":{…}}; absent scores are null.
@@ -46,8 +47,8 @@ std::string ResultJson(const RunRecord& record);
 /// A GitHub-flavoured summary: verdict, table of evaluations, the patch.
 std::string SummaryMarkdown(const RunRecord& record, const OptimizeFile& file);
 
-/// One test suite: a case for the gate (failed = <failure>) and one for every evaluation (a failed one = <skipped> with its reason, for it is no
-/// failure of the run).
+/// One test suite: a case for the gate (failed = <failure>) and one for every evaluation (a failed one = <skipped> with
+/// its reason, for it is no failure of the run).
 std::string JUnitXml(const RunRecord& record);
 
 /// &, <, >, quotes as entities; control characters that XML 1.0 forbids as '?'.

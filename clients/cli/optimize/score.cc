@@ -10,7 +10,7 @@
 namespace optod::cli {
 namespace {
 
-constexpr size_t kMaxRegexLine = 64 * 1024;   // std::regex recurses by the character
+constexpr size_t kMaxRegexLine = 64 * 1024;  // std::regex recurses by the character
 
 // Lines of `text`, last first; stops when `use` returns true.
 template <typename Use>
@@ -60,7 +60,8 @@ absl::StatusOr<double> FromRegex(const std::string& expression, const std::strin
     const std::regex pattern(expression, std::regex::ECMAScript);
     FromLastLine(out, [&](const std::string& line) {
       if (line.size() > kMaxRegexLine) return false;
-      for (std::sregex_iterator it(line.begin(), line.end(), pattern), end; it != end; ++it) text = (*it)[it->size() > 1 ? 1 : 0].str();
+      for (std::sregex_iterator it(line.begin(), line.end(), pattern), end; it != end; ++it)
+        text = (*it)[it->size() > 1 ? 1 : 0].str();
       return !text.empty();
     });
   } catch (const std::regex_error& e) {
@@ -69,7 +70,8 @@ absl::StatusOr<double> FromRegex(const std::string& expression, const std::strin
   if (text.empty()) return InvalidArgument("no score: no line of the output matches '", expression, "'");
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
-  if (*end != '\0') return InvalidArgument("no score: '", expression, "' matched \"", text, "\", which is not a number");
+  if (*end != '\0')
+    return InvalidArgument("no score: '", expression, "' matched \"", text, "\", which is not a number");
   return Finite(value, "no score: the match \"" + text + "\"");
 }
 
@@ -77,9 +79,12 @@ absl::StatusOr<double> FromRegex(const std::string& expression, const std::strin
 
 absl::StatusOr<double> ExtractScore(const ScoreRule& rule, const std::string& out, int exit_code) {
   switch (rule.kind) {
-    case ScoreRule::Kind::kJson: return FromJson(rule.expression, out);
-    case ScoreRule::Kind::kRegex: return FromRegex(rule.expression, out);
-    case ScoreRule::Kind::kExitCode: break;
+    case ScoreRule::Kind::kJson:
+      return FromJson(rule.expression, out);
+    case ScoreRule::Kind::kRegex:
+      return FromRegex(rule.expression, out);
+    case ScoreRule::Kind::kExitCode:
+      break;
   }
   return exit_code == 0 ? 1.0 : 0.0;
 }

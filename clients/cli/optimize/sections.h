@@ -13,7 +13,8 @@ namespace optod::cli {
 /// `parameters:`, at least one.
 absl::Status ReadParameters(const YamlMap& root, std::vector<ParameterEntry>* out);
 
-/// `optimizer:`. Keys of the section beside name, llm, seed, candidates and `not_hyper` are hyperparameters; the server knows their names.
+/// `optimizer:`. Keys of the section beside name, llm, seed, candidates and `not_hyper` are hyperparameters; the server
+/// knows their names.
 absl::Status ReadOptimizer(const YamlMap& root, const std::vector<std::string>& not_hyper, OptimizerSection* out);
 
 }  // namespace optod::cli

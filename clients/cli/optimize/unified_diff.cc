@@ -22,13 +22,14 @@ std::vector<std::string_view> Lines(std::string_view text) {
 }
 
 struct Edit {
-  char sign;   // ' ', '-', '+'
+  char sign;  // ' ', '-', '+'
   std::string_view line;
 };
 
 using LineList = std::vector<std::string_view>;
 
-// Myers' greedy search; `trace[d]` holds the furthest x on each diagonal before round d. False: more than kMaxEdits edits.
+// Myers' greedy search; `trace[d]` holds the furthest x on each diagonal before round d. False: more than kMaxEdits
+// edits.
 bool Search(const LineList& a, const LineList& b, std::vector<std::vector<int>>* trace) {
   const int n = static_cast<int>(a.size()), m = static_cast<int>(b.size()), limit = std::min(n + m, kMaxEdits);
   std::vector<int> furthest(2 * static_cast<size_t>(limit) + 3, 0);
@@ -62,8 +63,10 @@ std::vector<Edit> EditScript(const LineList& a, const LineList& b) {
     const int from_x = d == 0 ? 0 : at(from_k), from_y = d == 0 ? 0 : from_x - from_k;
     while (x > from_x && y > from_y) edits.push_back({' ', a[static_cast<size_t>(--x)]}), --y;
     if (d > 0) {
-      if (x == from_x) edits.push_back({'+', b[static_cast<size_t>(--y)]});
-      else edits.push_back({'-', a[static_cast<size_t>(--x)]});
+      if (x == from_x)
+        edits.push_back({'+', b[static_cast<size_t>(--y)]});
+      else
+        edits.push_back({'-', a[static_cast<size_t>(--x)]});
     }
   }
   std::reverse(edits.begin(), edits.end());
@@ -77,7 +80,10 @@ std::vector<Edit> Compare(const std::string& before, const std::string& after) {
   while (head < a.size() && head < b.size() && a[head] == b[head]) ++head;
   while (tail < a.size() - head && tail < b.size() - head && a[a.size() - 1 - tail] == b[b.size() - 1 - tail]) ++tail;
   const LineList all = a;
-  const auto cut = [&](LineList& lines) { lines = LineList(lines.begin() + static_cast<std::ptrdiff_t>(head), lines.end() - static_cast<std::ptrdiff_t>(tail)); };
+  const auto cut = [&](LineList& lines) {
+    lines =
+        LineList(lines.begin() + static_cast<std::ptrdiff_t>(head), lines.end() - static_cast<std::ptrdiff_t>(tail));
+  };
   cut(a);
   cut(b);
   std::vector<Edit> edits;

@@ -10,23 +10,34 @@ namespace {
 
 std::string PythonType(const ParameterEntry& entry, const std::string& start) {
   switch (entry.type) {
-    case ValueType::kCode: return "code";
-    case ValueType::kInt: return "int";
-    case ValueType::kFloat: return "float";
-    case ValueType::kBool: return "bool";
-    case ValueType::kJson: return start[0] == '{' ? "dict" : start[0] == '[' ? "list" : "";
-    case ValueType::kText: break;
+    case ValueType::kCode:
+      return "code";
+    case ValueType::kInt:
+      return "int";
+    case ValueType::kFloat:
+      return "float";
+    case ValueType::kBool:
+      return "bool";
+    case ValueType::kJson:
+      return start[0] == '{' ? "dict" : start[0] == '[' ? "list" : "";
+    case ValueType::kText:
+      break;
   }
   return "str";
 }
 
 v1::Value ToValue(ValueType type, const std::string& text) {
   v1::Value value;
-  if (type == ValueType::kInt) value.set_integer(std::atoll(text.c_str()));
-  else if (type == ValueType::kFloat) value.set_number(std::strtod(text.c_str(), nullptr));
-  else if (type == ValueType::kBool) value.set_flag(text == "true");
-  else if (type == ValueType::kJson) value.set_json(text);
-  else value.set_text(text);
+  if (type == ValueType::kInt)
+    value.set_integer(std::atoll(text.c_str()));
+  else if (type == ValueType::kFloat)
+    value.set_number(std::strtod(text.c_str(), nullptr));
+  else if (type == ValueType::kBool)
+    value.set_flag(text == "true");
+  else if (type == ValueType::kJson)
+    value.set_json(text);
+  else
+    value.set_text(text);
   return value;
 }
 
@@ -53,12 +64,18 @@ v1::ParameterSpec ToParameterSpec(const ParameterEntry& entry, const std::string
 
 std::string ValueText(const v1::Value& value) {
   switch (value.kind_case()) {
-    case v1::Value::kText: return value.text();
-    case v1::Value::kNumber: return NumberText(value.number());
-    case v1::Value::kInteger: return std::to_string(value.integer());
-    case v1::Value::kFlag: return value.flag() ? "true" : "false";
-    case v1::Value::kJson: return value.json();
-    case v1::Value::KIND_NOT_SET: break;
+    case v1::Value::kText:
+      return value.text();
+    case v1::Value::kNumber:
+      return NumberText(value.number());
+    case v1::Value::kInteger:
+      return std::to_string(value.integer());
+    case v1::Value::kFlag:
+      return value.flag() ? "true" : "false";
+    case v1::Value::kJson:
+      return value.json();
+    case v1::Value::KIND_NOT_SET:
+      break;
   }
   return "";
 }
@@ -70,11 +87,13 @@ absl::StatusOr<Values> FromVersion(const v1::Version& version, const OptimizeFil
     if (!value) continue;
     std::string text = ValueText(*value);
     // The start's own spelling ("0.50") when the number is the same.
-    if (entry.type == ValueType::kFloat && std::strtod(start.at(entry.name).c_str(), nullptr) == value->number()) text = start.at(entry.name);
+    if (entry.type == ValueType::kFloat && std::strtod(start.at(entry.name).c_str(), nullptr) == value->number())
+      text = start.at(entry.name);
     auto checked = CheckValue(entry, text);
     if (!checked.ok()) return InvalidArgument(entry.name, ": ", std::string(checked.status().message()));
     const std::string& before = start.at(entry.name);
-    if (entry.kind == ParameterEntry::Kind::kFile && !before.empty() && before.back() == '\n' && (checked->empty() || checked->back() != '\n'))
+    if (entry.kind == ParameterEntry::Kind::kFile && !before.empty() && before.back() == '\n' &&
+        (checked->empty() || checked->back() != '\n'))
       *checked += '\n';
     values[entry.name] = *std::move(checked);
   }

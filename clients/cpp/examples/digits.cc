@@ -37,13 +37,13 @@ constexpr std::array<std::array<uint8_t, 8>, kClasses> kGlyphs = {{{0x3c, 0x66, 
                                                                    {0x3c, 0x66, 0x66, 0x3e, 0x06, 0x0c, 0x38, 0x00}}};
 
 struct Images {
-  std::vector<float> pixels;   // [n, 64], about 0 to 1
-  std::vector<int> labels;     // [n]
+  std::vector<float> pixels;  // [n, 64], about 0 to 1
+  std::vector<int> labels;    // [n]
 };
 
 Images MakeImages(int n, uint32_t seed) {
   std::mt19937 random(seed);
-  std::normal_distribution<float> noise(0.0f, 0.45f);
+  std::normal_distribution<float> noise(0.0f, 0.3f);
   Images images;
   for (int i = 0; i < n; ++i) {
     const int label = i % kClasses, dx = static_cast<int>(random() % 3) - 1, dy = static_cast<int>(random() % 2);
@@ -52,14 +52,16 @@ Images MakeImages(int n, uint32_t seed) {
       for (int x = 0; x < 8; ++x) {
         const int from_x = x - dx, from_y = y - dy;
         const bool inside = from_x >= 0 && from_x < 8 && from_y >= 0;
-        const bool ink = inside && (kGlyphs[static_cast<size_t>(label)][static_cast<size_t>(from_y)] >> (7 - from_x) & 1);
+        const bool ink =
+            inside && (kGlyphs[static_cast<size_t>(label)][static_cast<size_t>(from_y)] >> (7 - from_x) & 1);
         images.pixels.push_back((ink ? 1.0f : 0.0f) + noise(random));
       }
   }
   return images;
 }
 
-// theta: w [64, 10] then b [10]. Mean cross-entropy; `gradient` (same shape) when wanted; `correct` counts right answers.
+// theta: w [64, 10] then b [10]. Mean cross-entropy; `gradient` (same shape) when wanted; `correct` counts right
+// answers.
 double Loss(std::span<const float> theta, const Images& images, std::vector<float>* gradient, int* correct) {
   const size_t n = images.labels.size();
   const float* bias = theta.data() + kPixels * kClasses;
@@ -71,7 +73,8 @@ double Loss(std::span<const float> theta, const Images& images, std::vector<floa
     std::array<double, kClasses> logit;
     for (int c = 0; c < kClasses; ++c) logit[static_cast<size_t>(c)] = bias[c];
     for (int p = 0; p < kPixels; ++p)
-      for (int c = 0; c < kClasses; ++c) logit[static_cast<size_t>(c)] += static_cast<double>(x[p]) * theta[static_cast<size_t>(p * kClasses + c)];
+      for (int c = 0; c < kClasses; ++c)
+        logit[static_cast<size_t>(c)] += static_cast<double>(x[p]) * theta[static_cast<size_t>(p * kClasses + c)];
     const double top = *std::max_element(logit.begin(), logit.end());
     right += std::max_element(logit.begin(), logit.end()) - logit.begin() == images.labels[i];
     double sum = 0;
@@ -80,7 +83,8 @@ double Loss(std::span<const float> theta, const Images& images, std::vector<floa
     total -= std::log(logit[label] / sum);
     if (!gradient) continue;
     for (int c = 0; c < kClasses; ++c) {
-      const auto error = static_cast<float>((logit[static_cast<size_t>(c)] / sum - (static_cast<size_t>(c) == label)) / static_cast<double>(n));
+      const auto error = static_cast<float>((logit[static_cast<size_t>(c)] / sum - (static_cast<size_t>(c) == label)) /
+                                            static_cast<double>(n));
       (*gradient)[static_cast<size_t>(kPixels * kClasses + c)] += error;
       for (int p = 0; p < kPixels; ++p) (*gradient)[static_cast<size_t>(p * kClasses + c)] += error * x[p];
     }
@@ -121,7 +125,8 @@ absl::StatusOr<Report> TrainByGradients(client::Client& client, const Images& tr
     begin.set_seq(step);
     begin.set_base_version(step - 1);
     begin.set_loss(loss);
-    RETURN_IF_ERROR(stream->Step(begin, std::as_bytes(std::span(gradient)), std::as_writable_bytes(std::span(theta))).status());
+    RETURN_IF_ERROR(
+        stream->Step(begin, std::as_bytes(std::span(gradient)), std::as_writable_bytes(std::span(theta))).status());
   }
   RETURN_IF_ERROR(stream->Close());
   int correct = 0;
@@ -138,7 +143,9 @@ absl::StatusOr<Report> TrainByLosses(client::Client& client, const Images& train
   options.session = session.name();
   options.initial.assign(kPixels * kClasses + kClasses, 0.0f);
   ASSIGN_OR_RETURN(auto worker, client::ZeroOrderWorker::Attach(client, options));
-  const auto loss = [&](std::span<const float> theta) -> absl::StatusOr<double> { return Loss(theta, train, nullptr, nullptr); };
+  const auto loss = [&](std::span<const float> theta) -> absl::StatusOr<double> {
+    return Loss(theta, train, nullptr, nullptr);
+  };
   report.first_loss = Loss(worker->theta(), train, nullptr, nullptr);
   for (int step = 0; step < kZoSteps; ++step) RETURN_IF_ERROR(worker->Step(loss).status());
   RETURN_IF_ERROR(worker->CatchUp());
@@ -154,9 +161,10 @@ absl::Status Run(bool json) {
   ASSIGN_OR_RETURN(auto client, client::Client::Connect(client::OptionsFromEnv()));
   for (const auto train_by : {&TrainByGradients, &TrainByLosses}) {
     ASSIGN_OR_RETURN(const Report r, train_by(*client, train, test));
-    std::printf(json ? "{\"optimizer\":\"%s\",\"session\":\"%s\",\"first_loss\":%.6f,\"last_loss\":%.6f,\"accuracy\":%.4f}\n"
-                     : "%-7s %-40s loss %.4f -> %.4f   test accuracy %.4f\n",
-                r.optimizer, r.session.c_str(), r.first_loss, r.last_loss, r.accuracy);
+    std::printf(
+        json ? "{\"optimizer\":\"%s\",\"session\":\"%s\",\"first_loss\":%.6f,\"last_loss\":%.6f,\"accuracy\":%.4f}\n"
+             : "%-7s %-40s loss %.4f -> %.4f   test accuracy %.4f\n",
+        r.optimizer, r.session.c_str(), r.first_loss, r.last_loss, r.accuracy);
     std::fflush(stdout);
     if (!(r.last_loss < r.first_loss)) return Internal(r.optimizer, ": the loss did not fall");
   }

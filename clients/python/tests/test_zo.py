@@ -194,3 +194,11 @@ def test_projected_gradient():
     assert zo.projected_gradient(2.0, 1.0, 0.25) == 2.0
     assert zo.projected_gradient(2.0, 1.0, 0.25, one_sided=True) == 4.0
     assert zo.coefficient(1e-6, 0.1, 3).dtype == np.float32
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [640, 10], [5, 0, 4, 3, 1], [2048, 32, 320, 10], [70_000, 3]], ids=str)
+def test_all_tensors_at_once_equal_one_by_one(sizes):
+    together = zo.normal_tensors(9, 3, 2, sizes)
+    assert [z.size for z in together] == sizes
+    for tensor, z in enumerate(together):
+        np.testing.assert_array_equal(z.view(np.uint32), zo.normal(9, 3, 2, tensor, 0, sizes[tensor]).view(np.uint32))

@@ -51,8 +51,10 @@ struct ErrorCase {
 };
 const ErrorCase kErrors[] = {
     {"unknown_top_key", "budget:", "bugdet:", "f.yaml:16: bugdet: unknown key; did you mean budget?"},
-    {"unknown_inner_key", "timeout: 90s", "timeuot: 90s", "f.yaml:14: evaluate.timeuot: unknown key; did you mean timeout?"},
-    {"unknown_parameter_key", "range: [1, 20]", "rnge: [1, 20]", "f.yaml:5: parameters.k.rnge: unknown key; did you mean range?"},
+    {"unknown_inner_key", "timeout: 90s", "timeuot: 90s",
+     "f.yaml:14: evaluate.timeuot: unknown key; did you mean timeout?"},
+    {"unknown_parameter_key", "range: [1, 20]", "rnge: [1, 20]",
+     "f.yaml:5: parameters.k.rnge: unknown key; did you mean range?"},
     {"doubled_key", "  direction: maximize", "  command: x", "f.yaml:13: evaluate.command: given twice"},
     {"garbage", "optimizer: {name", "optimizer: }{name", "f.yaml:15: not YAML"},
     {"tab", "  command:", "\tcommand:", "not YAML"},
@@ -73,7 +75,8 @@ const ErrorCase kErrors[] = {
     {"bad_score", "score: {json: score}", "score: {json: a, regex: b}", "must hold one of `json` and `regex`"},
     {"bad_regex", "score: {json: score}", "score: {regex: '(a'}", "not a regular expression"},
     {"bad_score_word", "score: {json: score}", "score: exit_code", "must be {json: FIELD}"},
-    {"exit_code_minimize", "score: {json: score}\n  direction: maximize", "score: exit-code\n  direction: minimize", "it must be maximize"},
+    {"exit_code_minimize", "score: {json: score}\n  direction: maximize", "score: exit-code\n  direction: minimize",
+     "it must be maximize"},
     {"no_command", "command: python3 eval.py", "command: ''", "missing or empty"},
     {"steps_zero", "steps: 5", "steps: 0", "f.yaml:16: budget.steps: must be at least 1"},
     {"steps_text", "steps: 5", "steps: five", "must be a whole number"},
@@ -95,14 +98,16 @@ TEST_P(OptimizeFileError, NamesFileLineAndKey) {
   EXPECT_EQ(file.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(std::string(file.status().message()).find(GetParam().message), std::string::npos) << file.status();
 }
-INSTANTIATE_TEST_SUITE_P(Rows, OptimizeFileError, testing::ValuesIn(kErrors), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rows, OptimizeFileError, testing::ValuesIn(kErrors),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 struct DurationCase {
   const char* text;
-  int64_t ms;   // 0 = an error
+  int64_t ms;  // 0 = an error
 };
-const DurationCase kDurations[] = {{"250ms", 250}, {"60s", 60'000}, {"1.5m", 90'000}, {"2h", 7'200'000}, {"30", 30'000}, {"0", 0},   {"-1s", 0},
-                                   {"", 0},        {"s", 0},        {"5 m", 0},       {"1d", 0},         {"nan", 0},     {"inf", 0}, {"1e99h", 0}};
+const DurationCase kDurations[] = {{"250ms", 250}, {"60s", 60'000}, {"1.5m", 90'000}, {"2h", 7'200'000}, {"30", 30'000},
+                                   {"0", 0},       {"-1s", 0},      {"", 0},          {"s", 0},          {"5 m", 0},
+                                   {"1d", 0},      {"nan", 0},      {"inf", 0},       {"1e99h", 0}};
 TEST(ParseDuration, ReadsUnits) {
   for (const DurationCase& c : kDurations) {
     const auto duration = ParseDuration(c.text);

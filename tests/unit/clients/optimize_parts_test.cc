@@ -13,6 +13,7 @@
 #include "clients/cli/nearest.h"
 #include "clients/cli/optimize/candidate_tree.h"
 #include "clients/cli/optimize/evaluator.h"
+#include "clients/cli/optimize/feedback.h"
 #include "clients/cli/optimize/run_record.h"
 #include "clients/cli/optimize/score.h"
 #include "clients/cli/optimize/unified_diff.h"
@@ -51,7 +52,7 @@ struct ScoreCase {
   const char* out;
   int exit_code;
   double want;
-  const char* error;   // nullptr = a score
+  const char* error;  // nullptr = a score
 };
 using Kind = ScoreRule::Kind;
 const ScoreCase kScores[] = {
@@ -76,10 +77,13 @@ const ScoreCase kScores[] = {
 class Score : public testing::TestWithParam<ScoreCase> {};
 TEST_P(Score, IsReadFromTheOutput) {
   const auto score = ExtractScore(GetParam().rule, GetParam().out, GetParam().exit_code);
-  if (GetParam().error) EXPECT_THAT(std::string(score.status().message()), HasSubstr(GetParam().error));
-  else EXPECT_TRUE(score.ok() && *score == GetParam().want) << score.status();
+  if (GetParam().error)
+    EXPECT_THAT(std::string(score.status().message()), HasSubstr(GetParam().error));
+  else
+    EXPECT_TRUE(score.ok() && *score == GetParam().want) << score.status();
 }
-INSTANTIATE_TEST_SUITE_P(Rules, Score, testing::ValuesIn(kScores), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rules, Score, testing::ValuesIn(kScores),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // ---- gate
 
@@ -110,7 +114,8 @@ TEST_P(Gate, Judges) {
   const GateCase& c = GetParam();
   EXPECT_EQ(JudgeGate({c.min_score, c.min_gain}, c.maximize, c.start, c.best).passed, c.passed);
 }
-INSTANTIATE_TEST_SUITE_P(Rules, Gate, testing::ValuesIn(kGates), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rules, Gate, testing::ValuesIn(kGates),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // ---- diffs: what `patch` makes of them is what we meant
 
@@ -143,7 +148,8 @@ const DiffCase kDiffs[] = {
     {"no_line_end_both", "a\nb", "a\nc"},
     {"from_empty", "", "a\nb\n"},
     {"to_one_line", "a\nb\nc\nd\n", "z\n"},
-    {"two_hunks", "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n13\n14\n15\n16\n", "1\nX\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n13\n14\nY\n16\n"},
+    {"two_hunks", "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n13\n14\n15\n16\n",
+     "1\nX\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n13\n14\nY\n16\n"},
     {"touching_hunks", "1\n2\n3\n4\n5\n6\n7\n8\n9\n", "X\n2\n3\n4\n5\n6\n7\nY\n9\n"},
     {"moved", "a\nb\nc\nd\ne\n", "d\ne\na\nb\nc\n"},
     {"blank_lines", "\n\n\na\n\n", "\na\n\n\n"},
@@ -152,7 +158,8 @@ const DiffCase kDiffs[] = {
 };
 class Diff : public testing::TestWithParam<DiffCase> {};
 TEST_P(Diff, AppliesWithPatch) { ExpectPatchGives(GetParam().before, GetParam().after); }
-INSTANTIATE_TEST_SUITE_P(Texts, Diff, testing::ValuesIn(kDiffs), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Texts, Diff, testing::ValuesIn(kDiffs),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Diff, RandomTextsApplyWithPatch) {
   std::mt19937 random(7);
@@ -162,8 +169,10 @@ TEST(Diff, RandomTextsApplyWithPatch) {
     std::vector<std::string> edited = lines;
     for (size_t edit = random() % 8; edit > 0; --edit) {
       const size_t at = edited.empty() ? 0 : random() % edited.size();
-      if (random() % 2 || edited.empty()) edited.insert(edited.begin() + static_cast<std::ptrdiff_t>(at), "z\n");
-      else edited.erase(edited.begin() + static_cast<std::ptrdiff_t>(at));
+      if (random() % 2 || edited.empty())
+        edited.insert(edited.begin() + static_cast<std::ptrdiff_t>(at), "z\n");
+      else
+        edited.erase(edited.begin() + static_cast<std::ptrdiff_t>(at));
     }
     std::string before, after;
     for (const std::string& line : lines) before += line;
@@ -191,15 +200,19 @@ RunRecord ExampleRecord() {
   record.best_score = 0.75;
   record.best_version = 3;
   record.gate = {false, "best 0.75 < 0.9"};
-  record.evaluated = {{0, 0, 0, 0.5, "", 0.1, false}, {1, 1, 1, {}, "exited with code 1 | <boom>\n\x01", 0.1, false}, {1, 2, 3, 0.75, "", 0.2, false}};
+  record.evaluated = {{0, 0, 0, 0.5, "", 0.1, false},
+                      {1, 1, 1, {}, "exited with code 1 | <boom>\n\x01", 0.1, false},
+                      {1, 2, 3, 0.75, "", 0.2, false}};
   record.usage.steps = 1;
   record.patch = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-```\n+b\n";
   return record;
 }
 
 TEST(Report, LastJsonLineHasItsFixedFieldsInOrder) {
-  EXPECT_THAT(ResultJson(ExampleRecord()),
-              testing::StartsWith(R"({"best_score":0.75,"start_score":0.5,"gate":"failed","session":"users/local/sessions/s1","version":3,"usage":{"steps":1,)"));
+  EXPECT_THAT(
+      ResultJson(ExampleRecord()),
+      testing::StartsWith(
+          R"({"best_score":0.75,"start_score":0.5,"gate":"failed","session":"users/local/sessions/s1","version":3,"usage":{"steps":1,)"));
   RunRecord nothing;
   EXPECT_THAT(ResultJson(nothing), testing::StartsWith(R"({"best_score":null,"start_score":null,"gate":"failed")"));
 }
@@ -246,7 +259,9 @@ struct Project {
     EXPECT_TRUE(parsed.ok()) << parsed.status();
     file = *parsed;
   }
-  absl::StatusOr<CandidateTree> Tree(TreeLimits limits = {}) const { return CandidateTree::Open(folder.path(), "opt.yaml", folder.Read("opt.yaml"), file, limits); }
+  absl::StatusOr<CandidateTree> Tree(TreeLimits limits = {}) const {
+    return CandidateTree::Open(folder.path(), "opt.yaml", folder.Read("opt.yaml"), file, limits);
+  }
 };
 
 TEST(CandidateTree, CopiesAllButExcludedAndWritesTheValuesIn) {
@@ -268,7 +283,8 @@ TEST(CandidateTree, CopiesAllButExcludedAndWritesTheValuesIn) {
   EXPECT_EQ(out.Read("copy/solver.py"), "import os\n\ndef solve(x):\n    return x + 1\n\nprint(1)\n");
   EXPECT_EQ(out.Read("copy/sub/keep.txt"), "x");
   EXPECT_TRUE(fs::is_symlink(out.path() + "/copy/link"));
-  for (const char* gone : {"/copy/.git", "/copy/data", "/copy/sub/a.bin"}) EXPECT_FALSE(fs::exists(out.path() + gone)) << gone;
+  for (const char* gone : {"/copy/.git", "/copy/data", "/copy/sub/a.bin"})
+    EXPECT_FALSE(fs::exists(out.path() + gone)) << gone;
   EXPECT_EQ(project.folder.Read("prompt.txt"), "Say hello.\n");
 }
 
@@ -315,9 +331,11 @@ struct OpenCase {
   const char* message;
 };
 TEST(CandidateTree, NamesTheParameterWhoseFileIsWrong) {
-  const OpenCase cases[] = {{"absent", "prompt.txt", "", "parameters.prompt: file: prompt.txt cannot be read"},
-                            {"binary", "prompt.txt", "\xff\xfe", "parameters.prompt: file: prompt.txt is not UTF-8"},
-                            {"no_function", "solver.py", "def slove(): pass\n", "parameters.solve: solver.py: function: \"solve\" is not defined here; did you mean slove?"}};
+  const OpenCase cases[] = {
+      {"absent", "prompt.txt", "", "parameters.prompt: file: prompt.txt cannot be read"},
+      {"binary", "prompt.txt", "\xff\xfe", "parameters.prompt: file: prompt.txt is not UTF-8"},
+      {"no_function", "solver.py", "def slove(): pass\n",
+       "parameters.solve: solver.py: function: \"solve\" is not defined here; did you mean slove?"}};
   for (const OpenCase& c : cases) {
     Project project("");
     fs::remove(project.folder.path() + "/" + c.remove);
@@ -363,7 +381,8 @@ TEST_P(Evaluate, GivesScoreOrReason) {
   EXPECT_EQ(project.folder.Read("prompt.txt"), "Say hello.\n");
   EXPECT_TRUE(fs::is_empty(temporary.path())) << "the copy was left behind";
 }
-INSTANTIATE_TEST_SUITE_P(Commands, Evaluate, testing::ValuesIn(kEvaluations), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Commands, Evaluate, testing::ValuesIn(kEvaluations),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Evaluator, ACommandThatHangsIsKilledWithItsChildren) {
   Project project("sleep 1000 & sleep 1000");
@@ -416,6 +435,52 @@ TEST(Evaluator, ATextThatDoesNotDefineTheFunctionIsAFailedEvaluation) {
   EXPECT_THAT(result->failure, HasSubstr("does not define solve"));
 }
 
+// ---- what the model is told
+
+TEST(Feedback, SaysScoreDirectionAndOutputs) {
+  Evaluation good, bad;
+  good.score = 0.5;
+  good.out = "line";
+  bad.failure = "the command exited with code 3";
+  bad.err = "Traceback\n";
+  EXPECT_EQ(FeedbackText(good, true), "Score: 0.5 (higher is better).\nOutput:\nline\n");
+  EXPECT_EQ(FeedbackText(good, false), "Score: 0.5 (lower is better).\nOutput:\nline\n");
+  EXPECT_EQ(FeedbackText(bad, true),
+            "The evaluation failed: the command exited with code 3.\nError output:\nTraceback\n");
+}
+
+TEST(Feedback, TheNodeHasTheParametersAsInputsAndCutsOnCharacters) {
+  OptimizeFile file;
+  file.evaluate.command = "sh eval.sh";
+  file.parameters.resize(1);
+  file.parameters[0].name = "k";
+  Evaluation evaluation;
+  evaluation.score = 1;
+  for (int i = 0; i < 200; ++i) evaluation.out += "ü";
+  evaluation.out += "x";
+  const v1::Node node = EvaluationNode(file, {{"k", 4}}, evaluation);
+  EXPECT_EQ(node.kind(), v1::Node::MESSAGE);
+  EXPECT_EQ(node.inputs(0).node(), 4);
+  std::string tail;
+  for (int i = 0; i < 149; ++i) tail += "ü";
+  EXPECT_EQ(node.text(), "score = 1\n..." + tail + "x");
+  EXPECT_EQ(EvaluationNode(file, {{"k", 4}}, Evaluation{}).kind(), v1::Node::EXCEPTION);
+}
+
+TEST(Feedback, TriedKeepsTheLastThreeDistinctChanges) {
+  Tried tried;
+  Evaluation evaluation;
+  evaluation.score = 0.25;
+  const Values best = {{"k", "1"}, {"p", "a"}};
+  tried.Add(best, best, evaluation);
+  EXPECT_EQ(tried.Text(), "");
+  for (const char* k : {"2", "3", "3", "4", "5"}) tried.Add({{"k", k}, {"p", "a"}}, best, evaluation);
+  EXPECT_EQ(tried.Text(),
+            "Tried from here and not better:\n- k = 3 (score 0.25)\n- k = 4 (score 0.25)\n- k = 5 (score 0.25)\n");
+  tried.Clear();
+  EXPECT_EQ(tried.Text(), "");
+}
+
 // ---- small things
 
 TEST(DidYouMean, NearestOrList) {
@@ -423,6 +488,8 @@ TEST(DidYouMean, NearestOrList) {
   EXPECT_EQ(DidYouMean("xyz", {"timeout", "command"}), "; known: timeout, command");
   EXPECT_EQ(DidYouMean("x", {}), "");
   EXPECT_EQ(EditDistance("kitten", "sitting"), 3u);
+  EXPECT_EQ(EditDistance("slove", "solve"), 1u);
+  EXPECT_EQ(EditDistance("", "abc"), 3u);
 }
 
 TEST(MatchesPattern, StarsStayInsideAFolder) {
@@ -432,7 +499,9 @@ TEST(MatchesPattern, StarsStayInsideAFolder) {
   EXPECT_FALSE(MatchesPattern("a", "ab"));
 }
 
-TEST(Table, AlignsByCharacters) { EXPECT_EQ(Table({"A", "B"}, {{"ü", "x"}, {"long", "y"}}), "A     B\nü     x\nlong  y\n"); }
+TEST(Table, AlignsByCharacters) {
+  EXPECT_EQ(Table({"A", "B"}, {{"ü", "x"}, {"long", "y"}}), "A     B\nü     x\nlong  y\n");
+}
 
 }  // namespace
 }  // namespace optod::cli

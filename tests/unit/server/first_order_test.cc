@@ -1,11 +1,12 @@
-// First-order sessions through the engine: steps against the rule itself, crash and reload, errors, durability, rollback, fork.
+// First-order sessions through the engine: steps against the rule itself, crash and reload, errors, durability,
+// rollback, fork.
 #include "server/engine/first_order.h"
 
 #include <cmath>
 #include <thread>
 
-#include "optim/rules/registry.h"
 #include "numeric_testing.h"
+#include "optim/rules/registry.h"
 
 namespace optod::engine {
 namespace {
@@ -35,7 +36,7 @@ v1::TellRequest Gradient(const std::string& id, int64_t base, int64_t step) {
   std::vector<float> w, b;
   for (int i = 0; i < 6; ++i) w.push_back(GradientAt(step, i));
   for (int i = 6; i < 8; ++i) b.push_back(GradientAt(step, i));
-  *request.mutable_gradients()->add_gradients() = TensorOf("b", {2}, b);   // any order
+  *request.mutable_gradients()->add_gradients() = TensorOf("b", {2}, b);  // any order
   *request.mutable_gradients()->add_gradients() = TensorOf("w", {2, 3}, w);
   return request;
 }
@@ -82,7 +83,8 @@ class FirstOrderRules : public testing::TestWithParam<RuleCase> {
  protected:
   v1::CreateSessionRequest Make(int32_t snapshot_every) {
     auto request = Request("s", GetParam().optimizer);
-    for (const auto& [name, value] : GetParam().numbers) (*request.mutable_optimizer()->mutable_hyperparameters())[name].set_number(value);
+    for (const auto& [name, value] : GetParam().numbers)
+      (*request.mutable_optimizer()->mutable_hyperparameters())[name].set_number(value);
     request.mutable_durability()->set_snapshot_every(snapshot_every);
     return request;
   }
@@ -107,7 +109,8 @@ TEST_P(FirstOrderRules, CrashAfterEveryStepEqualsTheUninterruptedRun) {
       const auto state = server.State("s");
       EXPECT_EQ(*server.Parameters("s"), reference.Values());
       server.Crash();
-      EXPECT_EQ(*server.Parameters("s"), reference.Values()) << "step " << step << " snapshots every " << snapshot_every;
+      EXPECT_EQ(*server.Parameters("s"), reference.Values())
+          << "step " << step << " snapshots every " << snapshot_every;
       EXPECT_EQ(server.State("s"), state);
       EXPECT_EQ(server.Get("s")->seq(), step + 1);
     }
@@ -150,23 +153,27 @@ TEST_P(FirstOrderRules, ForkGoesOnLikeItsSource) {
   Server server;
   ASSERT_TRUE(server.Create(Make(4)).ok());
   for (int64_t step = 0; step < 5; ++step) ASSERT_TRUE(server.Tell(Gradient("s", step, step)).ok());
-  for (const int64_t version : {0, 3, 4, 5}) {   // flat values, replayed, snapshot, head
+  for (const int64_t version : {0, 3, 4, 5}) {  // flat values, replayed, snapshot, head
     const std::string id = "f" + std::to_string(version);
     ASSERT_TRUE(server.Fork("s", version, id).ok());
     EXPECT_EQ(*server.Parameters(id), *server.Parameters("s", version));
     ASSERT_TRUE(server.Tell(Gradient(id, 0, version)).ok());
-    if (version < 5) EXPECT_EQ(*server.Parameters(id), *server.Parameters("s", version + 1));
+    if (version < 5) {
+      EXPECT_EQ(*server.Parameters(id), *server.Parameters("s", version + 1));
+    }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rules, FirstOrderRules, testing::ValuesIn(kRules), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Rules, FirstOrderRules, testing::ValuesIn(kRules),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(FirstOrder, OldGradientsGoAndTheNearestVersionIsNamed) {
   Server server;
   auto request = Request("s", "sgd");
   request.mutable_durability()->set_snapshot_every(3);
   ASSERT_TRUE(server.Create(request).ok());
-  for (int64_t step = 0; step < 10; ++step) ASSERT_TRUE(server.Tell(Gradient("s", step, step)).ok());   // snapshots 3, 6, 9
+  for (int64_t step = 0; step < 10; ++step)
+    ASSERT_TRUE(server.Tell(Gradient("s", step, step)).ok());  // snapshots 3, 6, 9
   EXPECT_TRUE(server.Rollback("s", 8).ok());
   EXPECT_TRUE(server.Rollback("s", 7).ok());
   auto refused = server.Rollback("s", 5);
@@ -188,18 +195,37 @@ struct ErrorCase {
 void PrintTo(const ErrorCase& c, std::ostream* out) { *out << c.name; }
 v1::Tensor* Sent(v1::TellRequest* request, int i) { return request->mutable_gradients()->mutable_gradients(i); }
 const ErrorCase kErrors[] = {
-    {"unknown_name", [](auto* r) { Sent(r, 1)->mutable_spec()->set_name("ww"); }, absl::StatusCode::kInvalidArgument, "gradients.gradients[1].spec.name: \"ww\" is not in the layout; did you mean \"w\"?"},
-    {"shape", [](auto* r) { Sent(r, 1)->mutable_spec()->set_shape(0, 3); }, absl::StatusCode::kInvalidArgument, "gradients.gradients[1] \"w\": shape [3, 3]; the layout has [2, 3]"},
-    {"dtype", [](auto* r) { Sent(r, 0)->mutable_spec()->set_dtype(v1::DTYPE_F64); }, absl::StatusCode::kInvalidArgument, "gradients.gradients[0] \"b\": dtype float64; must be float32"},
-    {"bytes", [](auto* r) { Sent(r, 0)->set_data("abc"); }, absl::StatusCode::kInvalidArgument, "gradients.gradients[0] \"b\": 3 bytes of data; 2 elements of float32 take 8"},
-    {"twice", [](auto* r) { *r->mutable_gradients()->add_gradients() = r->gradients().gradients(0); }, absl::StatusCode::kInvalidArgument, "gradients.gradients[2] \"b\": given twice"},
-    {"empty", [](auto* r) { r->mutable_gradients()->clear_gradients(); }, absl::StatusCode::kInvalidArgument, "gradients.gradients: empty"},
-    {"nan", [](auto* r) { *Sent(r, 0) = TensorOf("b", {2}, {1, std::nanf("")}); }, absl::StatusCode::kInvalidArgument, "b: element 1 is NaN"},
-    {"inf", [](auto* r) { *Sent(r, 0) = TensorOf("b", {2}, {INFINITY, 0}); }, absl::StatusCode::kInvalidArgument, "b: element 0 is infinite"},
-    {"stale_base", [](auto* r) { r->mutable_gradients()->set_base_version(1); }, absl::StatusCode::kAborted, "base_version: 1 is not the head 2"},
-    {"seq_gap", [](auto* r) { r->set_seq(5); }, absl::StatusCode::kFailedPrecondition, "seq: 5 leaves a gap; expected 3"},
+    {"unknown_name", [](auto* r) { Sent(r, 1)->mutable_spec()->set_name("ww"); }, absl::StatusCode::kInvalidArgument,
+     "gradients.gradients[1].spec.name: \"ww\" is not in the layout; did you mean \"w\"?"},
+    {"shape", [](auto* r) { Sent(r, 1)->mutable_spec()->set_shape(0, 3); }, absl::StatusCode::kInvalidArgument,
+     "gradients.gradients[1] \"w\": shape [3, 3]; the layout has [2, 3]"},
+    {"dtype", [](auto* r) { Sent(r, 0)->mutable_spec()->set_dtype(v1::DTYPE_F64); }, absl::StatusCode::kInvalidArgument,
+     "gradients.gradients[0] \"b\": dtype float64; must be float32"},
+    {"dtype_number", [](auto* r) { Sent(r, 0)->mutable_spec()->set_dtype(static_cast<v1::DType>(257)); },
+     absl::StatusCode::kInvalidArgument, "must be float32"},
+    {"bytes", [](auto* r) { Sent(r, 0)->set_data("abc"); }, absl::StatusCode::kInvalidArgument,
+     "gradients.gradients[0] \"b\": 3 bytes of data; 2 elements of float32 take 8"},
+    {"twice", [](auto* r) { *r->mutable_gradients()->add_gradients() = r->gradients().gradients(0); },
+     absl::StatusCode::kInvalidArgument, "gradients.gradients[2] \"b\": given twice"},
+    {"empty", [](auto* r) { r->mutable_gradients()->clear_gradients(); }, absl::StatusCode::kInvalidArgument,
+     "gradients.gradients: empty"},
+    {"nan",
+     [](auto* r) {
+       *Sent(r, 0) = TensorOf("b", {2}, {1, std::nanf("")});
+     },
+     absl::StatusCode::kInvalidArgument, "b: element 1 is NaN"},
+    {"inf",
+     [](auto* r) {
+       *Sent(r, 0) = TensorOf("b", {2}, {INFINITY, 0});
+     },
+     absl::StatusCode::kInvalidArgument, "b: element 0 is infinite"},
+    {"stale_base", [](auto* r) { r->mutable_gradients()->set_base_version(1); }, absl::StatusCode::kAborted,
+     "base_version: 1 is not the head 2"},
+    {"seq_gap", [](auto* r) { r->set_seq(5); }, absl::StatusCode::kFailedPrecondition,
+     "seq: 5 leaves a gap; expected 3"},
     {"seq_negative", [](auto* r) { r->set_seq(-1); }, absl::StatusCode::kInvalidArgument, "seq: -1 is negative"},
-    {"losses", [](auto* r) { r->mutable_losses(); }, absl::StatusCode::kInvalidArgument, "gradients: missing; sgd sessions are told gradients"},
+    {"losses", [](auto* r) { r->mutable_losses(); }, absl::StatusCode::kInvalidArgument,
+     "gradients: missing; sgd sessions are told gradients"},
 };
 
 class FirstOrderErrors : public testing::TestWithParam<ErrorCase> {};
@@ -222,7 +248,8 @@ TEST_P(FirstOrderErrors, ChangeNothing) {
     EXPECT_TRUE(server.Tell(Gradient("s", 2, 2)).ok());
   }
 }
-INSTANTIATE_TEST_SUITE_P(Tell, FirstOrderErrors, testing::ValuesIn(kErrors), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Tell, FirstOrderErrors, testing::ValuesIn(kErrors),
+                         [](const auto& info) { return info.param.name; });
 
 struct CreateCase {
   const char* name;
@@ -232,10 +259,24 @@ struct CreateCase {
 void PrintTo(const CreateCase& c, std::ostream* out) { *out << c.name; }
 const CreateCase kCreates[] = {
     {"missing_tensor", [](auto* r) { r->mutable_initial()->RemoveLast(); }, "initial: tensor \"b\" is missing"},
-    {"unknown_tensor", [](auto* r) { r->mutable_initial(1)->mutable_spec()->set_name("bb"); }, "initial[1].spec.name: \"bb\" is not in the layout; did you mean \"b\"?"},
-    {"shape", [](auto* r) { r->mutable_initial(0)->mutable_spec()->add_shape(1); }, "initial[0] \"w\": shape [2, 3, 1]; the layout has [2, 3]"},
-    {"dtype", [](auto* r) { r->mutable_initial(0)->mutable_spec()->set_dtype(v1::DTYPE_F16); }, "initial[0] \"w\": dtype float16; must be float32"},
-    {"integer_layout", [](auto* r) { r->mutable_layout()->mutable_tensors(0)->set_dtype(v1::DTYPE_I32); r->clear_initial(); }, "int32"},
+    {"unknown_tensor", [](auto* r) { r->mutable_initial(1)->mutable_spec()->set_name("bb"); },
+     "initial[1].spec.name: \"bb\" is not in the layout; did you mean \"b\"?"},
+    {"shape", [](auto* r) { r->mutable_initial(0)->mutable_spec()->add_shape(1); },
+     "initial[0] \"w\": shape [2, 3, 1]; the layout has [2, 3]"},
+    {"dtype", [](auto* r) { r->mutable_initial(0)->mutable_spec()->set_dtype(v1::DTYPE_F16); },
+     "initial[0] \"w\": dtype float16; must be float32"},
+    {"dtype_number",
+     [](auto* r) {
+       r->mutable_layout()->mutable_tensors(0)->set_dtype(static_cast<v1::DType>(257));
+       r->clear_initial();
+     },
+     "layout.tensors[0].dtype: missing or unknown (257)"},
+    {"integer_layout",
+     [](auto* r) {
+       r->mutable_layout()->mutable_tensors(0)->set_dtype(v1::DTYPE_I32);
+       r->clear_initial();
+     },
+     "int32"},
 };
 class FirstOrderCreate : public testing::TestWithParam<CreateCase> {};
 TEST_P(FirstOrderCreate, Refuses) {
@@ -246,7 +287,8 @@ TEST_P(FirstOrderCreate, Refuses) {
   EXPECT_EQ(created.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(created.status().message()), HasSubstr(GetParam().message));
 }
-INSTANTIATE_TEST_SUITE_P(Create, FirstOrderCreate, testing::ValuesIn(kCreates), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Create, FirstOrderCreate, testing::ValuesIn(kCreates),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(FirstOrder, SessionWithoutValuesAsksForThem) {
   Server server;
@@ -269,7 +311,7 @@ TEST(FirstOrder, ToldSeqReturnsTheStoredAnswerAlsoAfterACrash) {
   }
   for (int round = 0; round < 2; ++round) {
     for (const int64_t seq : {7, 42, 70}) {
-      auto request = Gradient("s", seq - 1, seq + 100);   // the content does not matter any more
+      auto request = Gradient("s", seq - 1, seq + 100);  // the content does not matter any more
       request.set_seq(seq);
       auto again = server.Tell(request);
       ASSERT_TRUE(again.ok()) << again.status();
@@ -320,7 +362,7 @@ TEST(FirstOrder, ClippingScalesByTheJointNorm) {
   const float scale = static_cast<float>(1.0 / 5);
   EXPECT_FLOAT_EQ(values[6], kB[0] - 0.1f * (3 * scale));
   EXPECT_FLOAT_EQ(values[7], kB[1] - 0.1f * (4 * scale));
-  EXPECT_EQ(std::vector<float>(values.begin(), values.begin() + 6), kW);   // no gradient, no step
+  EXPECT_EQ(std::vector<float>(values.begin(), values.begin() + 6), kW);  // no gradient, no step
   server.Crash();
   EXPECT_EQ(*server.Parameters("s"), values);
 }
@@ -389,7 +431,9 @@ TEST(FirstOrder, LessDurabilityLosesAtMostWhatItSays) {
   update.mutable_session()->set_name("s");
   update.mutable_session()->set_display_name("renamed");
   update.mutable_update_mask()->add_paths("display_name");
-  ASSERT_TRUE(Await<v1::Session>([&](auto done) { server.engine().UpdateSession(server.caller(), update, std::move(done)); }).ok());
+  ASSERT_TRUE(Await<v1::Session>([&](auto done) {
+                server.engine().UpdateSession(server.caller(), update, std::move(done));
+              }).ok());
   server.Crash();
   EXPECT_EQ(server.Get("s")->head_version(), 8);
   EXPECT_EQ(server.Get("s")->version_count(), 9);
@@ -427,8 +471,8 @@ TEST(FirstOrder, LargeGradientsAndOddLayoutsReload) {
   v1::CreateSessionRequest request;
   request.set_session_id("s");
   request.mutable_optimizer()->set_name("adamw");
-  const int64_t n = 30'000;   // 120 kB: a blob
-  std::vector<uint16_t> half(3, 0x3f80);   // bf16 1.0; makes what follows start at an odd place
+  const int64_t n = 30'000;               // 120 kB: a blob
+  std::vector<uint16_t> half(3, 0x3f80);  // bf16 1.0; makes what follows start at an odd place
   v1::Tensor h;
   SpecToProto({"h", optim::DType::kBF16, {3}}, h.mutable_spec());
   h.set_data(half.data(), 6);
@@ -443,7 +487,9 @@ TEST(FirstOrder, LargeGradientsAndOddLayoutsReload) {
     using Buffer = std::shared_ptr<const TensorBuffer>;
     auto buffer = Await<Buffer>([&](auto done) {
       server.engine().Read<Buffer>(
-          server.caller(), "s", [](LiveSession& live) { return (*AsNumeric(live))->ParametersAt(live, live.row.head_version); }, std::move(done));
+          server.caller(), "s",
+          [](LiveSession& live) { return (*AsNumeric(live))->ParametersAt(live, live.row.head_version); },
+          std::move(done));
     });
     return std::string(reinterpret_cast<const char*>((*buffer)->data()), (*buffer)->size());
   };
@@ -451,8 +497,10 @@ TEST(FirstOrder, LargeGradientsAndOddLayoutsReload) {
     v1::TellRequest tell;
     tell.set_session("s");
     tell.mutable_gradients()->set_base_version(step);
-    *tell.mutable_gradients()->add_gradients() = TensorOf("h", {3}, {0.5f, -0.5f, 1});   // float32 for a half-precision parameter
-    *tell.mutable_gradients()->add_gradients() = TensorOf("big", {n}, std::vector<float>(n, 0.25f * static_cast<float>(step + 1)));
+    *tell.mutable_gradients()->add_gradients() =
+        TensorOf("h", {3}, {0.5f, -0.5f, 1});  // float32 for a half-precision parameter
+    *tell.mutable_gradients()->add_gradients() =
+        TensorOf("big", {n}, std::vector<float>(n, 0.25f * static_cast<float>(step + 1)));
     auto told = server.Tell(tell);
     ASSERT_TRUE(told.ok()) << told.status();
     const std::string values = read();

@@ -1,5 +1,6 @@
 #pragma once
-/// What the tests of numeric sessions share: a server's inside over a memory store that outlives "crashes", blocking calls, small tensors.
+/// What the tests of numeric sessions share: a server's inside over a memory store that outlives "crashes", blocking
+/// calls, small tensors.
 
 #include <atomic>
 #include <condition_variable>
@@ -164,7 +165,8 @@ class Server {
     });
     std::map<std::string, std::string> out;
     if (state.ok())
-      for (const auto& tensor : *state) out[tensor.spec.name] = std::string(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+      for (const auto& tensor : *state)
+        out[tensor.spec.name] = std::string(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
     return out;
   }
   const Caller& caller() const { return caller_; }
@@ -172,7 +174,8 @@ class Server {
  private:
   /// One process: threads and an engine.
   struct Process {
-    Process(store::Store* store, store::BlobStore* blobs, Clock* clock) : pool(4), timers(pool), engine(Given(store, blobs, clock), Families()) {}
+    Process(store::Store* store, store::BlobStore* blobs, Clock* clock)
+        : pool(4), timers(pool), engine(Given(store, blobs, clock), Families()) {}
     static std::map<std::string, FamilyFactory> Families() {
       return {{"first-order", FirstOrderFactory()}, {"zeroth-order", ZerothOrderFactory()}};
     }
@@ -195,7 +198,8 @@ class Server {
   TestClock clock_;
   MapBlobStore blobs_;
   std::unique_ptr<store::Store> store_;
-  std::vector<std::unique_ptr<Process>> dead_;   ///< would flush if it were destroyed now: kept until the end, when nobody looks any more
+  std::vector<std::unique_ptr<Process>>
+      dead_;  ///< would flush if it were destroyed now: kept until the end, when nobody looks any more
   std::unique_ptr<Process> running_;
 };
 

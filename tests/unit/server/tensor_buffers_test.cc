@@ -48,10 +48,16 @@ TEST(Layout, PlacesTensorsWithoutGaps) {
   EXPECT_EQ(layout.Find("model"), -1);
 }
 
-struct GlobCase { const char* glob; const char* text; bool want; };
+struct GlobCase {
+  const char* glob;
+  const char* text;
+  bool want;
+};
 TEST(Layout, Globs) {
-  for (const GlobCase& c : {GlobCase{"*", "", true}, GlobCase{"a*c", "abbc", true}, GlobCase{"a*c", "abcb", false}, GlobCase{"?", "", false}, GlobCase{"*.w", "model.w", true},
-                            GlobCase{"model.?", "model.h", true}, GlobCase{"*a*b*", "xxaxxbx", true}, GlobCase{"*a*b*", "xxbxxa", false}, GlobCase{"[a]", "a", false}, GlobCase{"", "", true}})
+  for (const GlobCase& c : {GlobCase{"*", "", true}, GlobCase{"a*c", "abbc", true}, GlobCase{"a*c", "abcb", false},
+                            GlobCase{"?", "", false}, GlobCase{"*.w", "model.w", true},
+                            GlobCase{"model.?", "model.h", true}, GlobCase{"*a*b*", "xxaxxbx", true},
+                            GlobCase{"*a*b*", "xxbxxa", false}, GlobCase{"[a]", "a", false}, GlobCase{"", "", true}})
     EXPECT_EQ(GlobMatch(c.glob, c.text), c.want) << c.glob << " " << c.text;
   std::vector<size_t> chosen;
   const v1::TensorIndex index = MakeLayout().Index({"model.*"}, &chosen);
@@ -112,7 +118,9 @@ TEST(Gradients, RecordsGiveBackEveryBit) {
     ASSERT_TRUE(back.ok()) << back.status();
     EXPECT_EQ(std::memcmp(back->views[0].data, a.data(), 20), 0);
     EXPECT_EQ(back->views[1].data != nullptr, with_big);
-    if (with_big) EXPECT_EQ(std::memcmp(back->views[1].data, big.data(), big.size() * 4), 0);
+    if (with_big) {
+      EXPECT_EQ(std::memcmp(back->views[1].data, big.data(), big.size() * 4), 0);
+    }
     ASSERT_EQ(back->extra.size(), 1u);
     EXPECT_EQ(back->extra[0].spec.name, "hessian_z/a");
   }
@@ -122,9 +130,14 @@ TEST(Gradients, ExtraTensorsAreChecked) {
   v1::TensorIndex index;
   SpecToProto({"a", DType::kF32, {1}}, index.add_tensors());
   const Layout layout(index);
-  struct Case { std::function<void(v1::Tensor*)> spoil; const char* message; };
-  for (const Case& c : {Case{[](auto* t) { t->mutable_spec()->set_shape(0, -1); }, "negative"}, Case{[](auto* t) { t->mutable_spec()->clear_dtype(); }, "dtype"},
-                        Case{[](auto* t) { t->set_data("abc"); }, "3 bytes"}, Case{[](auto* t) { t->mutable_spec()->set_shape(0, int64_t{1} << 60); }, "too large"}}) {
+  struct Case {
+    std::function<void(v1::Tensor*)> spoil;
+    const char* message;
+  };
+  for (const Case& c : {Case{[](auto* t) { t->mutable_spec()->set_shape(0, -1); }, "negative"},
+                        Case{[](auto* t) { t->mutable_spec()->clear_dtype(); }, "dtype"},
+                        Case{[](auto* t) { t->set_data("abc"); }, "3 bytes"},
+                        Case{[](auto* t) { t->mutable_spec()->set_shape(0, int64_t{1} << 60); }, "too large"}}) {
     v1::GradientTell tell;
     *tell.add_gradients() = TensorOf("a", {1}, {1});
     *tell.add_extra() = TensorOf("x", {1}, {1});
@@ -138,9 +151,10 @@ TEST(Gradients, ExtraTensorsAreChecked) {
 TEST(Crc32c, KnownValueAndPieces) {
   const std::string digits = "123456789";
   EXPECT_EQ(Crc32c(digits.data(), 9), 0xe3069283u);
-  for (size_t cut = 0; cut <= 9; ++cut) EXPECT_EQ(Crc32c(digits.data() + cut, 9 - cut, Crc32c(digits.data(), cut)), 0xe3069283u);
+  for (size_t cut = 0; cut <= 9; ++cut)
+    EXPECT_EQ(Crc32c(digits.data() + cut, 9 - cut, Crc32c(digits.data(), cut)), 0xe3069283u);
   EXPECT_EQ(Crc32c("", 0), 0u);
-  const std::string zeros(32, '\0');   // RFC 3720, B.4
+  const std::string zeros(32, '\0');  // RFC 3720, B.4
   EXPECT_EQ(Crc32c(zeros.data(), 32), 0x8a9136aau);
 }
 

@@ -32,8 +32,13 @@ class Service final : public SessionServiceBase {
   RawWriteReactor* PullState(grpc::CallbackServerContext*, const grpc::ByteBuffer* request) override {
     return MakePullState(engine_, {}, request, &Plain, options_);
   }
-  RawBidiReactor* StepStream(grpc::CallbackServerContext*) override { return MakeStepStream(engine_, {}, &Plain, options_); }
-  grpc::ServerBidiReactor<v1::AskTellRequest, v1::AskTellResponse>* AskTellStream(grpc::CallbackServerContext*) override { return nullptr; }
+  RawBidiReactor* StepStream(grpc::CallbackServerContext*) override {
+    return MakeStepStream(engine_, {}, &Plain, options_);
+  }
+  grpc::ServerBidiReactor<v1::AskTellRequest, v1::AskTellResponse>* AskTellStream(
+      grpc::CallbackServerContext*) override {
+    return nullptr;
+  }
 
  private:
   engine::Engine& engine_;
@@ -55,7 +60,8 @@ class TensorStreams : public testing::Test {
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(service_.get());
     grpc_ = builder.BuildAndStart();
-    stub_ = v1::SessionService::NewStub(grpc::CreateChannel("127.0.0.1:" + std::to_string(port_), grpc::InsecureChannelCredentials()));
+    stub_ = v1::SessionService::NewStub(
+        grpc::CreateChannel("127.0.0.1:" + std::to_string(port_), grpc::InsecureChannelCredentials()));
   }
   void TearDown() override {
     stub_ = nullptr;
@@ -75,7 +81,8 @@ class TensorStreams : public testing::Test {
   std::string Bytes() const { return std::string(reinterpret_cast<const char*>(values_.data()), values_.size() * 4); }
 
   /// Pushes with what `spoil` made of the messages.
-  grpc::Status Push(std::function<void(std::vector<v1::PushParametersRequest>*)> spoil = {}, v1::PushParametersResponse* response = nullptr) {
+  grpc::Status Push(std::function<void(std::vector<v1::PushParametersRequest>*)> spoil = {},
+                    v1::PushParametersResponse* response = nullptr) {
     std::vector<v1::PushParametersRequest> messages(1);
     const std::string bytes = Bytes();
     messages[0].mutable_header()->set_session("s");
@@ -101,7 +108,8 @@ class TensorStreams : public testing::Test {
     auto reader = stub_->PullParameters(&context, request);
     return Collect(reader.get(), header, bytes);
   }
-  static grpc::Status Collect(grpc::ClientReader<v1::PullParametersResponse>* reader, v1::PullParametersHeader* header, std::string* bytes) {
+  static grpc::Status Collect(grpc::ClientReader<v1::PullParametersResponse>* reader, v1::PullParametersHeader* header,
+                              std::string* bytes) {
     v1::PullParametersResponse message;
     while (reader->Read(&message)) {
       if (message.has_header()) *header = message.header();
@@ -147,7 +155,7 @@ TEST_F(TensorStreams, PushedIsPulled) {
     request.clear_tensors();
     request.set_version(4);
     EXPECT_EQ(Pull(request, &header, &bytes).error_code(), grpc::StatusCode::NOT_FOUND);
-    inside_->Crash();   // the session is what the store holds (the service still talks to the old process)
+    inside_->Crash();  // the session is what the store holds (the service still talks to the old process)
     EXPECT_EQ(*inside_->Parameters("s"), values_);
     Restart();
   }
@@ -160,16 +168,27 @@ struct PushCase {
   const char* message;
 };
 const PushCase kPushes[] = {
-    {"crc", [](auto* m) { (*m)[1].mutable_chunk()->set_crc32c(7); }, grpc::StatusCode::DATA_LOSS, "chunk.crc32c: 7 at offset 0"},
-    {"sha256", [](auto* m) { (*m)[0].mutable_header()->set_sha256("00"); }, grpc::StatusCode::DATA_LOSS, "header.sha256: 00"},
-    {"total", [](auto* m) { (*m)[0].mutable_header()->set_total_bytes(7); }, grpc::StatusCode::INVALID_ARGUMENT, "header.total_bytes: 7; the layout has"},
-    {"gap", [](auto* m) { m->erase(m->begin() + 1); }, grpc::StatusCode::INVALID_ARGUMENT, "chunk.offset: 100000; expected 0"},
+    {"crc", [](auto* m) { (*m)[1].mutable_chunk()->set_crc32c(7); }, grpc::StatusCode::DATA_LOSS,
+     "chunk.crc32c: 7 at offset 0"},
+    {"sha256", [](auto* m) { (*m)[0].mutable_header()->set_sha256("00"); }, grpc::StatusCode::DATA_LOSS,
+     "header.sha256: 00"},
+    {"total", [](auto* m) { (*m)[0].mutable_header()->set_total_bytes(7); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "header.total_bytes: 7; the layout has"},
+    {"gap", [](auto* m) { m->erase(m->begin() + 1); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "chunk.offset: 100000; expected 0"},
     {"short", [](auto* m) { m->pop_back(); }, grpc::StatusCode::INVALID_ARGUMENT, "bytes came"},
-    {"long", [](auto* m) { m->push_back(m->back()); m->back().mutable_chunk()->set_offset(400'024); }, grpc::StatusCode::INVALID_ARGUMENT, "reach past the end"},
+    {"long",
+     [](auto* m) {
+       m->push_back(m->back());
+       m->back().mutable_chunk()->set_offset(400'024);
+     },
+     grpc::StatusCode::INVALID_ARGUMENT, "reach past the end"},
     {"no_header", [](auto* m) { m->erase(m->begin()); }, grpc::StatusCode::INVALID_ARGUMENT, "header: missing"},
     {"nothing", [](auto* m) { m->clear(); }, grpc::StatusCode::INVALID_ARGUMENT, "header: missing"},
-    {"two_headers", [](auto* m) { m->insert(m->begin(), m->front()); }, grpc::StatusCode::INVALID_ARGUMENT, "chunk: missing"},
-    {"unknown_session", [](auto* m) { (*m)[0].mutable_header()->set_session("t"); }, grpc::StatusCode::NOT_FOUND, "does not exist"},
+    {"two_headers", [](auto* m) { m->insert(m->begin(), m->front()); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "chunk: missing"},
+    {"unknown_session", [](auto* m) { (*m)[0].mutable_header()->set_session("t"); }, grpc::StatusCode::NOT_FOUND,
+     "does not exist"},
 };
 
 TEST_F(TensorStreams, SpoiltPushesChangeNothing) {
@@ -206,7 +225,8 @@ struct Stream {
     v1::StepStreamResponse response;
     if (stream->Read(&response)) opened = response.opened();
   }
-  void Send(int64_t seq, int64_t base, const std::string& bytes, size_t chunk_bytes = 100'000, v1::DType dtype = v1::DTYPE_UNSPECIFIED) {
+  void Send(int64_t seq, int64_t base, const std::string& bytes, size_t chunk_bytes = 100'000,
+            v1::DType dtype = v1::DTYPE_UNSPECIFIED) {
     v1::StepStreamRequest request;
     request.mutable_begin()->set_seq(seq);
     request.mutable_begin()->set_base_version(base);
@@ -250,7 +270,8 @@ struct Stream {
 
 std::string GradientBytes(size_t n, int64_t step) {
   std::vector<float> values(n);
-  for (size_t i = 0; i < n; ++i) values[i] = 0.001f * static_cast<float>((step * 31 + static_cast<int64_t>(i) * 7) % 97) - 0.04f;
+  for (size_t i = 0; i < n; ++i)
+    values[i] = 0.001f * static_cast<float>((step * 31 + static_cast<int64_t>(i) * 7) % 97) - 0.04f;
   return std::string(reinterpret_cast<const char*>(values.data()), n * 4);
 }
 
@@ -262,7 +283,10 @@ TEST_F(TensorStreams, StepsAnswerInOrderWithTheNewParameters) {
     EXPECT_EQ(stream.opened.seq(), 0);
     EXPECT_EQ(stream.opened.total_bytes(), Bytes().size());
     std::thread sender;
-    if (pipelined) sender = std::thread([&] { for (int64_t step = 0; step < 8; ++step) stream.Send(step + 1, step, GradientBytes(200'006, step)); });
+    if (pipelined)
+      sender = std::thread([&] {
+        for (int64_t step = 0; step < 8; ++step) stream.Send(step + 1, step, GradientBytes(200'006, step));
+      });
     for (int64_t step = 0; step < 8; ++step) {
       if (!pipelined) stream.Send(step + 1, step, GradientBytes(200'006, step));
       auto applied = stream.Applied();
@@ -270,7 +294,8 @@ TEST_F(TensorStreams, StepsAnswerInOrderWithTheNewParameters) {
       EXPECT_EQ(applied->seq(), step + 1);
       EXPECT_EQ(applied->head_version(), step + 1);
       const auto want = *inside_->Parameters("s", step + 1);
-      EXPECT_EQ(stream.Values(Bytes().size()), std::string(reinterpret_cast<const char*>(want.data()), want.size() * 4)) << step;
+      EXPECT_EQ(stream.Values(Bytes().size()), std::string(reinterpret_cast<const char*>(want.data()), want.size() * 4))
+          << step;
     }
     if (sender.joinable()) sender.join();
     EXPECT_TRUE(stream.Finish().ok());
@@ -288,7 +313,7 @@ TEST_F(TensorStreams, StreamAndUnaryTellsGiveTheSameBits) {
   Stream stream(*stub_);
   for (int64_t step = 0; step < 5; ++step) {
     const std::string bytes = GradientBytes(10, step);
-    stream.Send(step + 1, step, bytes, 7);   // odd pieces
+    stream.Send(step + 1, step, bytes, 7);  // odd pieces
     ASSERT_TRUE(stream.Applied());
     v1::TellRequest tell;
     tell.set_session("t");
@@ -320,7 +345,7 @@ TEST_F(TensorStreams, ABrokenStreamLosesOnlyTheOpenStep) {
   Stream stream(*stub_, /*return_values=*/true);
   EXPECT_EQ(stream.opened.seq(), 1);
   EXPECT_EQ(stream.opened.head_version(), 1);
-  stream.Send(1, 0, GradientBytes(10, 0));   // told again: the stored answer and the parameters of its version
+  stream.Send(1, 0, GradientBytes(10, 0));  // told again: the stored answer and the parameters of its version
   auto again = stream.Applied();
   ASSERT_TRUE(again);
   EXPECT_EQ(again->head_version(), 1);
@@ -356,19 +381,47 @@ v1::StepStreamRequest Commit(int64_t seq) {
   return request;
 }
 const StreamCase kStreams[] = {
-    {"nan", [](Stream* s) { s->Send(1, 0, std::string(36, '\0') + std::string("\0\0\xc0\x7f", 4)); }, grpc::StatusCode::INVALID_ARGUMENT, "b: element 3 is NaN"},
-    {"gap", [](Stream* s) { s->Send(3, 0, GradientBytes(10, 0)); }, grpc::StatusCode::FAILED_PRECONDITION, "expected 1"},
-    {"base", [](Stream* s) { s->Send(1, 1, GradientBytes(10, 0)); }, grpc::StatusCode::ABORTED, "base_version: 1 is not the head 0"},
+    {"nan", [](Stream* s) { s->Send(1, 0, std::string(36, '\0') + std::string("\0\0\xc0\x7f", 4)); },
+     grpc::StatusCode::INVALID_ARGUMENT, "b: element 3 is NaN"},
+    {"gap", [](Stream* s) { s->Send(3, 0, GradientBytes(10, 0)); }, grpc::StatusCode::FAILED_PRECONDITION,
+     "expected 1"},
+    {"base", [](Stream* s) { s->Send(1, 1, GradientBytes(10, 0)); }, grpc::StatusCode::ABORTED,
+     "base_version: 1 is not the head 0"},
     {"no_seq", [](Stream* s) { s->stream->Write(Begin(0, 40)); }, grpc::StatusCode::INVALID_ARGUMENT, "begin.seq: 0"},
-    {"total", [](Stream* s) { s->stream->Write(Begin(1, 41)); }, grpc::StatusCode::INVALID_ARGUMENT, "begin.total_bytes: 41"},
-    {"dtype", [](Stream* s) { s->Send(1, 0, std::string(20, '\0'), 100, v1::DTYPE_F16); }, grpc::StatusCode::INVALID_ARGUMENT, "dtype: float16"},
-    {"chunk_first", [](Stream* s) { s->stream->Write(Chunk(0, 4)); }, grpc::StatusCode::INVALID_ARGUMENT, "chunk: comes without begin"},
-    {"commit_first", [](Stream* s) { s->stream->Write(Commit(1)); }, grpc::StatusCode::INVALID_ARGUMENT, "commit: comes without begin"},
-    {"begin_twice", [](Stream* s) { s->stream->Write(Begin(1, 40)); s->stream->Write(Begin(1, 40)); }, grpc::StatusCode::INVALID_ARGUMENT, "the step before has no commit"},
-    {"short", [](Stream* s) { s->stream->Write(Begin(1, 40)); s->stream->Write(Chunk(0, 4)); s->stream->Write(Commit(1)); }, grpc::StatusCode::INVALID_ARGUMENT, "4 of 40 bytes came"},
-    {"other_commit", [](Stream* s) { s->stream->Write(Begin(1, 40)); s->stream->Write(Chunk(0, 40)); s->stream->Write(Commit(2)); }, grpc::StatusCode::INVALID_ARGUMENT, "commit.seq: 2; begin said 1"},
-    {"open_end", [](Stream* s) { s->stream->Write(Begin(1, 40)); }, grpc::StatusCode::INVALID_ARGUMENT, "ended inside step 1"},
-    {"empty", [](Stream* s) { s->stream->Write(v1::StepStreamRequest()); }, grpc::StatusCode::INVALID_ARGUMENT, "message: missing"},
+    {"total", [](Stream* s) { s->stream->Write(Begin(1, 41)); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "begin.total_bytes: 41"},
+    {"dtype", [](Stream* s) { s->Send(1, 0, std::string(20, '\0'), 100, v1::DTYPE_F16); },
+     grpc::StatusCode::INVALID_ARGUMENT, "dtype: float16"},
+    {"dtype_number", [](Stream* s) { s->Send(1, 0, std::string(40, '\0'), 100, static_cast<v1::DType>(257)); },
+     grpc::StatusCode::INVALID_ARGUMENT, "begin.dtype: 257 is unknown"},
+    {"chunk_first", [](Stream* s) { s->stream->Write(Chunk(0, 4)); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "chunk: comes without begin"},
+    {"commit_first", [](Stream* s) { s->stream->Write(Commit(1)); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "commit: comes without begin"},
+    {"begin_twice",
+     [](Stream* s) {
+       s->stream->Write(Begin(1, 40));
+       s->stream->Write(Begin(1, 40));
+     },
+     grpc::StatusCode::INVALID_ARGUMENT, "the step before has no commit"},
+    {"short",
+     [](Stream* s) {
+       s->stream->Write(Begin(1, 40));
+       s->stream->Write(Chunk(0, 4));
+       s->stream->Write(Commit(1));
+     },
+     grpc::StatusCode::INVALID_ARGUMENT, "4 of 40 bytes came"},
+    {"other_commit",
+     [](Stream* s) {
+       s->stream->Write(Begin(1, 40));
+       s->stream->Write(Chunk(0, 40));
+       s->stream->Write(Commit(2));
+     },
+     grpc::StatusCode::INVALID_ARGUMENT, "commit.seq: 2; begin said 1"},
+    {"open_end", [](Stream* s) { s->stream->Write(Begin(1, 40)); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "ended inside step 1"},
+    {"empty", [](Stream* s) { s->stream->Write(v1::StepStreamRequest()); }, grpc::StatusCode::INVALID_ARGUMENT,
+     "message: missing"},
 };
 
 TEST_F(TensorStreams, SpoiltStepsEndTheStreamAndChangeNothing) {
@@ -463,13 +516,13 @@ TEST(TensorWire, ChunksParseHoweverTheyAreCut) {
       EXPECT_EQ(data, "hello world");
     }
   }
-  for (size_t n = 0; n < bytes.size(); ++n) {   // truncated: left to protobuf, which refuses
+  for (size_t n = 0; n < bytes.size(); ++n) {  // truncated: left to protobuf, which refuses
     ChunkView chunk;
     EXPECT_FALSE(ParseChunk(Split(bytes.substr(0, n), n / 2, n), 2, &chunk)) << n;
   }
   ChunkView chunk;
-  EXPECT_FALSE(ParseChunk(Split(bytes + bytes, 1, 2), 2, &chunk));   // the field twice
-  EXPECT_FALSE(ParseChunk(Split(bytes, 1, 2), 3, &chunk));           // another field
+  EXPECT_FALSE(ParseChunk(Split(bytes + bytes, 1, 2), 2, &chunk));  // the field twice
+  EXPECT_FALSE(ParseChunk(Split(bytes, 1, 2), 3, &chunk));          // another field
 }
 
 TEST(TensorWire, SentChunksAreOrdinaryMessages) {

@@ -1,4 +1,5 @@
-// Zeroth-order sessions through the engine: probes, leases, steps against the formula, replay, rollback, crash and reload, cost.
+// Zeroth-order sessions through the engine: probes, leases, steps against the formula, replay, rollback, crash and
+// reload, cost.
 #include "server/engine/zeroth_order.h"
 
 #include <chrono>
@@ -42,7 +43,9 @@ v1::AskRequest AskFor(const std::string& id, int count = 1, const std::string& w
   return ask;
 }
 
-double LossAt(int64_t version, int64_t query, bool plus) { return 2.0 + 0.001 * static_cast<double>((version * 5 + query * 3 + (plus ? 7 : 2)) % 13); }
+double LossAt(int64_t version, int64_t query, bool plus) {
+  return 2.0 + 0.001 * static_cast<double>((version * 5 + query * 3 + (plus ? 7 : 2)) % 13);
+}
 
 v1::TellRequest Losses(const std::string& id, int64_t version, std::vector<int64_t> queries) {
   v1::TellRequest tell;
@@ -105,7 +108,7 @@ TEST(ZerothOrder, ProbesAreHandedOutOnceAndComeBackWhenTheLeaseEnds) {
   ASSERT_TRUE(server.Tell(Losses("s", 0, {1})).ok());
   server.clock().Advance(std::chrono::seconds(61));
   auto asked = server.Ask(AskFor("s", 10));
-  ASSERT_EQ(asked->probes_size(), 3);   // 0, 2 and 3; 1 is told
+  ASSERT_EQ(asked->probes_size(), 3);  // 0, 2 and 3; 1 is told
   for (const v1::Probe& probe : asked->probes()) EXPECT_NE(probe.query(), 1u);
 }
 
@@ -140,7 +143,7 @@ TEST_P(ZerothOrderSteps, EqualTheFormulaWithAndWithoutCrashes) {
     ASSERT_TRUE(server.Create(request).ok());
     std::vector<float> theta = kStart;
     for (int64_t step = 0; step < 6; ++step) {
-      for (int64_t query = q - 1; query >= 0; --query) {   // out of order
+      for (int64_t query = q - 1; query >= 0; --query) {  // out of order
         auto told = server.Tell(Losses("s", step, {query}));
         ASSERT_TRUE(told.ok()) << told.status();
         EXPECT_EQ(told->updated(), query == 0);
@@ -148,7 +151,9 @@ TEST_P(ZerothOrderSteps, EqualTheFormulaWithAndWithoutCrashes) {
         if (crash) server.Crash();
       }
       ReferenceStep(&theta, step, q, 0.01, static_cast<float>(1 - 0.01 * weight_decay), two_side);
-      if (step != 2) EXPECT_EQ(*server.Parameters("s"), theta) << step;   // not asked for at 2: the next one catches up
+      if (step != 2) {
+        EXPECT_EQ(*server.Parameters("s"), theta) << step;  // not asked for at 2: the next one catches up
+      }
     }
     EXPECT_EQ(server.Get("s")->seq(), 6);
     auto version = server.Version("s", 3);
@@ -157,15 +162,19 @@ TEST_P(ZerothOrderSteps, EqualTheFormulaWithAndWithoutCrashes) {
     EXPECT_EQ(version->loss(), LossAt(2, 0, true));
   }
 }
-const StepCase kSteps[] = {{"one_query", 1, true, 0}, {"eight_queries", 8, true, 0}, {"one_side", 3, false, 0}, {"weight_decay", 2, true, 0.1}};
-INSTANTIATE_TEST_SUITE_P(Steps, ZerothOrderSteps, testing::ValuesIn(kSteps), [](const auto& info) { return info.param.name; });
+const StepCase kSteps[] = {{"one_query", 1, true, 0},
+                           {"eight_queries", 8, true, 0},
+                           {"one_side", 3, false, 0},
+                           {"weight_decay", 2, true, 0.1}};
+INSTANTIATE_TEST_SUITE_P(Steps, ZerothOrderSteps, testing::ValuesIn(kSteps),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(ZerothOrder, AProbeToldTwiceCountsOnce) {
   Server server;
   ASSERT_TRUE(server.Create(Request("s", 3)).ok());
   ASSERT_EQ(server.Tell(Losses("s", 0, {0}))->pending(), 2);
   auto twice = Losses("s", 0, {0, 0, 1, 1});
-  twice.mutable_losses()->mutable_results(0)->set_loss_plus(1000);   // the first result stays
+  twice.mutable_losses()->mutable_results(0)->set_loss_plus(1000);  // the first result stays
   twice.mutable_losses()->mutable_results(3)->set_loss_plus(1000);
   EXPECT_EQ(server.Tell(twice)->pending(), 1);
   server.Crash();
@@ -186,13 +195,20 @@ struct ErrorCase {
 };
 void PrintTo(const ErrorCase& c, std::ostream* out) { *out << c.name; }
 const ErrorCase kErrors[] = {
-    {"no_dot", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("17"); }, absl::StatusCode::kInvalidArgument, "losses.results[0].probe_id: \"17\" is no probe"},
-    {"text", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("a.b"); }, absl::StatusCode::kInvalidArgument, "is no probe"},
-    {"huge", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("99999999999999999999.1"); }, absl::StatusCode::kInvalidArgument, "is no probe"},
-    {"query", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("1.2"); }, absl::StatusCode::kInvalidArgument, "was never handed out"},
-    {"version", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("7.0"); }, absl::StatusCode::kInvalidArgument, "was never handed out; versions are 0 to 1"},
-    {"stale", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("0.0"); }, absl::StatusCode::kAborted, "another version than the head 1"},
-    {"empty", [](auto* r) { r->mutable_losses()->clear_results(); }, absl::StatusCode::kInvalidArgument, "losses.results: empty"},
+    {"no_dot", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("17"); },
+     absl::StatusCode::kInvalidArgument, "losses.results[0].probe_id: \"17\" is no probe"},
+    {"text", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("a.b"); },
+     absl::StatusCode::kInvalidArgument, "is no probe"},
+    {"huge", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("99999999999999999999.1"); },
+     absl::StatusCode::kInvalidArgument, "is no probe"},
+    {"query", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("1.2"); },
+     absl::StatusCode::kInvalidArgument, "was never handed out"},
+    {"version", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("7.0"); },
+     absl::StatusCode::kInvalidArgument, "was never handed out; versions are 0 to 1"},
+    {"stale", [](auto* r) { r->mutable_losses()->mutable_results(0)->set_probe_id("0.0"); }, absl::StatusCode::kAborted,
+     "another version than the head 1"},
+    {"empty", [](auto* r) { r->mutable_losses()->clear_results(); }, absl::StatusCode::kInvalidArgument,
+     "losses.results: empty"},
     {"gradients", [](auto* r) { r->mutable_gradients(); }, absl::StatusCode::kInvalidArgument, "losses: missing"},
 };
 class ZerothOrderErrors : public testing::TestWithParam<ErrorCase> {};
@@ -207,7 +223,8 @@ TEST_P(ZerothOrderErrors, ChangeNothing) {
   EXPECT_THAT(std::string(told.status().message()), HasSubstr(GetParam().message));
   EXPECT_EQ(server.Tell(Losses("s", 1, {1}))->pending(), 1);
 }
-INSTANTIATE_TEST_SUITE_P(Tell, ZerothOrderErrors, testing::ValuesIn(kErrors), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Tell, ZerothOrderErrors, testing::ValuesIn(kErrors),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(ZerothOrder, StaleResultsBesideCurrentOnesAreIgnored) {
   Server server;
@@ -233,7 +250,7 @@ TEST(ZerothOrder, NanMakesASkippedVersion) {
     EXPECT_EQ(server.Version("s", 1)->kind(), "skipped");
     EXPECT_EQ(*server.Parameters("s"), kStart);
     auto next = server.Ask(AskFor("s"));
-    EXPECT_EQ(next->probes(0).step(), 1u);   // another direction
+    EXPECT_EQ(next->probes(0).step(), 1u);  // another direction
   }
 }
 
@@ -243,7 +260,7 @@ TEST(ZerothOrder, WorkersCatchUpByReplay) {
   (*request.mutable_optimizer()->mutable_hyperparameters())["weight_decay"].set_number(0.1);
   ASSERT_TRUE(server.Create(request).ok());
   for (int64_t step = 0; step < 9; ++step) ASSERT_TRUE(server.Tell(Losses("s", step, All(2))).ok());
-  for (const bool crashed : {false, true}) {   // from memory, from the store
+  for (const bool crashed : {false, true}) {  // from memory, from the store
     if (crashed) server.Crash();
     for (const int64_t known : {0, 4, 8, 9}) {
       auto ask = AskFor("s");
@@ -257,7 +274,8 @@ TEST(ZerothOrder, WorkersCatchUpByReplay) {
         for (int i = 0; i < 6; ++i) theta[i] *= step.weight_decay_factor();
         for (const v1::ReplayQuery& term : step.queries()) {
           zo::AddScaledNormal({asked->seed(), term.step(), term.query()}, 0, 0, -term.coefficient(), {theta.data(), 6});
-          zo::AddScaledNormal({asked->seed(), term.step(), term.query()}, 1, 0, -term.coefficient(), {theta.data() + 6, 3});
+          zo::AddScaledNormal({asked->seed(), term.step(), term.query()}, 1, 0, -term.coefficient(),
+                              {theta.data() + 6, 3});
         }
       }
       EXPECT_EQ(theta, *server.Parameters("s"));
@@ -275,8 +293,8 @@ TEST(ZerothOrder, RollbackGrowsABranchAndOthersResync) {
   }
   ASSERT_TRUE(server.Rollback("s", 2).ok());
   EXPECT_EQ(*server.Parameters("s"), values[2]);
-  ASSERT_TRUE(server.Tell(Losses("s", 2, {0})).ok());   // version 6 from 2
-  ASSERT_TRUE(server.Tell(Losses("s", 6, {0})).ok());   // version 7: direction 6, used by nobody before
+  ASSERT_TRUE(server.Tell(Losses("s", 2, {0})).ok());  // version 6 from 2
+  ASSERT_TRUE(server.Tell(Losses("s", 6, {0})).ok());  // version 7: direction 6, used by nobody before
   std::vector<float> theta = values[2];
   ReferenceStep(&theta, 2, 1, 0.01, 1);
   ReferenceStep(&theta, 6, 1, 0.01, 1);
@@ -360,8 +378,9 @@ TEST(ZerothOrder, LayoutOnlySessionsHoldNothing) {
   Server server;
   v1::CreateSessionRequest request = Request("big", 1, /*values=*/false);
   request.mutable_layout()->clear_tensors();
-  for (int i = 0; i < 400; ++i)   // 400 tensors of 2500 x 4096: 4.1e9 parameters
-    SpecToProto({"layer" + std::to_string(i), optim::DType::kBF16, {2500, 4096}}, request.mutable_layout()->add_tensors());
+  for (int i = 0; i < 400; ++i)  // 400 tensors of 2500 x 4096: 4.1e9 parameters
+    SpecToProto({"layer" + std::to_string(i), optim::DType::kBF16, {2500, 4096}},
+                request.mutable_layout()->add_tensors());
   auto created = server.Create(request);
   ASSERT_TRUE(created.ok()) << created.status();
   EXPECT_FALSE(created->has_values());
@@ -447,13 +466,15 @@ TEST(ZerothOrder, SixteenWorkersLoseNothing) {
     threads.emplace_back([&, t] {
       while (updates < 60) {
         auto ask = AskFor("s");
-        ask.mutable_lease()->set_seconds(t % 3);   // some leases end at once: probes are told twice
+        ask.mutable_lease()->set_seconds(t % 3);  // some leases end at once: probes are told twice
         auto asked = server.Ask(ask);
         ASSERT_TRUE(asked.ok()) << asked.status();
         for (const v1::Probe& probe : asked->probes()) {
           auto told = server.Tell(Losses("s", probe.base_version(), {probe.query()}));
           if (told.ok() && told->updated()) ++updates;
-          if (!told.ok()) ASSERT_EQ(told.status().code(), absl::StatusCode::kAborted) << told.status();
+          if (!told.ok()) {
+            ASSERT_EQ(told.status().code(), absl::StatusCode::kAborted) << told.status();
+          }
         }
         server.clock().Advance(std::chrono::milliseconds(10));
       }
@@ -476,9 +497,13 @@ TEST(VersionTree, PathsOverJumps) {
   EXPECT_TRUE(tree.Add(6, 2));
   EXPECT_FALSE(tree.Add(7, 6));
   EXPECT_TRUE(tree.Add(8, 4));
-  struct Case { int64_t from, stop; std::vector<int64_t> want; };
-  for (const Case& c : {Case{7, -1, {7, 6, 2, 1, 0}}, Case{7, 2, {7, 6}}, Case{7, 1, {7, 6, 2}}, Case{8, 3, {8, 4}}, Case{8, 4, {8}}, Case{5, 0, {5, 4, 3, 2, 1}},
-                        Case{7, 6, {7}}, Case{7, 7, {}}, Case{3, -1, {3, 2, 1, 0}}}) {
+  struct Case {
+    int64_t from, stop;
+    std::vector<int64_t> want;
+  };
+  for (const Case& c :
+       {Case{7, -1, {7, 6, 2, 1, 0}}, Case{7, 2, {7, 6}}, Case{7, 1, {7, 6, 2}}, Case{8, 3, {8, 4}}, Case{8, 4, {8}},
+        Case{5, 0, {5, 4, 3, 2, 1}}, Case{7, 6, {7}}, Case{7, 7, {}}, Case{3, -1, {3, 2, 1, 0}}}) {
     std::vector<int64_t> got;
     for (const auto& run : tree.Path(c.from, c.stop))
       for (int64_t n = run.last; n >= run.first; --n) got.push_back(n);
@@ -487,7 +512,8 @@ TEST(VersionTree, PathsOverJumps) {
   for (int64_t version = 0; version <= 8; ++version) {
     std::set<int64_t> ancestors;
     for (int64_t at = version; at >= 0; at = tree.Parent(at)) ancestors.insert(at);
-    for (int64_t other = 0; other <= 9; ++other) EXPECT_EQ(tree.IsAncestor(other, version), ancestors.contains(other)) << other << " of " << version;
+    for (int64_t other = 0; other <= 9; ++other)
+      EXPECT_EQ(tree.IsAncestor(other, version), ancestors.contains(other)) << other << " of " << version;
   }
 }
 

@@ -18,11 +18,12 @@ Functions keep no state and may be called from several threads on different arra
 
 from __future__ import annotations
 
+import functools
 from typing import Iterable, Mapping, Sequence, Union
 
 import numpy as np
 
-__all__ = ["philox4x32", "random_bits", "normal", "add_scaled_normal", "decay", "replay", "projected_gradient", "coefficient"]
+__all__ = ["philox4x32", "random_bits", "normal", "normal_tensors", "add_scaled_normal", "decay", "replay", "projected_gradient", "coefficient"]
 
 _MUL0, _MUL1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL0, _WEYL1 = 0x9E3779B9, 0xBB67AE85
@@ -152,6 +153,35 @@ def normal(seed: int, step: int, query: int, tensor: int, first: int, n: int) ->
     for begin, count in _chunks(n):
         z[begin:begin + count] = _normal_chunk(seed, step, query, tensor, first + begin, count)
     return z
+
+
+@functools.lru_cache(maxsize=8)
+def _layout_counters(sizes: tuple):
+    """Counter words 0 and 1 of all blocks of tensors of these sizes, one tensor after another, and where each tensor's values begin."""
+    blocks = [(size + 3) // 4 for size in sizes]
+    numbers = np.concatenate([np.arange(count, dtype=np.uint64) for count in blocks]) if blocks else np.zeros(0, np.uint64)
+    tensor = np.repeat(np.arange(len(sizes), dtype=np.uint64), blocks)
+    starts = np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(np.int64) * 4 if blocks else []
+    return numbers, tensor, [int(start) for start in starts]
+
+
+def normal_tensors(seed: int, step: int, query: int, sizes: Sequence[int]) -> list:
+    """z of every tensor of a layout: what ``normal(seed, step, query, i, 0, sizes[i])`` gives for each i, in one pass when they are small.
+
+    Returns float32 arrays of ``sizes``, which may share memory.  Many small tensors cost one pass of NumPy calls instead of one each.
+    """
+    sizes = tuple(int(size) for size in sizes)
+    if sum(sizes) > _CHUNK:
+        return [normal(seed, step, query, tensor, 0, size) for tensor, size in enumerate(sizes)]
+    _check(seed, step, query, max(len(sizes) - 1, 0), 0, 0)
+    numbers, tensor, starts = _layout_counters(sizes)
+    words = _philox(numbers, tensor, np.uint64(query), np.uint64(step), seed & 0xFFFFFFFF, seed >> 32)
+    x0, x1, x2, x3 = (word.astype(np.uint32) for word in words)
+    z = np.empty((numbers.size, 4), dtype=np.float32)
+    _box_muller(x0, x1, z[:, 0], z[:, 1])
+    _box_muller(x2, x3, z[:, 2], z[:, 3])
+    flat = z.reshape(-1)
+    return [flat[start:start + size] for start, size in zip(starts, sizes)]
 
 
 def _flat(theta: np.ndarray, name: str = "theta") -> np.ndarray:
