@@ -115,7 +115,8 @@ struct Timers::Impl {
       }
       auto first = due.begin();
       if (first->first.first > std::chrono::steady_clock::now()) {
-        wake.wait_until(lock, first->first.first);
+        const auto when = first->first.first;  // a copy: Cancel may free the entry while wait_until still reads it
+        wake.wait_until(lock, when);
         continue;
       }
       Task task = std::move(first->second);

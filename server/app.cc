@@ -119,6 +119,7 @@ struct App::Impl {
   int64_t start_ns = 0;
   std::atomic<bool> serving{false};
   bool shut_down = false;
+  std::atomic<int64_t> commits{0};
 
   // In the order of construction; members are destroyed from the bottom up.
   std::unique_ptr<store::DirectoryLock> lock;
@@ -146,6 +147,7 @@ struct App::Impl {
   absl::Status OpenStorage();
   absl::Status StartEngine();
   void AddMetrics();
+  void AddLlmMetrics();
   void MakeServices();
   absl::Status StartGrpc();
   absl::Status StartHttp();
@@ -171,6 +173,7 @@ absl::Status App::Impl::OpenStorage() {
   store::SqliteOptions options;
   options.path = config.data_dir + "/optod.db";
   options.synchronous = config.synchronous == "full" ? store::SqliteOptions::kFull : store::SqliteOptions::kNormal;
+  options.commits = &commits;
   auto opened = store::OpenSqliteStore(options);
   if (!opened.ok()) return Explain(what, opened.status());
   store = *std::move(opened);
@@ -206,6 +209,23 @@ absl::Status App::Impl::StartEngine() {
   return absl::OkStatus();
 }
 
+void App::Impl::AddLlmMetrics() {
+  auto add = [this](const char* name, const char* help, int64_t trace::EndpointTotals::*field) {
+    metrics->AddCounters(name, help, "endpoint", [this, field] {
+      std::vector<web::Sample> samples;
+      for (const trace::EndpointTotals& totals : models.gateway->Totals()) {
+        samples.push_back({totals.name, static_cast<double>(totals.*field)});
+      }
+      return samples;
+    });
+  };
+  add("optod_llm_calls_total", "Calls of language models that were answered", &trace::EndpointTotals::answered);
+  add("optod_llm_failures_total", "Calls of language models that failed", &trace::EndpointTotals::failed);
+  add("optod_llm_prompt_tokens_total", "Tokens sent to language models", &trace::EndpointTotals::prompt_tokens);
+  add("optod_llm_completion_tokens_total", "Tokens that language models answered",
+      &trace::EndpointTotals::completion_tokens);
+}
+
 void App::Impl::AddMetrics() {
   metrics = std::make_unique<web::Metrics>(MethodNames());
   metrics->AddGauge("optod_sessions_loaded", "Sessions in memory",
@@ -216,6 +236,9 @@ void App::Impl::AddMetrics() {
                     [this] { return static_cast<double>(blobs->BytesStored()); });
   metrics->AddGauge("optod_disk_commits_per_second", "Synchronous commits of this disk, measured at start",
                     [this] { return store->CommitsPerSecond(); });
+  metrics->AddCounter("optod_commits_total", "Transactions made durable; each holds what came in during the one before",
+                      [this] { return static_cast<double>(commits); });
+  AddLlmMetrics();
   metrics->AddGauge("optod_transfer_bytes", "Memory held by artifact transfers",
                     [this] { return static_cast<double>(transfers->used_bytes()); });
   metrics->AddGauge("optod_serving", "1 while new calls are taken", [this] { return serving ? 1.0 : 0.0; });

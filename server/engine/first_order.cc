@@ -114,7 +114,7 @@ std::optional<double> FirstOrder::LrOfStep(int64_t step) const {
 absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
                                   std::map<std::string, double>* figures) const {
   ASSIGN_OR_RETURN(const Prepared prepared, Prepare(*layout_, gradients, spec_.clip_norm()));
-  if (point->params.use_count() > 1) {  // somebody still reads these values: the step gets its own copy
+  if (!SoleOwner(point->params)) {  // somebody still reads these values: the step gets its own copy
     auto copy = TensorBuffer::Copy(*point->params);
     if (copy == nullptr) return ResourceExhausted("no memory for ", layout_->total_bytes(), " bytes of parameters");
     point->params = std::move(copy);

@@ -31,6 +31,14 @@ class TensorBuffer {
   size_t size_, capacity_;
 };
 
+/// Whether nobody else holds the buffer, so that its bytes may be changed. use_count() alone would not do: it does not
+/// order what others read before they let go; giving up one more reference does (it acquires what they released).
+inline bool SoleOwner(const std::shared_ptr<TensorBuffer>& buffer) {
+  if (buffer.use_count() != 1) return false;
+  std::shared_ptr<TensorBuffer>(buffer).reset();
+  return true;
+}
+
 /// Bytes that the pool keeps and nobody uses; at most kPoolKeepsBytes.
 size_t PooledBytes();
 inline constexpr size_t kPoolKeepsBytes = size_t{2} << 30;

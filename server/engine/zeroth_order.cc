@@ -307,7 +307,7 @@ absl::Status ZerothOrder::Complete(LiveSession& session, v1::TellResponse* respo
   store::VersionRow row = session.NewVersion(&version, head_step_, context_.clock->NowUnixMs());
   const v1::ReplayStep step = StepOf(row.number, version);
   if (theta_.version == base) {  // in use: follow, and store now and then so that a replay stays short
-    if (theta_.flat.use_count() > 1) theta_.flat = TensorBuffer::Copy(*theta_.flat);
+    if (!SoleOwner(theta_.flat)) theta_.flat = TensorBuffer::Copy(*theta_.flat);
     if (theta_.flat != nullptr && ApplyStep(step, theta_.flat.get()).ok()) {
       theta_.version = row.number;
       if (row.number - stored_version_ >= kStoreValuesEvery) {

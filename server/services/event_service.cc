@@ -138,6 +138,15 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
     }
     ASSIGN_OR_RETURN(std::vector<store::EventRow> rows, store_.ListEvents(user_, after_, kRowsPerRead));
     RETURN_IF_ERROR(CheckKept(rows, after_));
+    if (first_read_ && rows.empty()) {  // ahead of the log: it was restored from a backup since
+      ASSIGN_OR_RETURN(int64_t last, store_.LastEventSequence(user_));
+      if (after_ > last) {
+        return WithReason(
+            absl::OutOfRangeError(Cat("after_sequence: ", after_, " is after the last event, ", last, "; list anew")),
+            "EVENTS_AHEAD");
+      }
+    }
+    first_read_ = false;
     full_ = rows.size() == static_cast<size_t>(kRowsPerRead);
     for (store::EventRow& row : rows) {
       after_ = row.sequence;
@@ -192,7 +201,7 @@ class Watcher final : public grpc::ServerWriteReactor<v1::Event> {
   // Of whoever holds the turn.
   int64_t after_ = 0;
   std::deque<store::EventRow> rows_;
-  bool full_ = false;
+  bool full_ = false, first_read_ = true;
   v1::Event event_;
 
   std::mutex mutex_;  ///< guards what follows

@@ -1,9 +1,19 @@
 #include "server/store/commit_queue.h"
 
 #include <algorithm>
+#include <chrono>
+#include <iterator>
 #include <utility>
 
+#include "base/clock.h"
+
 namespace optod::store {
+namespace {
+
+constexpr int64_t kMaxPatienceNs = 1'000'000;
+constexpr int64_t kMinPatienceNs = 30'000;  // less is not worth going to sleep for
+
+}  // namespace
 
 CommitQueue::CommitQueue(size_t max_group, Process process)
     : max_group_(std::max<size_t>(1, max_group)), process_(std::move(process)) {
@@ -23,7 +33,8 @@ void CommitQueue::Submit(Batch batch, CommitCallback done) {
       return;
     }
     queue_.push_back({std::move(batch), std::move(done)});
-    wake = std::exchange(writer_idle_, false);
+    wake = wanted_ > 0 && queue_.size() >= wanted_;
+    if (wake) wanted_ = 0;
   }
   if (wake) submitted_.notify_one();
 }
@@ -41,7 +52,7 @@ void CommitQueue::Close() {
   {
     std::lock_guard lock(mutex_);
     closed_ = true;
-    writer_idle_ = false;
+    wanted_ = 0;
   }
   submitted_.notify_one();
   if (writer_.joinable()) writer_.join();
@@ -55,22 +66,31 @@ void CommitQueue::Close() {
 
 void CommitQueue::WriterLoop() {
   std::vector<PendingBatch> group;
+  int64_t took_ns = 0;
   for (;;) {
-    {
-      std::unique_lock lock(mutex_);
-      while (queue_.empty() && !closed_) {
-        writer_idle_ = true;
-        submitted_.wait(lock);
-      }
-      writer_idle_ = false;
-      if (queue_.empty()) return;  // closed
-      const size_t n = std::min(queue_.size(), max_group_);
-      group.assign(std::make_move_iterator(queue_.begin()), std::make_move_iterator(queue_.begin() + n));
-      queue_.erase(queue_.begin(), queue_.begin() + n);
-    }
+    const int64_t patience_ns = std::min(took_ns / 4, kMaxPatienceNs);
+    TakeGroup(std::exchange(group, {}).size(), patience_ns, &group);
+    if (group.empty()) return;
+    const int64_t start_ns = SystemClock().NowMonotonicNs();
     process_(group);
-    group.clear();
+    took_ns = SystemClock().NowMonotonicNs() - start_ns;
   }
+}
+
+void CommitQueue::TakeGroup(size_t last_group, int64_t patience_ns, std::vector<PendingBatch>* group) {
+  std::unique_lock lock(mutex_);
+  while (queue_.empty() && !closed_) {
+    wanted_ = 1;
+    submitted_.wait(lock);
+  }
+  if (queue_.size() < last_group && patience_ns >= kMinPatienceNs && !closed_) {
+    wanted_ = last_group;
+    submitted_.wait_for(lock, std::chrono::nanoseconds(patience_ns), [this] { return wanted_ == 0; });
+  }
+  wanted_ = 0;
+  const auto end = queue_.begin() + static_cast<std::ptrdiff_t>(std::min(queue_.size(), max_group_));
+  group->assign(std::make_move_iterator(queue_.begin()), std::make_move_iterator(end));
+  queue_.erase(queue_.begin(), end);
 }
 
 void CommitQueue::CompletionLoop() {

@@ -92,7 +92,7 @@ SqliteStore::SqliteStore(const SqliteOptions& options, std::unique_ptr<Connectio
                   SqliteWriter::Hooks{[this](std::span<PendingBatch> batches, const absl::Status& status) {
                                         queue_.Complete(batches, status);
                                       },
-                                      [this] { checkpointer_->Start(); }, [this] { checkpointer_->WaitUntilIdle(); }},
+                                      [this] { checkpointer_->Start(); }, [this] { checkpointer_->WaitUntilIdle(); }, options.commits},
                   options.checkpoint_bytes, options.wal_limit_bytes);
   checkpointer_.emplace(CheckpointerOptions(options), [this](absl::Status status) { writer_->Poison(status); });
 }

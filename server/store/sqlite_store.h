@@ -9,6 +9,7 @@
 /// with DATA_LOSS and so does everything written later. Thread-safe. Nobody else may have the file open for writing
 /// (directory_lock.h).
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -34,6 +35,7 @@ struct SqliteOptions {
   int64_t wal_limit_bytes =
       64 << 20;             ///< size of the WAL at which the writer itself finishes one, so that the file starts anew
   int64_t measure_ms = 20;  ///< time spent at open to measure commits per second; 0 = not measured
+  std::atomic<int64_t>* commits = nullptr;       ///< counts transactions when set; must outlive the store
   std::string vfs;          ///< name of a registered VFS; "" = the system's (fault tests use another)
 };
 

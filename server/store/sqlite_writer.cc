@@ -137,6 +137,7 @@ absl::Status SqliteWriter::Commit() {
   const int code = Cursor(connection_->Prepared(Query::kCommit)).Run();
   if (code != SQLITE_DONE) return SqliteStatus(code, "commit");
   in_transaction_ = false;
+  if (hooks_.commits != nullptr) hooks_.commits->fetch_add(1, std::memory_order_relaxed);
   return absl::OkStatus();
 }
 

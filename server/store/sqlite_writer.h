@@ -26,6 +26,7 @@ class SqliteWriter {
   struct Hooks {
     std::function<void(std::span<PendingBatch>, const absl::Status&)> complete;  ///< CommitQueue::Complete
     std::function<void()> start_checkpoint, wait_for_checkpoint;                 ///< of SqliteCheckpointer
+    std::atomic<int64_t>* commits = nullptr;                                     ///< counts transactions when set
   };
   SqliteWriter(std::unique_ptr<Connection> connection, Hooks hooks, int64_t checkpoint_bytes, int64_t wal_limit_bytes);
 

@@ -169,6 +169,33 @@ BENCHMARK(ZoSteps)
     ->UseRealTime()
     ->MinTime(1.0);
 
+// As many callers as given, groups as they come.
+void ZoCallers(benchmark::State& state) {
+  const std::string directory = "store_bench.tmp";
+  std::filesystem::remove_all(directory);
+  std::filesystem::create_directory(directory);
+  SqliteOptions options;
+  options.path = directory + "/optod.db";
+  auto store = OpenSqliteStore(options);
+  if (!store.ok()) return state.SkipWithError(std::string(store.status().message()).c_str());
+  Callers callers(**store, static_cast<int>(state.range(0)));
+  const int64_t steps = 64 * state.range(0);
+  for (auto _ : state) callers.Run(steps);
+  state.counters["steps/s"] =
+      benchmark::Counter(static_cast<double>(steps * state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["disk_commits/s"] = (*store)->CommitsPerSecond();
+  (*store)->Close().IgnoreError();
+  std::filesystem::remove_all(directory);
+}
+BENCHMARK(ZoCallers)
+    ->ArgName("callers")
+    ->Arg(1)
+    ->Arg(16)
+    ->Arg(64)
+    ->Arg(256)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+
 void OpenAndClose(benchmark::State& state) {
   std::filesystem::create_directory("store_bench.tmp");
   SqliteOptions options;

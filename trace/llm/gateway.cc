@@ -30,6 +30,7 @@ struct EndpointState {
   const std::string who;
   Limiter limiter;
   std::atomic<SchemaForm> form;  ///< the best form that it is believed to take
+  std::atomic<int64_t> answered{0}, failed{0}, prompt_tokens{0}, completion_tokens{0};
 };
 
 struct CallContext {
@@ -266,6 +267,15 @@ std::vector<std::string> LlmGateway::EndpointNames() const {
   return names;
 }
 
+std::vector<EndpointTotals> LlmGateway::Totals() const {
+  std::lock_guard lock(impl_->mutex);
+  std::vector<EndpointTotals> totals;
+  for (const auto& [name, endpoint] : impl_->endpoints) {
+    totals.push_back({name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
+  }
+  return totals;
+}
+
 absl::StatusOr<EndpointConfig> LlmGateway::Endpoint(const std::string& name) const {
   ASSIGN_OR_RETURN(const CallContext call, impl_->Prepare(name, nullptr));
   return call.endpoint->config;
@@ -302,9 +312,13 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
   }
   absl::StatusOr<ChatOutcome> answer = impl_->Ask(*call, safe);
   if (!answer.ok()) {
+    ++call->endpoint->failed;
     purse.Release();
     return answer.status();
   }
+  ++(answer->error.ok() ? call->endpoint->answered : call->endpoint->failed);
+  call->endpoint->prompt_tokens += answer->reply.usage.prompt_tokens;
+  call->endpoint->completion_tokens += answer->reply.usage.completion_tokens;
   purse.Charge(answer->reply.usage);
   if (ticket) cassette->Record(*ticket, *answer);
   return std::move(*answer).Result();

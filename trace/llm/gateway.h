@@ -43,6 +43,13 @@ struct GatewayOptions {
   uint64_t jitter_seed = 0;  ///< main draws it from the kernel; a fixed one makes waits repeatable
 };
 
+/// What was asked of an endpoint since the start. Replies from a cassette are not counted: nobody was asked.
+struct EndpointTotals {
+  std::string name;
+  int64_t answered = 0, failed = 0;   ///< calls of Complete, whatever the number of attempts
+  int64_t prompt_tokens = 0, completion_tokens = 0;
+};
+
 class LlmGateway {
  public:
   /// `transport` and `clock` must outlive it.
@@ -53,6 +60,8 @@ class LlmGateway {
   absl::Status SetEndpoint(EndpointConfig config);
   /// Sorted.
   std::vector<std::string> EndpointNames() const;
+  /// By name. An endpoint that was replaced begins anew.
+  std::vector<EndpointTotals> Totals() const;
   /// What prompts may be built for. NOT_FOUND names the endpoints there are, or says how to define one.
   absl::StatusOr<EndpointConfig> Endpoint(const std::string& name) const;
 

@@ -1,6 +1,7 @@
 #include "trace/optimizers/optoprime.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/status.h"
 #include "trace/optimizers/json_value.h"
@@ -9,9 +10,31 @@
 namespace optod::trace {
 namespace {
 
+constexpr double kMostListedValues = 64;   // an integer range up to this wide is listed value by value
+
+// Small models tend to repeat the current value; where the allowed values are few, the schema offers every other one. A model that wants to keep a
+// value leaves its key out.
+std::string OtherValues(const ReplyParameter& p) {
+  const Constraint& c = p.constraint;
+  std::vector<std::string> allowed;
+  if (p.type_name == "bool") {
+    allowed = p.text == "True" ? std::vector<std::string>{"false"} : std::vector<std::string>{"true"};
+  } else if (p.type_name == "int" && c.min && c.max && *c.max - *c.min <= kMostListedValues) {
+    for (double v = std::ceil(*c.min); v <= *c.max; v += 1)
+      if (FloatRepr(v) != p.text + ".0") allowed.push_back(std::to_string(static_cast<int64_t>(v)));
+  } else if (p.type_name == "str") {
+    for (const std::string& choice : c.enum_values)
+      if (choice != p.text) allowed.push_back(QuoteJson(choice));
+  }
+  std::string out;
+  for (const std::string& value : allowed) out += (out.empty() ? "" : ",") + value;
+  return out;
+}
+
 // Schema of one value by its declared type. Types without a JSON form of their own go as text.
 std::string ValueSchema(const ReplyParameter& p) {
   const Constraint& c = p.constraint;
+  if (const std::string others = OtherValues(p); !others.empty()) return "{\"enum\":[" + others + "]}";
   std::string out = "{\"type\":";
   if (p.type_name == "int" || p.type_name == "float") {
     out += p.type_name == "int" ? "\"integer\"" : "\"number\"";

@@ -143,14 +143,20 @@ std::string_view DefaultInstruction() {
          "go.";
 }
 
+// Whole bounds without a decimal point.
+static std::string Bound(double value) {
+  std::string text = FloatRepr(value);
+  return text.ends_with(".0") ? text.substr(0, text.size() - 2) : text;
+}
+
 std::string ConstraintText(const Constraint& c) {
   std::string out = c.text;
   auto add = [&](const std::string& rule, std::string_view glue) {
     if (!out.empty()) out += out == c.text && !c.text.empty() ? std::string_view("; ") : glue;
     out += rule;
   };
-  if (c.min) add("at least " + FloatRepr(*c.min), "; ");
-  if (c.max) add("at most " + FloatRepr(*c.max), ", ");
+  if (c.min) add("at least " + Bound(*c.min), "; ");
+  if (c.max) add("at most " + Bound(*c.max), ", ");
   if (!c.enum_values.empty()) {
     std::string list;
     for (const std::string& v : c.enum_values) list += (list.empty() ? "" : ", ") + v;

@@ -254,7 +254,7 @@ TEST_F(AppTest, HttpShowsStateAndCountsCalls) {
   EXPECT_THAT(HttpGet("/"), HasSubstr(app_->grpc_addresses()[0]));
   std::string metrics = HttpGet("/metrics");
   for (const char* name : {"optod_sessions_loaded 0", "process_resident_memory_bytes ", "optod_serving 1",
-                           "optod_disk_commits_per_second "}) {
+                           "optod_disk_commits_per_second ", "optod_commits_total "}) {
     EXPECT_THAT(metrics, HasSubstr(name));
   }
   EXPECT_THAT(metrics,
@@ -451,6 +451,19 @@ TEST_F(AppTest, EventsAreListedAndFollowedLive) {
   EXPECT_EQ(watch->Finish().error_code(), grpc::CANCELLED);
 }
 
+TEST_F(AppTest, AWatcherAheadOfTheLogIsToldToListAnew) {
+  Start();
+  v1::WatchEventsRequest request;
+  request.set_after_sequence(7);
+  auto context = Context();
+  auto watch = v1::EventService::NewStub(tcp_)->WatchEvents(context.get(), request);
+  v1::Event event;
+  EXPECT_FALSE(watch->Read(&event));
+  grpc::Status status = watch->Finish();
+  EXPECT_EQ(status.error_code(), grpc::OUT_OF_RANGE);
+  EXPECT_EQ(status.error_message(), "after_sequence: 7 is after the last event, 0; list anew");
+}
+
 TEST_F(AppTest, ARevokedTokenEndsItsWatch) {
   config_.auth = "token";
   Start();
@@ -537,11 +550,13 @@ TEST_F(AppTest, LanguageModelsComeFromTheEnvironmentAndTheirKeysGoNowhere) {
   ASSERT_TRUE(v1::AdminService::NewStub(tcp_)->GetServerInfo(Context().get(), {}, &info).ok());
   ASSERT_EQ(info.llm_endpoints_size(), 1);
   EXPECT_EQ(info.llm_endpoints(0), "default");
-  EXPECT_THAT(info.DebugString() + HttpGet("/") + HttpGet("/metrics"), Not(HasSubstr(canary)));
+  std::string metrics = HttpGet("/metrics");
+  EXPECT_THAT(metrics, HasSubstr("optod_llm_calls_total{endpoint=\"default\"} 0\n"));
+  EXPECT_THAT(info.DebugString() + HttpGet("/") + metrics, Not(HasSubstr(canary)));
   app_.reset();
   for (const auto& entry : std::filesystem::recursive_directory_iterator(config_.data_dir)) {
-    if (entry.is_regular_file())
-      EXPECT_THAT(*PosixFs().ReadFile(entry.path().string()), Not(HasSubstr(canary))) << entry.path();
+    if (!entry.is_regular_file()) continue;
+    EXPECT_THAT(*PosixFs().ReadFile(entry.path().string()), Not(HasSubstr(canary))) << entry.path();
   }
 }
 

@@ -90,7 +90,9 @@ TEST(Token, MalformedOnesAreRefusedAndNotShown) {
         std::string(62, 'a'), "optod_ABCDEFGHIJKL_" + good.substr(19), good.substr(0, 61) + "-"}) {
     auto parts = ParseToken(bad);
     ASSERT_FALSE(parts.ok()) << bad;
-    if (bad.size() > 10) EXPECT_THAT(std::string(parts.status().message()), Not(HasSubstr(bad.substr(10))));
+    if (bad.size() > 10) {
+      EXPECT_THAT(std::string(parts.status().message()), Not(HasSubstr(bad.substr(10))));
+    }
   }
 }
 

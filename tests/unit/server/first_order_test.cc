@@ -158,7 +158,9 @@ TEST_P(FirstOrderRules, ForkGoesOnLikeItsSource) {
     ASSERT_TRUE(server.Fork("s", version, id).ok());
     EXPECT_EQ(*server.Parameters(id), *server.Parameters("s", version));
     ASSERT_TRUE(server.Tell(Gradient(id, 0, version)).ok());
-    if (version < 5) EXPECT_EQ(*server.Parameters(id), *server.Parameters("s", version + 1));
+    if (version < 5) {
+      EXPECT_EQ(*server.Parameters(id), *server.Parameters("s", version + 1));
+    }
   }
 }
 

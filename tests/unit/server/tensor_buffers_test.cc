@@ -118,7 +118,9 @@ TEST(Gradients, RecordsGiveBackEveryBit) {
     ASSERT_TRUE(back.ok()) << back.status();
     EXPECT_EQ(std::memcmp(back->views[0].data, a.data(), 20), 0);
     EXPECT_EQ(back->views[1].data != nullptr, with_big);
-    if (with_big) EXPECT_EQ(std::memcmp(back->views[1].data, big.data(), big.size() * 4), 0);
+    if (with_big) {
+      EXPECT_EQ(std::memcmp(back->views[1].data, big.data(), big.size() * 4), 0);
+    }
     ASSERT_EQ(back->extra.size(), 1u);
     EXPECT_EQ(back->extra[0].spec.name, "hessian_z/a");
   }

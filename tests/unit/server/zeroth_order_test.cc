@@ -151,7 +151,9 @@ TEST_P(ZerothOrderSteps, EqualTheFormulaWithAndWithoutCrashes) {
         if (crash) server.Crash();
       }
       ReferenceStep(&theta, step, q, 0.01, static_cast<float>(1 - 0.01 * weight_decay), two_side);
-      if (step != 2) EXPECT_EQ(*server.Parameters("s"), theta) << step;  // not asked for at 2: the next one catches up
+      if (step != 2) {
+        EXPECT_EQ(*server.Parameters("s"), theta) << step;  // not asked for at 2: the next one catches up
+      }
     }
     EXPECT_EQ(server.Get("s")->seq(), 6);
     auto version = server.Version("s", 3);
@@ -470,7 +472,9 @@ TEST(ZerothOrder, SixteenWorkersLoseNothing) {
         for (const v1::Probe& probe : asked->probes()) {
           auto told = server.Tell(Losses("s", probe.base_version(), {probe.query()}));
           if (told.ok() && told->updated()) ++updates;
-          if (!told.ok()) ASSERT_EQ(told.status().code(), absl::StatusCode::kAborted) << told.status();
+          if (!told.ok()) {
+            ASSERT_EQ(told.status().code(), absl::StatusCode::kAborted) << told.status();
+          }
         }
         server.clock().Advance(std::chrono::milliseconds(10));
       }

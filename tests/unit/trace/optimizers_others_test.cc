@@ -48,7 +48,7 @@ TEST(Opro, ShowsRoundsAndNoTrace) {
   ASSERT_EQ(requests->size(), 2u);
   const std::string& user = (*requests)[0].prompt.user;
   EXPECT_THAT(user, HasSubstr("Objective:\nWin."));
-  EXPECT_THAT(user, HasSubstr("(int) a0: short; at most 9.0\n"));
+  EXPECT_THAT(user, HasSubstr("(int) a0: short; at most 9\n"));
   EXPECT_THAT(user, HasSubstr("...[10 earlier rounds]"));
   EXPECT_THAT(user, HasSubstr(R"({"variables": {"a0": "1"}, "feedback": "older", "score": 0.5})"));
   EXPECT_THAT(user, HasSubstr(R"({"variables": {"a0": "3", "s0": "hi"}, "feedback": "too low"})"));

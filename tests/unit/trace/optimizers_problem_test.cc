@@ -142,7 +142,7 @@ TEST(Problem, RefusesWithoutFeedback) {
 }
 
 TEST(Problem, ConstraintTextSpellsOutBounds) {
-  EXPECT_EQ(ConstraintText({.text = "be brief", .min = 1, .max = 20}), "be brief; at least 1.0, at most 20.0");
+  EXPECT_EQ(ConstraintText({.text = "be brief", .min = 1, .max = 20}), "be brief; at least 1, at most 20");
   EXPECT_EQ(ConstraintText({.enum_values = {"a", "b"}, .max_length = 9}), "one of: a, b; at most 9 characters");
   EXPECT_EQ(ConstraintText({.text = "only text"}), "only text");
   EXPECT_EQ(ConstraintText({}), "");
@@ -162,7 +162,7 @@ TEST(Prompt, CarriesEverySection) {
   World w = Sample(a, end, "7");
   const Prompt p = Render(w.Problem(end, {a}));
   for (const char* part : {"#Instruction\n", "#Code\nf0 = f(x=a0, y=c0)\n", "#Documentation\nf: [f]\n",
-                           "#Variables\n(int) a0=3\n", "#Constraints\n(int) a0: positive; at most 9.0\n",
+                           "#Variables\n(int) a0=3\n", "#Constraints\n(int) a0: positive; at most 9\n",
                            "#Inputs\n(int) c0=7\n", "#Others\n", "#Outputs\n(int) f0=5\n", "#Feedback\ntoo low\n"}) {
     EXPECT_THAT(p.user, HasSubstr(part));
   }
