@@ -206,7 +206,7 @@ class AdafactorRule : public RuleBase {
   void Move(int i, int64_t b, const Operands& o, double alpha, double clip) {
     if (v_[i] == nullptr) LoadColumnFactors<T>(i, b);
     const formula::Ema<T> average = {static_cast<T>(beta1_), static_cast<T>(1 - beta1_)};
-    const T scale = static_cast<T>(alpha / clip), decay = static_cast<T>(1 - alpha * args().number("weight_decay"));
+    const T scale = static_cast<T>(alpha / clip), decay = static_cast<T>(1 - alpha * weight_decay(i));
     ForEachRun<T>(i, b, [&](int64_t, int64_t at, int64_t count, int64_t col, double row_factor) {
       T u[kTile], tile[kTile];
       Update<T>(i, o, at, count, col, row_factor, u);

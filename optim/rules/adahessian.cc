@@ -175,7 +175,7 @@ class AdaHessianRule : public RuleBase {
     c.first = {static_cast<T>(beta1_), static_cast<T>(1 - beta1_)};
     c.second = {static_cast<T>(beta2_), static_cast<T>(1 - beta2_)};
     c.lr = static_cast<T>(eta);
-    c.weight_decay = static_cast<T>(args().number("weight_decay"));
+    c.weight_decay = static_cast<T>(weight_decay(i));
     c.bias1 = static_cast<T>(1 - std::pow(beta1_, steps));
     c.root_bias = static_cast<T>(std::sqrt(1 - std::pow(beta2_, steps)));
     c.eps = static_cast<T>(args().number("eps"));

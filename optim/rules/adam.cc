@@ -29,7 +29,8 @@ class AdamRule : public RuleBase {
       operands.s[1] = v_[i]->data.data();
       if (!v_max_.empty()) operands.s[2] = v_max_[i]->data.data();
       WithComputeType(compute(i), [&](auto zero) {
-        const auto c = AdamConstants<decltype(zero)>(settings_, eta, static_cast<double>(t(i)));
+        const auto c =
+            AdamConstants<decltype(zero)>(settings_.WithDecay(weight_decay(i)), eta, static_cast<double>(t(i)));
         RunKernel(v_max_.empty() ? kAdam : kAmsgrad, &c, operands, chunk.begin, chunk.end);
       });
     });

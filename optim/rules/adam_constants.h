@@ -17,6 +17,13 @@ struct AdamSettings {
   /// False: eps is added to sqrt(v / (1 - beta2^t)). True: eps is added to sqrt(v), and the step takes both
   /// corrections.
   bool eps_in_uncorrected_root = false;
+
+  /// The same with another lambda: tensors differ in nothing else.
+  AdamSettings WithDecay(double lambda) const {
+    AdamSettings other = *this;
+    other.weight_decay = lambda;
+    return other;
+  }
 };
 
 /// Constants of a tensor's step number t (1, 2, ...) at learning rate eta.

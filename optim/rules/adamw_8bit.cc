@@ -46,7 +46,8 @@ class AdamW8bitRule : public RuleBase {
       Operands operands = Bind(i, params, input);
       WithComputeType(compute(i), [&](auto zero) {
         using T = decltype(zero);
-        const formula::Adam<T> c = AdamConstants<T>(settings_, eta, static_cast<double>(t(i)));
+        const formula::Adam<T> c =
+            AdamConstants<T>(settings_.WithDecay(weight_decay(i)), eta, static_cast<double>(t(i)));
         if (moments_[i].m_max != nullptr) return StepCoded<T>(c, moments_[i], operands, chunk);
         operands.s[0] = moments_[i].m->data.data();
         operands.s[1] = moments_[i].v->data.data();

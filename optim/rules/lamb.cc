@@ -94,7 +94,7 @@ class LambRule : public RuleBase {
     c.bias1 = static_cast<T>(correct ? 1 - std::pow(beta1_, steps) : 1);
     c.root_bias = static_cast<T>(correct ? std::sqrt(1 - std::pow(beta2_, steps)) : 1);
     c.eps = static_cast<T>(args().number("eps"));
-    c.weight_decay = static_cast<T>(args().number("weight_decay"));
+    c.weight_decay = static_cast<T>(weight_decay(i));
     c.step = 0;
     return c;
   }

@@ -116,7 +116,7 @@ class LowRankRule : public RuleBase {
 
   template <typename T>
   void StepFull(int i, const Operands& bound, double eta) const {
-    const formula::Adam<T> c = AdamConstants<T>(settings_, eta, static_cast<double>(t(i)));
+    const formula::Adam<T> c = AdamConstants<T>(settings_.WithDecay(weight_decay(i)), eta, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[0] = matrices_[i].m->data.data();
     operands.s[1] = matrices_[i].v->data.data();
@@ -135,7 +135,8 @@ class LowRankRule : public RuleBase {
     });
     if ((t(i) - 1) % gap_ == 0) RenewProjector<T>(i, input);
     Project<T>(matrix, gradient, projected_.as<T>());
-    const formula::Adam<T> c = AdamConstants<T>(settings_, lr(input), static_cast<double>(t(i)));
+    const formula::Adam<T> c =
+        AdamConstants<T>(settings_.WithDecay(weight_decay(i)), lr(input), static_cast<double>(t(i)));
     Direction<T>(c, matrix);
     if (kind_ == Kind::kApollo) {
       ScaledGradient<T>(matrix, gradient);

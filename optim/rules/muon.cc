@@ -71,7 +71,7 @@ class MuonRule : public RuleBase {
     Orthogonalise<T>(rows, cols);
     const double tall = static_cast<double>(shape[shape.size() - 2]) / static_cast<double>(shape.back());
     formula::Normalised<T> c;
-    c.decay = static_cast<T>(1 - eta * args().number("weight_decay"));
+    c.decay = static_cast<T>(1 - eta * weight_decay(i));
     c.lr = static_cast<T>(eta * std::sqrt(std::max(1.0, tall)));
     c.rms = 1;
     Operands move = operands;
@@ -137,7 +137,7 @@ class MuonRule : public RuleBase {
   void StepAux(int i, const Operands& bound, double eta) {
     const double own = eta * args().number("adam_lr") / args().number("lr");
     const AdamSettings settings = {args().number("adam_beta1"), args().number("adam_beta2"), args().number("adam_eps"),
-                                   args().number("weight_decay")};
+                                   weight_decay(i)};
     const formula::Adam<T> c = AdamConstants<T>(settings, own, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[1] = v_[i]->data.data();

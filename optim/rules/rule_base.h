@@ -84,6 +84,8 @@ class RuleBase : public Rule {
   DType compute(int i) const { return layout()[i].dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
   /// Steps taken by tensor i, the present one included.
   int64_t t(int i) const { return *steps_[i]->as<int64_t>(); }
+  /// The hyperparameter `weight_decay`, 0 for a tensor that decay skips.
+  double weight_decay(int i) const { return layout()[i].no_decay ? 0.0 : args_.number("weight_decay"); }
   double lr(const StepInput& input) const { return input.lr.value_or(lr_); }
   DType grad_dtype(int i, const StepInput& input) const;
   Operands Bind(int i, std::span<void* const> params, const StepInput& input) const;

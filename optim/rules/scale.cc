@@ -63,11 +63,11 @@ class ScaleRule : public RuleBase {
   int64_t Columns(int i) const { return layout()[i].elements() / std::max<int64_t>(1, Rows(i)); }
 
   template <typename T>
-  formula::Normalised<T> Constants(double eta) const {
+  formula::Normalised<T> Constants(int i, double eta) const {
     const double mu = args().number("momentum");
     formula::Normalised<T> c;
     c.average = {static_cast<T>(mu), static_cast<T>(1 - mu)};
-    c.decay = static_cast<T>(1 - eta * args().number("weight_decay"));
+    c.decay = static_cast<T>(1 - eta * weight_decay(i));
     c.lr = static_cast<T>(eta);
     c.rms = 1;
     return c;
@@ -76,9 +76,8 @@ class ScaleRule : public RuleBase {
   template <typename T>
   void StepVector(int i, const Operands& bound, double eta) const {
     const double own = eta * args().number("adam_lr") / args().number("lr");
-    const AdamSettings settings = {args().number("beta1"),      args().number("beta2"),
-                                   args().number("adam_eps"),   args().number("weight_decay"),
-                                   AdamSettings::Decay::kFirst, true};
+    const AdamSettings settings = {args().number("beta1"), args().number("beta2"),      args().number("adam_eps"),
+                                   weight_decay(i),        AdamSettings::Decay::kFirst, true};
     const formula::Adam<T> c = AdamConstants<T>(settings, own, static_cast<double>(t(i)));
     Operands operands = bound;
     operands.s[0] = m_[i]->data.data();
@@ -95,7 +94,7 @@ class ScaleRule : public RuleBase {
     if (last) operands.s[0] = m_[i]->data.data();
     double smallest = std::numeric_limits<double>::infinity();
     ForEachRowBlock(rows, cols, [&](int64_t first, int64_t end) {
-      formula::Normalised<T> c = Constants<T>(eta);
+      formula::Normalised<T> c = Constants<T>(i, eta);
       double block_smallest = std::numeric_limits<double>::infinity();
       for (int64_t row = first; row < end; ++row) {
         const Operands slice = Slice(operands, row * cols);
@@ -137,7 +136,7 @@ class ScaleRule : public RuleBase {
       smallest = std::min(smallest, found);
       rms[col] = static_cast<T>(std::max(found, kSmallestRms));
     }
-    const formula::Normalised<T> c = Constants<T>(eta);
+    const formula::Normalised<T> c = Constants<T>(i, eta);
     ForEachRowBlock(rows, cols, [&](int64_t first, int64_t end) {
       for (int64_t row = first; row < end; ++row) {
         Operands slice = Slice(operands, row * cols);

@@ -25,7 +25,7 @@ class SgdRule : public RuleBase {
         const bool first = t(i) == 1;
         formula::Sgd<T> c;
         c.lr = static_cast<T>(lr(input));
-        c.weight_decay = static_cast<T>(args().number("weight_decay"));
+        c.weight_decay = static_cast<T>(weight_decay(i));
         c.momentum = static_cast<T>(first ? 0 : momentum_);
         c.gain = static_cast<T>(first ? 1 : 1 - args().number("dampening"));
         c.lookahead = static_cast<T>(momentum_);

@@ -17,7 +17,6 @@ class SaiRule : public RuleBase {
       : RuleBase(std::move(rule_args)),
         momentum_(args().number("momentum")),
         eps_(args().number("eps")),
-        weight_decay_(args().number("weight_decay")),
         min_std_(args().number("min_std")),
         normalise_(args().text("normalise") == "max"),
         m_(AddLike("m")),
@@ -41,7 +40,7 @@ class SaiRule : public RuleBase {
         const double mu = t(i) == 1 ? 0 : momentum_;
         formula::Sai<T> c;
         c.average = {static_cast<T>(mu), static_cast<T>(1 - mu)};
-        c.decay = static_cast<T>(1 - lr(input) * weight_decay_);
+        c.decay = static_cast<T>(1 - lr(input) * weight_decay(i));
         c.step = static_cast<T>(lr(input) * gsnr);
         RunKernel(kSai, &c, operands, chunk.begin, chunk.end);
       });
@@ -96,7 +95,7 @@ class SaiRule : public RuleBase {
     return SumOverChunks(i, partial_);
   }
 
-  const double momentum_, eps_, weight_decay_, min_std_;
+  const double momentum_, eps_, min_std_;
   const bool normalise_;
   const std::vector<StateTensor*> m_;
   StateTensor* const largest_;

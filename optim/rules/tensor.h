@@ -55,6 +55,7 @@ struct TensorSpec {
   std::string name;  ///< unique within a layout
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;  ///< [] is a scalar; every size >= 0
+  bool no_decay = false;       ///< weight decay skips this tensor
   int64_t elements() const {
     int64_t n = 1;
     for (int64_t d : shape) n *= d;

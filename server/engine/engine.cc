@@ -495,12 +495,23 @@ void Engine::Ask(const Caller& caller, v1::AskRequest request, Done<v1::AskRespo
     if (ready.ok() && live->row.state != v1::Session::ACTIVE) ready = FailedPrecondition("session ", name.Full(), " is closed");
     if (!ready.ok()) return waiter->done(ready);
     if (absl::Status budget = CheckBudget(live->proto, live->row.create_ms, impl->NowMs()); !budget.ok()) {
+      // Nothing is handed out, but who asks still learns what leads to the head.
+      v1::AskRequest look = waiter->request;
+      look.set_with_point(false);
+      look.set_with_values(false);
+      look.mutable_lease()->Clear();
       v1::AskResponse spent;
+      if (auto seen = live->family->Ask(*live, look, waiter->caller); seen.ok()) spent = *std::move(seen);
+      spent.clear_probes();
+      spent.clear_points();
       spent.set_head_version(live->row.head_version);
       spent.set_seq(live->row.seq);
       spent.set_budget_spent(true);
       spent.set_budget_reason(std::string(budget.message()));
-      return waiter->done(std::move(spent));
+      return impl->AfterDurable(live, [waiter, spent = std::move(spent)](absl::Status status) mutable {
+        if (!status.ok()) return waiter->done(std::move(status));
+        waiter->done(std::move(spent));
+      });
     }
     live->waiters.push_back(waiter);
     impl->RunWaiters(live);

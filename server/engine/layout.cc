@@ -12,7 +12,7 @@ optim::DType DTypeFromProto(v1::DType dtype) {
 }
 
 optim::TensorSpec SpecFromProto(const v1::TensorSpec& spec) {
-  return {spec.name(), DTypeFromProto(spec.dtype()), {spec.shape().begin(), spec.shape().end()}};
+  return {spec.name(), DTypeFromProto(spec.dtype()), {spec.shape().begin(), spec.shape().end()}, spec.no_decay()};
 }
 
 void SpecToProto(const optim::TensorSpec& spec, v1::TensorSpec* out) {

@@ -94,7 +94,7 @@ def test_a_proposal_becomes_the_head(client, endpoint):
     assert answer.usage.llm_prompt_tokens == 10 and endpoint.requests[-1]["model"] == "scripted"
 
 
-@pytest.mark.parametrize("text,kind", [("no json at all", "REPLY_UNPARSABLE"), ("", "REPLY_EMPTY"), (reply(k0=5), "REPLY_UNCHANGED")])
+@pytest.mark.parametrize("text,kind", [("no json at all", "REPLY_UNPARSABLE"), (reply(k0=5), "REPLY_UNCHANGED")])
 def test_replies_that_change_nothing_are_said_so(client, endpoint, text, kind):
     from optod.v1 import trace_pb2
     session, _, _, out = recorded(client)
@@ -103,6 +103,17 @@ def test_replies_that_change_nothing_are_said_so(client, endpoint, text, kind):
     candidate = session.propose(candidates=1).candidates[0]
     assert trace_pb2.ReplyKind.Name(candidate.kind) == kind
     assert session.values() == {"k": 5} and session.refresh().head_version == 0
+
+
+def test_an_empty_reply_is_an_error_that_says_so(client, endpoint):
+    session, _, _, out = recorded(client)
+    endpoint.script[:] = [""]
+    session.backward(out, "too short")
+    with pytest.raises(optod.errors.Unavailable, match="the reply is empty"):
+        session.propose(candidates=1)
+    assert session.values() == {"k": 5}
+    endpoint.script[:] = [reply(k0=6)]
+    assert session.propose(candidates=1).head_version == 1      # the feedback was kept
 
 
 def test_an_enforced_constraint_rejects(client, endpoint):

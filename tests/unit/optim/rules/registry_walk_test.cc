@@ -103,6 +103,25 @@ TEST_P(EveryRow, ResumesBitForBit) {
   }
 }
 
+TEST_P(EveryRow, WeightDecaySkipsMarkedTensors) {
+  const bool decays = std::any_of(info().hyper.begin(), info().hyper.end(),
+                                  [](const HyperInfo& hyper) { return hyper.name == "weight_decay"; });
+  for (DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
+    std::vector<std::vector<OwnedTensor>> results;
+    for (const auto& [weight_decay, marked] : {std::pair(0.25, true), std::pair(0.0, false), std::pair(0.25, false)}) {
+      std::vector<TensorSpec> layout = Layout(dtype);
+      for (TensorSpec& spec : layout) spec.no_decay = marked;
+      Random random(8);
+      std::vector<OwnedTensor> params = RandomParams(layout, random);
+      auto rule = Make(layout, decays ? Hyper{{"weight_decay", weight_decay}} : Hyper{});
+      for (int t = 0; t < 3; ++t) ASSERT_TRUE(TakeStep(*rule, params, RandomStep(info(), layout, random)).ok());
+      results.push_back(std::move(params));
+    }
+    EXPECT_TRUE(Same(results[0], results[1])) << DTypeName(dtype);
+    EXPECT_EQ(Same(results[1], results[2]), !decays) << DTypeName(dtype);
+  }
+}
+
 TEST_P(EveryRow, GivesTheSameBitsOnEveryPath) {
   for (DType dtype : {DType::kF32, DType::kF64, DType::kBF16, DType::kF16}) {
     std::vector<std::vector<OwnedTensor>> results;
