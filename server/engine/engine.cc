@@ -193,16 +193,17 @@ void Engine::Impl::RunWaiters(const SessionPtr& live) {
 }
 
 void Engine::Impl::PollWaiters(const SessionPtr& live) {
-  if (!live->polling) {
-    live->polling = true;
+  if (live->polling) return;   // one chain of timers a session, counted once
+  live->polling = true;
+  {
     std::lock_guard lock(mutex);
     ++running;   // the chain of timers ends before a drain does
   }
   context.timers->After(std::chrono::nanoseconds(kWaiterPollNs), [this, live] {
     live->strand.Post([this, live] {
       RunWaiters(live);
-      if (!live->waiters.empty()) return PollWaiters(live);
       live->polling = false;
+      if (!live->waiters.empty()) PollWaiters(live);
       Leave();
     });
   });

@@ -144,7 +144,7 @@ class Session(Recording):
         return Versions(self)
 
     def list_versions(self, branch_only: bool = False, oldest_first: bool = False, page_size: int = 1000) -> Iterator[pb.Version]:
-        """All versions; branch_only: those on the way from the head to version 0. Pages are fetched as needed."""
+        """All versions, newest first; branch_only: those on the way from the head to version 0 (newest first only). Pages are fetched as needed."""
         request = pb.ListVersionsRequest(session=self.name, page_size=page_size, branch_only=branch_only, oldest_first=oldest_first)
         while True:
             page = self.transport.call(self.stub.ListVersions, request)
@@ -155,7 +155,7 @@ class Session(Recording):
 
     def history(self) -> List[pb.Version]:
         """What led to the head: its branch, version 0 first."""
-        return list(self.list_versions(branch_only=True, oldest_first=True))
+        return list(self.list_versions(branch_only=True))[::-1]
 
     # ---- parameters
 
