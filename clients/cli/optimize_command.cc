@@ -4,7 +4,10 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "base/fs.h"
 #include "base/status.h"
@@ -35,12 +38,28 @@ struct Connection {
   std::unique_ptr<client::Client> client;
 };
 
+// A replay needs no model, but the endpoint `default` must be defined, with the model's name that was recorded. The
+// address is one where nothing listens: a request that is not on the cassette is an error anyway.
+void DefineReplayEndpoint(const std::string& cassette) {
+  const char* url = std::getenv("OPTOD_LLM_URL");
+  if (url && *url) return;
+  std::ifstream in(cassette);
+  std::string line;
+  std::getline(in, line);
+  const auto exchange = nlohmann::json::parse(line, nullptr, false);
+  const auto model = nlohmann::json::json_pointer("/request/model");
+  if (!exchange.is_object() || !exchange.contains(model) || !exchange[model].is_string()) return;
+  setenv("OPTOD_LLM_URL", "http://127.0.0.1:9/v1", 1);
+  setenv("OPTOD_LLM_MODEL", exchange[model].get<std::string>().c_str(), 1);
+}
+
 absl::StatusOr<Connection> StartPrivate(App& app, const Flags& flags, const std::string& why) {
   PrivateServerOptions options;
   options.data_dir = flags.data_dir;
   if (!flags.cassette.empty())
     options.arguments = {"--cassette", std::filesystem::absolute(flags.cassette).string(), "--cassette-mode",
                          flags.cassette_mode};
+  if (!flags.cassette.empty() && flags.cassette_mode == "replay") DefineReplayEndpoint(flags.cassette);
   Connection connection;
   auto server = PrivateServer::Start(options);
   if (!server.ok()) return FailedPrecondition(why, ": ", std::string(server.status().message()));

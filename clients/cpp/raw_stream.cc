@@ -129,14 +129,15 @@ absl::Status ReadRawMessage(const grpc::ByteBuffer& buffer, int chunk_field, std
   return absl::OkStatus();
 }
 
-RawStream::RawStream(ClientImpl& impl, const std::string& method, std::chrono::milliseconds deadline) {
-  impl.Prepare(&context_, deadline);
-  call_ = impl.generic.PrepareCall(&context_, method, &queue_);
+RawStream::RawStream(ClientImpl& impl, const std::string& method, std::chrono::milliseconds deadline)
+    : context_(std::make_unique<grpc::ClientContext>()) {
+  impl.Prepare(context_.get(), deadline);
+  call_ = impl.generic.PrepareCall(context_.get(), method, &queue_);
 }
 
 RawStream::~RawStream() {
   if (started_ && !finished_) {
-    context_.TryCancel();
+    context_->TryCancel();
     (void)Finish();
   }
   WaitReleased();
@@ -207,10 +208,14 @@ absl::Status RawStream::Finish() {
   grpc::Status status;
   call_->Finish(&status, this);
   Next();
-  return ToAbsl(status, context_);
+  return ToAbsl(status, *context_);
 }
 
 void RawStream::WaitReleased() {
+  if (finished_) {
+    call_.reset();  // lives in the memory of the call that the context owns: first the one, then the other
+    context_.reset();
+  }
   std::unique_lock lock(pins_.mutex);
   pins_.released.wait(lock, [this] { return pins_.count == 0; });
 }

@@ -52,7 +52,8 @@ class RawStream {
   bool WritesDone();
   /// The call's status. No operation may follow.
   absl::Status Finish();
-  /// Blocks until no slice points into memory given to WriteChunks.
+  /// Blocks until no slice points into memory given to WriteChunks. After Finish it also lets go of the call, which may
+  /// hold what could not be sent: nothing but destruction may follow then.
   void WaitReleased();
 
  private:
@@ -64,7 +65,7 @@ class RawStream {
   bool Next();
   bool WriteBuffer(const grpc::ByteBuffer& buffer);
 
-  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientContext> context_;
   grpc::CompletionQueue queue_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
   Pins pins_;

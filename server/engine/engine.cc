@@ -515,7 +515,7 @@ void Engine::Ask(const Caller& caller, v1::AskRequest request, Done<v1::AskRespo
     }
     live->waiters.push_back(waiter);
     impl->RunWaiters(live);
-    if (!live->waiters.empty()) impl->PollWaiters(live);
+    if (!live->waiters.empty() && !live->polling) impl->PollWaiters(live);  // one chain of timers a session
   };
   call->Start();
 }

@@ -163,6 +163,12 @@ absl::Status TraceFamily::LoadNodes(LiveSession& session) {
     std::vector<v1::Node> nodes(rows.size());
     for (size_t i = 0; i < rows.size(); ++i)
       if (!nodes[i].ParseFromString(rows[i].payload)) return DataLoss("node ", rows[i].id, " of ", session.name().Full(), " cannot be read");
+    // Rows hold absolute ids; a call names its own nodes by -1-i.
+    const auto relative = [&](int64_t node) { return node < rows.front().id ? node : -1 - (node - rows.front().id); };
+    for (v1::Node& node : nodes) {
+      for (auto& input : *node.mutable_inputs()) input.set_node(relative(input.node()));
+      for (auto& hidden : *node.mutable_hidden_parameters()) hidden = relative(hidden);
+    }
     auto ids = AddWireNodes(graph_, nodes);
     if (!ids.ok()) return DataLoss("the trace of ", session.name().Full(), " cannot be rebuilt: ", std::string(ids.status().message()));
     for (NodeId id : *ids) Register(id);

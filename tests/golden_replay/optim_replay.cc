@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "golden_replay/optim_vocabulary.h"
+#include "golden_replay/order_replay.h"
 #include "optim/rules/registry.h"
 
 namespace optod {
@@ -216,7 +217,7 @@ CaseResult ReplayOptimFile(const std::string& path) {
   try {
     std::ifstream file(path);
     const ordered_json golden = ordered_json::parse(file);
-    const absl::Status status = Case(golden).Run();
+    const absl::Status status = golden.at("system") == "fut" ? ReplayOrderCase(golden) : Case(golden).Run();
     result.passed = status.ok();
     result.first_difference = std::string(status.message());
   } catch (const std::exception& error) {

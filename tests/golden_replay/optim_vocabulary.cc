@@ -87,7 +87,6 @@ void PutSystem(const std::string& system, const ordered_json& golden, RuleChoice
 
 absl::StatusOr<RuleChoice> ChooseRule(const ordered_json& golden) {
   const std::string system = golden["system"].get<std::string>();
-  if (system == "fut") return Unimplemented("the sample-order estimator (fut) is not implemented");
   RuleChoice choice;
   choice.name = system == "sgd_sai" ? "sgd-sai" : system;
   if (system == "apollo" && golden["hyper"]["scale_type"] == "tensor") choice.name = "apollo-mini";

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <future>
 #include <iostream>
 #include <set>
 #include <thread>
@@ -455,6 +456,30 @@ TEST(ZerothOrder, WaitingAskIsAnsweredByTheNextStep) {
   ASSERT_TRUE(asked.ok());
   ASSERT_EQ(asked->probes_size(), 1);
   EXPECT_EQ(asked->probes(0).base_version(), 1);
+}
+
+TEST(ZerothOrder, ManyWaitingAsksLeaveNothingThatHoldsADrain) {
+  Server server;
+  ASSERT_TRUE(server.Create(Request("s", 1)).ok());
+  ASSERT_EQ(server.Ask(AskFor("s"))->probes_size(), 1);
+  auto ask = AskFor("s");
+  ask.mutable_wait()->set_seconds(10);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<std::future<absl::StatusOr<v1::AskResponse>>> waiting;
+    for (int i = 0; i < 3; ++i) {
+      auto answer = std::make_shared<std::promise<absl::StatusOr<v1::AskResponse>>>();
+      waiting.push_back(answer->get_future());
+      server.engine().Ask(server.caller(), ask, [answer](auto asked) { answer->set_value(std::move(asked)); });
+    }
+    ASSERT_TRUE(server.Get("s").ok());  // the asks before it have joined the queue
+    server.clock().Advance(std::chrono::seconds(11));
+    for (auto& answer : waiting) {
+      const absl::StatusOr<v1::AskResponse> asked = answer.get();
+      ASSERT_TRUE(asked.ok()) << asked.status();
+      EXPECT_EQ(asked->probes_size(), 0);
+    }
+  }
+  server.engine().Drain();
 }
 
 TEST(ZerothOrder, SixteenWorkersLoseNothing) {

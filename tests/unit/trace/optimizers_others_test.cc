@@ -66,7 +66,7 @@ TEST(OptoPrimeV2, RendersTags) {
   ASSERT_TRUE(requests.ok());
   const Prompt& p = (*requests)[0].prompt;
   EXPECT_THAT(p.user, HasSubstr("<variable name=\"a0\" type=\"int\">\n<value>\n3\n</value>\n<constraint>\nshort; at "
-                                "most 9.0\n</constraint>\n</variable>"));
+                                "most 9\n</constraint>\n</variable>"));
   EXPECT_THAT(p.user, HasSubstr("<node name=\"f0\" type=\"int\">\n<value>\n5\n</value>\n</node>"));
   EXPECT_THAT(p.user, HasSubstr("f0 = f(x=a0, y=s0)"));
   EXPECT_THAT(p.user, HasSubstr("Variables you may change: a0 s0\n"));
