@@ -1,6 +1,6 @@
 #pragma once
 /// Replays tests/golden/optim (its README gives the schema): every recorded step goes through MakeRule and Rule::Step,
-/// the code that serves.
+/// the code that serves; sample-order cases through optim/order.
 
 #include <string>
 #include <vector>

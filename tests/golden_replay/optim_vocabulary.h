@@ -13,7 +13,7 @@ struct RuleChoice {
   optim::Hyper hyper;
 };
 
-/// Rule and hyperparameters of a golden file. UNIMPLEMENTED for systems that no rule serves.
+/// Rule and hyperparameters of a golden file (all but `fut`, which order_replay.h serves).
 absl::StatusOr<RuleChoice> ChooseRule(const nlohmann::ordered_json& golden);
 /// Our state tensor, or step figure, for entry `key` of the golden state of `owner` (a tensor, or a layer "l.0"):
 /// "m/w". "" = not compared.
