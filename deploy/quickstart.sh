@@ -65,7 +65,7 @@ export OPTOD_ADDRESS
 echo "serving on $OPTOD_ADDRESS, status page http://$web/"
 
 step "5/6 job A: a language model tunes a program by what it prints (optoctl optimize)"
-echo "which testament is a verse from? deploy/quickstart/testament: 3 parameters, scored by eval.py on 3,000 verses"
+echo "which testament is a verse from? deploy/quickstart/testament: 2 parameters, scored by eval.py on 3,000 verses"
 sed "s/seed: 1/seed: $seed/" deploy/quickstart/testament/optimize.yaml >deploy/quickstart/testament/.optimize.run.yaml
 gate=0
 build/bin/optoctl optimize deploy/quickstart/testament/.optimize.run.yaml --summary "$run/job-a.md" --junit "$run/job-a.xml" || gate=$?
