@@ -1,7 +1,6 @@
 // optoctl job submit FILE | list | show | watch | cancel | resume | logs
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include "base/fs.h"
 #include "base/status.h"
@@ -32,36 +31,19 @@ int ExitOf(const v1::Job& job) {
   return job.state() == v1::Job::FAILED || job.state() == v1::Job::LOST ? kExitJobFailed : kExitDone;
 }
 
-nlohmann::json JsonOf(const YAML::Node& node) {
-  if (node.IsMap()) {
-    nlohmann::json out = nlohmann::json::object();
-    for (const auto& entry : node) out[entry.first.Scalar()] = JsonOf(entry.second);
-    return out;
-  }
-  if (node.IsSequence()) {
-    nlohmann::json out = nlohmann::json::array();
-    for (const auto& item : node) out.push_back(JsonOf(item));
-    return out;
-  }
-  if (node.IsNull()) return nullptr;
-  if (node.Tag() != "!") {
-    const auto plain = nlohmann::json::parse(node.Scalar(), nullptr, false);
-    if (!plain.is_discarded() && !plain.is_structured()) return plain;
-  }
-  return node.Scalar();
-}
-
 int Submit(App& app, const std::string& path) {
   auto text = PosixFs().ReadFile(path);
   if (!text.ok()) return app.Usage(path + ": cannot be read");
   auto file = YamlMap::Parse(*text, path);
   if (!file.ok()) return app.Usage(std::string(file.status().message()));
   v1::CreateJobRequest request;
-  nlohmann::json spec = nlohmann::json::object();
-  for (const std::string& key : file->Keys()) spec[key] = JsonOf(file->At(key));
-  if (spec.contains("kind") && spec["kind"].is_string())
-    request.mutable_job()->set_kind(spec["kind"].get<std::string>());
-  request.mutable_job()->set_spec_json(spec.dump());
+  auto spec = file->ReadJson("");
+  if (!spec.ok()) return app.Usage(std::string(spec.status().message()));
+  std::string kind;
+  if (const absl::Status status = file->Read("kind", &kind); !status.ok())
+    return app.Usage(std::string(status.message()));
+  request.mutable_job()->set_kind(kind);
+  request.mutable_job()->set_spec_json(*spec);
   RUN_OR_FAIL(client::Client * client, app.Connect());
   RUN_OR_FAIL(const v1::Job job, client->CreateJob(request));
   return app.Print(job, Describe(job));

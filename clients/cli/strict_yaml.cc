@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 
 #include "base/status.h"
 #include "clients/cli/nearest.h"
@@ -11,6 +12,7 @@ namespace optod::cli {
 namespace {
 
 constexpr size_t kMaxBytes = 1 << 20;
+constexpr int kMaxDepth = 64, kMaxValues = 100'000;
 
 int LineOf(const YAML::Node& node) { return node.Mark().line + 1; }
 
@@ -22,6 +24,30 @@ bool ParseNumber(const std::string& text, double* out) {
   char* end = nullptr;
   *out = std::strtod(text.c_str(), &end);
   return *end == '\0' && std::isfinite(*out);
+}
+
+// False: too deep or too large (an alias may lead to itself, or multiply).
+bool ToJson(const YAML::Node& node, int depth, int* values_left, nlohmann::ordered_json* out) {
+  if (depth > kMaxDepth || --*values_left < 0) return false;
+  if (node.IsMap()) {
+    *out = nlohmann::ordered_json::object();
+    for (const auto& entry : node) {
+      if (!entry.first.IsScalar()) return false;
+      if (!ToJson(entry.second, depth + 1, values_left, &(*out)[entry.first.Scalar()])) return false;
+    }
+    return true;
+  }
+  if (node.IsSequence()) {
+    *out = nlohmann::ordered_json::array();
+    for (const auto& item : node)
+      if (!ToJson(item, depth + 1, values_left, &out->emplace_back())) return false;
+    return true;
+  }
+  *out = nullptr;
+  if (node.IsNull()) return true;
+  if (IsPlainScalar(node)) *out = nlohmann::ordered_json::parse(node.Scalar(), nullptr, false);
+  if (!IsPlainScalar(node) || out->is_discarded() || out->is_structured() || out->is_string()) *out = node.Scalar();
+  return true;
 }
 
 }  // namespace
@@ -92,6 +118,14 @@ absl::StatusOr<YamlMap> YamlMap::Map(const std::string& key) const {
   if (!node.IsDefined()) return Error("", Cat(key, ": missing"));
   if (!node.IsMap()) return Error(key, "must be a mapping (key: value)");
   return YamlMap(node, file_, path_ + key + ".");
+}
+
+absl::StatusOr<std::string> YamlMap::ReadJson(const std::string& key) const {
+  nlohmann::ordered_json out;
+  int values_left = kMaxValues;
+  if (!ToJson(key.empty() ? node_ : At(key), 0, &values_left, &out))
+    return Error(key, Cat("nested deeper than ", kMaxDepth, ", or more than ", kMaxValues, " values"));
+  return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 absl::Status YamlMap::Read(const std::string& key, std::string* out) const {

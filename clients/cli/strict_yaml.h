@@ -37,6 +37,10 @@ class YamlMap {
   absl::Status Read(const std::string& key, bool* out) const;
   absl::Status Read(const std::string& key, std::vector<std::string>* out) const;
 
+  /// A value (key "": the whole map) as a JSON document: plain numbers, true, false and null are such, all else is
+  /// text. INVALID_ARGUMENT: nested deeper than 64, or more than 100,000 values once its aliases are followed.
+  absl::StatusOr<std::string> ReadJson(const std::string& key) const;
+
   /// "FILE:LINE: path.key: text".
   absl::Status Error(const std::string& key, const std::string& text) const;
   int Line(const std::string& key) const;  ///< 1-based; of the map itself when the key is absent

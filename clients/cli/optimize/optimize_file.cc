@@ -31,25 +31,6 @@ absl::StatusOr<std::string> InnerPath(const YamlMap& map, const std::string& key
   return path.string();
 }
 
-std::string JsonOf(const YAML::Node& node) {
-  if (node.IsMap()) {
-    auto out = nlohmann::ordered_json::object();
-    for (const auto& entry : node) out[entry.first.Scalar()] = nlohmann::ordered_json::parse(JsonOf(entry.second));
-    return out.dump();
-  }
-  if (node.IsSequence()) {
-    auto out = nlohmann::ordered_json::array();
-    for (const auto& item : node) out.push_back(nlohmann::ordered_json::parse(JsonOf(item)));
-    return out.dump();
-  }
-  if (node.IsNull()) return "null";
-  if (node.Tag() != "!") {
-    const auto plain = nlohmann::ordered_json::parse(node.Scalar(), nullptr, false);
-    if (!plain.is_discarded() && !plain.is_structured()) return plain.dump();
-  }
-  return nlohmann::ordered_json(node.Scalar()).dump();
-}
-
 absl::StatusOr<ValueType> TypeNamed(const YamlMap& map, const std::string& name) {
   if (name == "int") return ValueType::kInt;
   if (name == "float") return ValueType::kFloat;
@@ -99,10 +80,11 @@ absl::Status ReadInlineValue(const YamlMap& map, ParameterEntry* entry) {
   if (type == "enum" && entry->choices.empty()) return map.Error("type", "enum needs `choices: [...]`");
   if (type != "enum" && map.Has("choices") && type != "text") return map.Error("choices", "only for type enum");
   RETURN_IF_ERROR(ReadRange(map, entry));
-  if (entry->type == ValueType::kJson)
-    entry->value = JsonOf(node);
-  else
+  if (entry->type == ValueType::kJson) {
+    ASSIGN_OR_RETURN(entry->value, map.ReadJson("value"));
+  } else {
     RETURN_IF_ERROR(map.Read("value", &entry->value));
+  }
   // A block scalar or a collection has no single place where a new value can be written.
   const bool one_line = node.IsScalar() && entry->value.find('\n') == std::string::npos;
   entry->value_line = one_line ? node.Mark().line : -1;

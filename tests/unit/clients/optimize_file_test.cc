@@ -83,6 +83,11 @@ const ErrorCase kErrors[] = {
     {"candidates_range", "candidates: 2", "candidates: 65", "must be 1 to 64"},
     {"gate_text", "min_score: 0.9", "min_score: high", "must be a number"},
     {"workflow", "name: classify", "workflow: [a]", "workflows are not implemented in this release"},
+    {"alias_of_itself", "value: {a: 1,", "value: &v {a: *v,", "nested deeper than 64"},
+    {"aliases_that_multiply", "value: {a: 1, b: [x, \"2\"]}",
+     "value: [&a [1,1,1,1,1,1,1,1,1,1], &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], &d "
+     "[*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d], [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]]",
+     "more than 100000 values"},
     {"no_mapping", kWhole, "- a\n- b\n", "f.yaml:1: must be a mapping"},
     {"empty", kWhole, "", "must be a mapping"},
     {"no_parameters", kWhole, "evaluate: {command: a, score: exit-code}", "parameters: missing"},
