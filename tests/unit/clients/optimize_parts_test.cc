@@ -103,6 +103,7 @@ const GateCase kGates[] = {
     {"minimize_missed", 0.1, {}, false, 0.5, 0.11, false},
     {"gain_reached", {}, 0.25, true, 0.5, 0.75, true},
     {"gain_missed", {}, 0.26, true, 0.5, 0.75, false},
+    {"gain_of_decimals", {}, 0.1, true, 0.6, 0.7, true},
     {"gain_zero_kept", {}, 0.0, true, 0.5, 0.5, true},
     {"minimize_gain", {}, 0.25, false, 0.5, 0.25, true},
     {"minimize_gain_missed", {}, 0.3, false, 0.5, 0.25, false},
