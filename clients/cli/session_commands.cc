@@ -43,8 +43,8 @@ std::string Usd(double usd) {
 std::string CostText(const v1::Version& v) {
   if (!v.has_cost()) return "-";
   const v1::Usage& cost = v.cost();
-  return Cat(cost.llm_calls(), cost.llm_calls() == 1 ? " call, " : " calls, ", cost.llm_prompt_tokens() + cost.llm_completion_tokens(), " tok",
-             Usd(cost.llm_usd()));
+  return Cat(cost.llm_calls(), cost.llm_calls() == 1 ? " call, " : " calls, ",
+             cost.llm_prompt_tokens() + cost.llm_completion_tokens(), " tok", Usd(cost.llm_usd()));
 }
 
 std::string LossText(double loss) {
@@ -218,17 +218,18 @@ int History(App& app, const Flags& flags) {
     if (note.empty() && std::isfinite(v.loss()) && v.loss() != 0) note = LossText(v.loss());
     std::printf("%-8lld %-8s %-10s %-12s %-22s %s%s%s\n", static_cast<long long>(v.number()),
                 v.has_parent() ? std::to_string(v.parent()).c_str() : "-", v.kind().c_str(),
-                ScoreText(v.has_score(), v.score()).c_str(), CostText(v).c_str(), head ? "[head] " : "", best ? "[best] " : "",
-                note.c_str());
+                ScoreText(v.has_score(), v.score()).c_str(), CostText(v).c_str(), head ? "[head] " : "",
+                best ? "[best] " : "", note.c_str());
     if (flags.no_diff) continue;
     RUN_OR_FAIL(const std::string changes, ChangesOf(*client, session.name(), v));
     std::fputs(changes.c_str(), stdout);
   }
   const v1::Usage& u = session.usage();
   if (u.llm_calls() > 0) {
-    std::printf("in all: %lld evaluations, %lld calls of the model, %lld + %lld tokens%s\n", static_cast<long long>(u.evaluations()),
-                static_cast<long long>(u.llm_calls()), static_cast<long long>(u.llm_prompt_tokens()),
-                static_cast<long long>(u.llm_completion_tokens()), Usd(u.llm_usd()).c_str());
+    std::printf("in all: %lld evaluations, %lld calls of the model, %lld + %lld tokens%s\n",
+                static_cast<long long>(u.evaluations()), static_cast<long long>(u.llm_calls()),
+                static_cast<long long>(u.llm_prompt_tokens()), static_cast<long long>(u.llm_completion_tokens()),
+                Usd(u.llm_usd()).c_str());
   }
   return kExitDone;
 }

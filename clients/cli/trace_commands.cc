@@ -1,4 +1,5 @@
-// optoctl graph SESSION [--svg]: DOT, or SVG drawn by graphviz's `dot`; where that is not installed the DOT text comes all the same, and stderr says so.
+// optoctl graph SESSION [--svg]: DOT, or SVG drawn by graphviz's `dot`; where that is not installed the DOT text comes
+// all the same, and stderr says so.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
@@ -50,7 +51,8 @@ int Graph(App& app, const Flags& flags) {
     } else {
       // The text form, under a name that does not lie.
       if (output.ends_with(".svg")) output = output.substr(0, output.size() - 4) + ".dot";
-      std::fprintf(stderr, "graphviz's program `dot` is not in PATH: this is DOT text%s\n", to_file ? (", in " + output).c_str() : "");
+      std::fprintf(stderr, "graphviz's program `dot` is not in PATH: this is DOT text%s\n",
+                   to_file ? (", in " + output).c_str() : "");
     }
   }
   if (!to_file) return std::fputs(text.c_str(), stdout) < 0 ? kExitUsage : kExitDone;

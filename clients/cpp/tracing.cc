@@ -14,7 +14,9 @@ std::string FloatText(double value) {
   // Python takes the exponent form below 1e-4 and from 1e16 on.
   const double size = std::fabs(value);
   const bool exponent = value != 0 && (size < 1e-4 || size >= 1e16);
-  const auto end = std::to_chars(buffer, buffer + sizeof buffer, value, exponent ? std::chars_format::scientific : std::chars_format::fixed).ptr;
+  const auto end = std::to_chars(buffer, buffer + sizeof buffer, value,
+                                 exponent ? std::chars_format::scientific : std::chars_format::fixed)
+                       .ptr;
   std::string out(buffer, end);
   if (!exponent && out.find('.') == std::string::npos) out += ".0";
   return out;
@@ -61,10 +63,12 @@ v1::Node Tracer::Describe(std::string type, std::string text, std::string json) 
 }
 
 std::string Tracer::ErrorName(const absl::Status& status) {
-  return status.code() == absl::StatusCode::kUnknown ? "Exception" : std::string(absl::StatusCodeToString(status.code()));
+  return status.code() == absl::StatusCode::kUnknown ? "Exception"
+                                                     : std::string(absl::StatusCodeToString(status.code()));
 }
 
-TraceRecorder::Ref Tracer::Record(v1::Node node, const std::vector<std::pair<std::string, TraceRecorder::Ref>>& inputs) {
+TraceRecorder::Ref Tracer::Record(v1::Node node,
+                                  const std::vector<std::pair<std::string, TraceRecorder::Ref>>& inputs) {
   if (!status_.ok()) return {};
   auto ref = recorder_.Add(std::move(node), inputs);
   if (ref.ok()) return *ref;
@@ -72,7 +76,8 @@ TraceRecorder::Ref Tracer::Record(v1::Node node, const std::vector<std::pair<std
   return {};
 }
 
-TraceRecorder::Ref Tracer::RecordParameter(v1::Node node, const ParameterOptions& options, std::function<bool(const v1::Value&)> set) {
+TraceRecorder::Ref Tracer::RecordParameter(v1::Node node, const ParameterOptions& options,
+                                           std::function<bool(const v1::Value&)> set) {
   if (absl::Status flushed = Flush(); !flushed.ok()) return {};
   node.set_kind(v1::Node::PARAMETER);
   node.set_trainable(true);
@@ -151,7 +156,8 @@ absl::Status Tracer::Load(int64_t version) {
   for (const ParameterSlot& parameter : parameters_) {
     auto it = values.values().find(parameter.key);
     if (it == values.values().end()) return Internal("version ", version, " has no value of ", parameter.key);
-    if (!parameter.set(it->second)) return Internal("version ", version, ": the value of ", parameter.key, " has another type");
+    if (!parameter.set(it->second))
+      return Internal("version ", version, ": the value of ", parameter.key, " has another type");
   }
   return absl::OkStatus();
 }

@@ -1,18 +1,18 @@
 #pragma once
-/// Tracing for C++ programs: values become nodes, operators and bundled functions record what was done, and a language model proposes better
-/// parameters from the feedback on the result.
+/// Tracing for C++ programs: values become nodes, operators and bundled functions record what was done, and a language
+/// model proposes better parameters from the feedback on the result.
 ///
 ///   ASSIGN_OR_RETURN(auto tracer, Tracer::Create(*client, {.optimizer = "optoprime"}));
 ///   auto rate = tracer->Parameter(0.5, "rate", {.description = "share that is kept", .min = 0, .max = 1});
-///   auto keep = tracer->Bundle("keep", "how many of n items are kept", {"n", "rate"}, [](int64_t n, double r) { return int64_t(n * r); });
-///   auto kept = keep(tracer->Constant<int64_t>(40), rate);
-///   RETURN_IF_ERROR(tracer->Backward(kept, "should be 30"));
-///   ASSIGN_OR_RETURN(auto step, tracer->Step());           // rate.value() is the new value now
+///   auto keep = tracer->Bundle("keep", "how many of n items are kept", {"n", "rate"}, [](int64_t n, double r) { return
+///   int64_t(n * r); }); auto kept = keep(tracer->Constant<int64_t>(40), rate); RETURN_IF_ERROR(tracer->Backward(kept,
+///   "should be 30")); ASSIGN_OR_RETURN(auto step, tracer->Step());           // rate.value() is the new value now
 ///
-/// Types: bool, integers, float, double, std::string, and std::vector of these. A node is a cheap handle; a parameter's handles share its value.
-/// Errors. Recording never fails at the call: nodes go to the server in batches, and the first error of a batch is returned by the next Flush, Backward
-/// or Step. A function that throws std::exception or returns a failed StatusOr makes an exception node: ok() is false, error() is its text, and a call
-/// that gets a failed node is not made but hands it on, so that the feedback can be given to it. A Tracer and its nodes are for one thread.
+/// Types: bool, integers, float, double, std::string, and std::vector of these. A node is a cheap handle; a parameter's
+/// handles share its value. Errors. Recording never fails at the call: nodes go to the server in batches, and the first
+/// error of a batch is returned by the next Flush, Backward or Step. A function that throws std::exception or returns a
+/// failed StatusOr makes an exception node: ok() is false, error() is its text, and a call that gets a failed node is
+/// not made but hands it on, so that the feedback can be given to it. A Tracer and its nodes are for one thread.
 
 #include <functional>
 #include <map>
@@ -39,7 +39,7 @@ std::string FloatText(double value);
 std::string JsonText(const std::string& value);
 
 template <typename T, typename = void>
-struct Shown;   // of a type that can stand in a node
+struct Shown;  // of a type that can stand in a node
 
 template <>
 struct Shown<bool> {
@@ -53,21 +53,27 @@ struct Shown<T, std::enable_if_t<std::is_integral_v<T> && !std::is_same_v<T, boo
   static std::string Type() { return "int"; }
   static std::string Text(T v) { return std::to_string(v); }
   static std::string Json(T v) { return std::to_string(v); }
-  static std::optional<T> From(const v1::Value& v) { return v.has_integer() ? std::optional(static_cast<T>(v.integer())) : std::nullopt; }
+  static std::optional<T> From(const v1::Value& v) {
+    return v.has_integer() ? std::optional(static_cast<T>(v.integer())) : std::nullopt;
+  }
 };
 template <typename T>
 struct Shown<T, std::enable_if_t<std::is_floating_point_v<T>>> {
   static std::string Type() { return "float"; }
   static std::string Text(T v) { return FloatText(v); }
-  static std::string Json(T v) { return v - v == 0 ? FloatText(v) : std::string(); }   // nan and inf have none
-  static std::optional<T> From(const v1::Value& v) { return v.has_number() ? std::optional(static_cast<T>(v.number())) : std::nullopt; }
+  static std::string Json(T v) { return v - v == 0 ? FloatText(v) : std::string(); }  // nan and inf have none
+  static std::optional<T> From(const v1::Value& v) {
+    return v.has_number() ? std::optional(static_cast<T>(v.number())) : std::nullopt;
+  }
 };
 template <>
 struct Shown<std::string> {
   static std::string Type() { return "str"; }
   static std::string Text(const std::string& v) { return v; }
   static std::string Json(const std::string& v) { return JsonText(v); }
-  static std::optional<std::string> From(const v1::Value& v) { return v.has_text() ? std::optional(v.text()) : std::nullopt; }
+  static std::optional<std::string> From(const v1::Value& v) {
+    return v.has_text() ? std::optional(v.text()) : std::nullopt;
+  }
 };
 /// Lists are inputs and results; they are no parameters.
 template <typename T>
@@ -75,7 +81,8 @@ struct Shown<std::vector<T>> {
   static std::string Type() { return "list"; }
   static std::string Text(const std::vector<T>& v) {
     std::string out = "[";
-    for (size_t i = 0; i < v.size(); ++i) out += (i ? ", " : "") + (std::is_same_v<T, std::string> ? Shown<T>::Json(v[i]) : Shown<T>::Text(v[i]));
+    for (size_t i = 0; i < v.size(); ++i)
+      out += (i ? ", " : "") + (std::is_same_v<T, std::string> ? Shown<T>::Json(v[i]) : Shown<T>::Text(v[i]));
     return out + "]";
   }
   static std::string Json(const std::vector<T>& v) {
@@ -120,27 +127,27 @@ struct IsNode<Node<T>> : std::true_type {};
 
 /// What the model is told about a parameter and what is enforced (protos: ParameterSpec).
 struct ParameterOptions {
-  std::string description;            ///< told
-  std::string constraint;             ///< told
-  std::optional<double> min, max;     ///< enforced
-  std::vector<std::string> choices;   ///< enforced
-  std::string pattern;                ///< enforced
-  int64_t max_length = 0;             ///< enforced; 0 = 1,000,000
+  std::string description;           ///< told
+  std::string constraint;            ///< told
+  std::optional<double> min, max;    ///< enforced
+  std::vector<std::string> choices;  ///< enforced
+  std::string pattern;               ///< enforced
+  int64_t max_length = 0;            ///< enforced; 0 = 1,000,000
 };
 
 struct TracerOptions {
   std::string optimizer = "optoprime";
   std::map<std::string, v1::HyperValue> hyperparameters;
-  std::string objective;              ///< what the model is asked to do; "" = the optimizer's own sentence
-  std::string llm;                    ///< the server's endpoint; "" = default
+  std::string objective;  ///< what the model is asked to do; "" = the optimizer's own sentence
+  std::string llm;        ///< the server's endpoint; "" = default
   uint64_t seed = 0;
-  std::string session_id;             ///< "" = the server picks one
+  std::string session_id;  ///< "" = the server picks one
 };
 
 /// What a step did.
 struct TraceStep {
   v1::ProposeResponse response;
-  bool changed = false;               ///< the parameters have new values
+  bool changed = false;  ///< the parameters have new values
 };
 
 class Tracer {
@@ -162,7 +169,9 @@ class Tracer {
     node.set_kind(v1::Node::NODE);
     return Finish<T>(std::move(value), std::move(node), {});
   }
-  Node<std::string> Constant(const char* value, const std::string& name = "") { return Constant(std::string(value), name); }
+  Node<std::string> Constant(const char* value, const std::string& name = "") {
+    return Constant(std::string(value), name);
+  }
 
   /// A value that the optimizer may change. `name`: [A-Za-z_][A-Za-z0-9_]*.
   template <typename T>
@@ -184,18 +193,20 @@ class Tracer {
     return Parameter(std::string(value), name, options);
   }
 
-  /// `function` as a recorded operation. `arguments` names its inputs, one each. Calls take nodes or plain values (which become constants) and give
-  /// Node<R>; R or absl::StatusOr<R> is what the function returns.
+  /// `function` as a recorded operation. `arguments` names its inputs, one each. Calls take nodes or plain values
+  /// (which become constants) and give Node<R>; R or absl::StatusOr<R> is what the function returns.
   template <typename F>
   auto Bundle(const std::string& name, const std::string& description, std::vector<std::string> arguments, F function) {
-    return [this, name, description, arguments = std::move(arguments), function = std::move(function)](auto&&... inputs) {
-      return Call(name, description, arguments, function, Lift(std::forward<decltype(inputs)>(inputs))...);
-    };
+    return
+        [this, name, description, arguments = std::move(arguments), function = std::move(function)](auto&&... inputs) {
+          return Call(name, description, arguments, function, Lift(std::forward<decltype(inputs)>(inputs))...);
+        };
   }
 
   /// One operation on nodes. What operators and bundles come to.
   template <typename F, typename... Ts>
-  auto Call(const std::string& name, const std::string& description, const std::vector<std::string>& arguments, const F& function, const Node<Ts>&... inputs) {
+  auto Call(const std::string& name, const std::string& description, const std::vector<std::string>& arguments,
+            const F& function, const Node<Ts>&... inputs) {
     using Raw = std::invoke_result_t<const F&, const Ts&...>;
     using R = typename Unwrapped<Raw>::type;
     std::optional<Node<R>> failed;
@@ -205,8 +216,10 @@ class Tracer {
     size_t i = 0;
     ((refs.emplace_back(i < arguments.size() ? arguments[i] : "args_" + std::to_string(i), inputs.ref()), ++i), ...);
     absl::StatusOr<R> result = Run<R>(function, inputs.value()...);
-    v1::Node node = result.ok() ? Describe(Shown<R>::Type(), Shown<R>::Text(*result), Shown<R>::Json(*result))
-                                : Describe("str", "(" + ErrorName(result.status()) + ") " + std::string(result.status().message()), "");
+    v1::Node node =
+        result.ok()
+            ? Describe(Shown<R>::Type(), Shown<R>::Text(*result), Shown<R>::Json(*result))
+            : Describe("str", "(" + ErrorName(result.status()) + ") " + std::string(result.status().message()), "");
     node.set_base((result.ok() ? "" : "exception_") + name);
     node.set_kind(result.ok() ? v1::Node::MESSAGE : v1::Node::EXCEPTION);
     node.set_op(name);
@@ -224,7 +237,8 @@ class Tracer {
   absl::Status Flush();
   /// Feedback on a node, in words; `score` counts for the current version.
   template <typename T>
-  absl::Status Backward(const Node<T>& output, const std::string& feedback, std::optional<double> score = std::nullopt) {
+  absl::Status Backward(const Node<T>& output, const std::string& feedback,
+                        std::optional<double> score = std::nullopt) {
     return BackwardRef(output.ref(), feedback, score);
   }
   absl::Status ZeroFeedback();
@@ -243,16 +257,18 @@ class Tracer {
     using type = T;
   };
   struct ParameterSlot {
-    std::string key;   // as versions name it
+    std::string key;  // as versions name it
     std::function<bool(const v1::Value&)> set;
   };
 
-  Tracer(Client& client, std::string session) : client_(client), session_(session), recorder_(client, std::move(session)) {}
+  Tracer(Client& client, std::string session)
+      : client_(client), session_(session), recorder_(client, std::move(session)) {}
 
   static v1::Node Describe(std::string type, std::string text, std::string json);
   static std::string ErrorName(const absl::Status& status);
   TraceRecorder::Ref Record(v1::Node node, const std::vector<std::pair<std::string, TraceRecorder::Ref>>& inputs);
-  TraceRecorder::Ref RecordParameter(v1::Node node, const ParameterOptions& options, std::function<bool(const v1::Value&)> set);
+  TraceRecorder::Ref RecordParameter(v1::Node node, const ParameterOptions& options,
+                                     std::function<bool(const v1::Value&)> set);
   absl::Status BackwardRef(TraceRecorder::Ref output, const std::string& feedback, std::optional<double> score);
   absl::Status Load(int64_t version);
 
@@ -309,27 +325,28 @@ auto Binary(const char* name, const Node<T>& a, const Node<T>& b, const F& f) {
   return a.tracer().Call(name, "", names, f, a, b);
 }
 template <typename T>
-using Plain = std::common_type_t<T>;   // not deduced
+using Plain = std::common_type_t<T>;  // not deduced
 }  // namespace tracing_internal
 
-#define OPTOD_TRACED(symbol, name)                                                                                                     \
-  template <typename T>                                                                                                                \
-  auto operator symbol(const Node<T>& a, const Node<T>& b) {                                                                           \
-    return tracing_internal::Binary(std::is_same_v<T, std::string> && std::string_view(#symbol) == "+" ? "concat" : name, a, b,        \
-                                    [](const T& x, const T& y) { return x symbol y; });                                                \
-  }                                                                                                                                    \
-  template <typename T>                                                                                                                \
-  auto operator symbol(const Node<T>& a, const tracing_internal::Plain<T>& b) {                                                        \
-    return a symbol a.tracer().template Constant<T>(b);                                                                                \
-  }                                                                                                                                    \
-  template <typename T>                                                                                                                \
-  auto operator symbol(const tracing_internal::Plain<T>& a, const Node<T>& b) {                                                        \
-    return b.tracer().template Constant<T>(a) symbol b;                                                                                \
+#define OPTOD_TRACED(symbol, name)                                                                  \
+  template <typename T>                                                                             \
+  auto operator symbol(const Node<T>& a, const Node<T>& b) {                                        \
+    return tracing_internal::Binary(                                                                \
+        std::is_same_v<T, std::string> && std::string_view(#symbol) == "+" ? "concat" : name, a, b, \
+        [](const T& x, const T& y) { return x symbol y; });                                         \
+  }                                                                                                 \
+  template <typename T>                                                                             \
+  auto operator symbol(const Node<T>& a, const tracing_internal::Plain<T>& b) {                     \
+    return a symbol a.tracer().template Constant<T>(b);                                             \
+  }                                                                                                 \
+  template <typename T>                                                                             \
+  auto operator symbol(const tracing_internal::Plain<T>& a, const Node<T>& b) {                     \
+    return b.tracer().template Constant<T>(a) symbol b;                                             \
   }
 OPTOD_TRACED(+, "add")
 OPTOD_TRACED(-, "subtract")
 OPTOD_TRACED(*, "multiply")
-OPTOD_TRACED(/, "divide")   // integers: C++ division, towards zero; by 0: an exception node for integers
+OPTOD_TRACED(/, "divide")  // integers: C++ division, towards zero; by 0: an exception node for integers
 OPTOD_TRACED(<, "lt")
 OPTOD_TRACED(<=, "le")
 OPTOD_TRACED(>, "gt")
@@ -341,7 +358,8 @@ OPTOD_TRACED(!=, "ne")
 template <typename T>
 Node<T> operator-(const Node<T>& a) {
   static const std::vector<std::string> names = {"x"};
-  return a.tracer().Call("neg", "", names, [](const T& x) { return static_cast<T>(-x); }, a);
+  return a.tracer().Call(
+      "neg", "", names, [](const T& x) { return static_cast<T>(-x); }, a);
 }
 
 /// Each "{}" of the template is replaced by the next argument's text.

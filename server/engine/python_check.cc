@@ -32,7 +32,7 @@ std::string CheckWithPython(std::string_view source) {
   options.timeout = std::chrono::seconds(10);
   options.max_output_bytes = 4096;
   auto result = RunSubprocess(options);
-  if (!result.ok()) return {};   // no interpreter here
+  if (!result.ok()) return {};  // no interpreter here
   if (result->timed_out) return "takes Python longer than 10 s to parse";
   if (result->signal != 0) return "is too deeply nested for Python's parser";
   std::string said = result->out.substr(0, result->out.find('\n'));

@@ -31,12 +31,17 @@ store::ObservationRow Row(const LiveSession& session, const char* kind, int64_t 
 /// Fills the defaults in and translates.
 absl::StatusOr<trace::SearchOptions> OptionsOf(v1::SearchSpec* spec, bool maximize) {
   const auto fill = [](int32_t value, int32_t fallback) { return value == 0 ? fallback : value; };
-  for (const auto& [name, value] : {std::pair{"tasks", spec->tasks()}, {"validation_tasks", spec->validation_tasks()}, {"batch", spec->batch()},
-                                    {"candidates", spec->candidates()}, {"proposals", spec->proposals()}, {"memory", spec->memory()},
+  for (const auto& [name, value] : {std::pair{"tasks", spec->tasks()},
+                                    {"validation_tasks", spec->validation_tasks()},
+                                    {"batch", spec->batch()},
+                                    {"candidates", spec->candidates()},
+                                    {"proposals", spec->proposals()},
+                                    {"memory", spec->memory()},
                                     {"max_steps", spec->max_steps()}}) {
     if (value < 0) return InvalidArgument("spec.", name, ": ", value, " is negative");
   }
-  if (spec->max_evaluations() < 0) return InvalidArgument("spec.max_evaluations: ", spec->max_evaluations(), " is negative");
+  if (spec->max_evaluations() < 0)
+    return InvalidArgument("spec.max_evaluations: ", spec->max_evaluations(), " is negative");
   if (spec->data_set().size() > 255) return InvalidArgument("spec.data_set: at most 255 bytes");
   const bool beam = spec->algorithm() == v1::SearchSpec::BEAM;
   spec->set_tasks(fill(spec->tasks(), 1));
@@ -50,12 +55,23 @@ absl::StatusOr<trace::SearchOptions> OptionsOf(v1::SearchSpec* spec, bool maximi
   if (spec->priority() == v1::SearchSpec::PRIORITY_UNSPECIFIED) spec->set_priority(v1::SearchSpec::MEAN);
   trace::SearchOptions out;
   switch (spec->algorithm()) {
-    case v1::SearchSpec::MINIBATCH: out.algorithm = trace::SearchAlgorithm::kMinibatch; break;
-    case v1::SearchSpec::BEAM: out.algorithm = trace::SearchAlgorithm::kBeam; break;
-    case v1::SearchSpec::UCB: out.algorithm = trace::SearchAlgorithm::kUcb; break;
-    case v1::SearchSpec::PRIORITY: out.algorithm = trace::SearchAlgorithm::kPriority; break;
-    case v1::SearchSpec::PARETO: out.algorithm = trace::SearchAlgorithm::kPareto; break;
-    default: return InvalidArgument("spec.algorithm: missing; MINIBATCH, BEAM, UCB, PRIORITY or PARETO");
+    case v1::SearchSpec::MINIBATCH:
+      out.algorithm = trace::SearchAlgorithm::kMinibatch;
+      break;
+    case v1::SearchSpec::BEAM:
+      out.algorithm = trace::SearchAlgorithm::kBeam;
+      break;
+    case v1::SearchSpec::UCB:
+      out.algorithm = trace::SearchAlgorithm::kUcb;
+      break;
+    case v1::SearchSpec::PRIORITY:
+      out.algorithm = trace::SearchAlgorithm::kPriority;
+      break;
+    case v1::SearchSpec::PARETO:
+      out.algorithm = trace::SearchAlgorithm::kPareto;
+      break;
+    default:
+      return InvalidArgument("spec.algorithm: missing; MINIBATCH, BEAM, UCB, PRIORITY or PARETO");
   }
   out.priority = spec->priority() == v1::SearchSpec::UPPER   ? trace::SearchPriority::kUpper
                  : spec->priority() == v1::SearchSpec::LOWER ? trace::SearchPriority::kLower
@@ -75,7 +91,8 @@ absl::StatusOr<trace::SearchOptions> OptionsOf(v1::SearchSpec* spec, bool maximi
   out.max_steps = static_cast<uint32_t>(spec->max_steps());
   out.max_evaluations = static_cast<uint64_t>(spec->max_evaluations());
   if (spec->has_target()) out.target = spec->target();
-  if (absl::Status valid = trace::CheckSearchOptions(out); !valid.ok()) return InvalidArgument("spec.", std::string(valid.message()));
+  if (absl::Status valid = trace::CheckSearchOptions(out); !valid.ok())
+    return InvalidArgument("spec.", std::string(valid.message()));
   return out;
 }
 
@@ -89,12 +106,14 @@ absl::StatusOr<std::pair<size_t, uint32_t>> ParseEvaluation(const std::string& i
   };
   if (dash == std::string::npos || !number(id.substr(0, dash)) || !number(id.substr(dash + 1)))
     return InvalidArgument("evaluation_id: \"", id, "\" is none of AskSearch");
-  return std::pair{static_cast<size_t>(std::stoul(id.substr(0, dash))), static_cast<uint32_t>(std::stoul(id.substr(dash + 1)))};
+  return std::pair{static_cast<size_t>(std::stoul(id.substr(0, dash))),
+                   static_cast<uint32_t>(std::stoul(id.substr(dash + 1)))};
 }
 
 }  // namespace
 
-absl::StatusOr<std::pair<SessionName, int64_t>> ParseSearchName(const std::string& text, const Caller& caller, const std::string& field) {
+absl::StatusOr<std::pair<SessionName, int64_t>> ParseSearchName(const std::string& text, const Caller& caller,
+                                                                const std::string& field) {
   const size_t at = text.rfind("/searches/");
   const std::string number = at == std::string::npos ? "" : text.substr(at + 10);
   if (number.empty() || number.size() > 9 || number.find_first_not_of("0123456789") != std::string::npos)
@@ -110,7 +129,8 @@ absl::Status TraceSearches::Load(LiveSession& session) {
   ASSIGN_OR_RETURN(auto specs, context.store->ListObservations(session.row.uid, kSpecKind, 0, INT64_MAX));
   for (const store::ObservationRow& row : specs) {
     Record& record = records_[row.a];
-    if (!record.proto.ParseFromString(row.payload)) return DataLoss("search ", row.a, " of ", session.name().Full(), " cannot be read");
+    if (!record.proto.ParseFromString(row.payload))
+      return DataLoss("search ", row.a, " of ", session.name().Full(), " cannot be read");
     v1::SearchSpec spec = record.proto.spec();
     ASSIGN_OR_RETURN(const trace::SearchOptions options, OptionsOf(&spec, Maximize(session)));
     record.machine = std::make_unique<trace::Search>(options, row.b);
@@ -118,7 +138,8 @@ absl::Status TraceSearches::Load(LiveSession& session) {
   ASSIGN_OR_RETURN(auto events, context.store->ListObservations(session.row.uid, kEventKind, 0, INT64_MAX));
   for (const store::ObservationRow& row : events) {
     v1::SearchEvent event;
-    if (!event.ParseFromString(row.payload)) return DataLoss("search event ", row.a, " of ", session.name().Full(), " cannot be read");
+    if (!event.ParseFromString(row.payload))
+      return DataLoss("search event ", row.a, " of ", session.name().Full(), " cannot be read");
     next_event_ = row.a + 1;
     if (auto it = records_.find(row.b); it != records_.end()) Apply(row.b, it->second, event);
   }
@@ -154,14 +175,16 @@ bool TraceSearches::Apply(int64_t, Record& record, const v1::SearchEvent& event)
     case v1::SearchEvent::kStopped:
       machine.Stop(event.stopped());
       return true;
-    case v1::SearchEvent::EVENT_NOT_SET: return false;
+    case v1::SearchEvent::EVENT_NOT_SET:
+      return false;
   }
   return false;
 }
 
 void TraceSearches::Journal(LiveSession& session, int64_t id, v1::SearchEvent event, Effects* effects) {
   event.set_search(id);
-  effects->mutations.push_back(store::PutObservation{Row(session, kEventKind, next_event_++, id, event.SerializeAsString())});
+  effects->mutations.push_back(
+      store::PutObservation{Row(session, kEventKind, next_event_++, id, event.SerializeAsString())});
 }
 
 std::string TraceSearches::CacheKey(const Record& record, const std::string& values_sha256, uint32_t task) {
@@ -169,7 +192,8 @@ std::string TraceSearches::CacheKey(const Record& record, const std::string& val
 }
 
 absl::StatusOr<std::string> TraceSearches::ValuesHash(LiveSession& session, Record& record, size_t candidate) {
-  if (auto it = record.values_sha256.find(candidate); it != record.values_sha256.end() && !it->second.empty()) return it->second;
+  if (auto it = record.values_sha256.find(candidate); it != record.values_sha256.end() && !it->second.empty())
+    return it->second;
   v1::Version version;
   version.set_number(record.machine->candidates()[candidate].version);
   RETURN_IF_ERROR(family_.FillVersion(session, &version));
@@ -186,16 +210,20 @@ absl::StatusOr<TraceSearches::Record*> TraceSearches::Find(LiveSession& session,
   return &it->second;
 }
 
-absl::Status TraceSearches::Create(LiveSession& session, const v1::CreateSearchRequest& request, v1::Search* out, Effects* effects) {
-  if (family_.Trainable().empty()) return FailedPrecondition("session ", session.name().Full(), " has no trainable parameter");
+absl::Status TraceSearches::Create(LiveSession& session, const v1::CreateSearchRequest& request, v1::Search* out,
+                                   Effects* effects) {
+  if (family_.Trainable().empty())
+    return FailedPrecondition("session ", session.name().Full(), " has no trainable parameter");
   RETURN_IF_ERROR(family_.SpecFor(session, {}, {}).status());
   Record record;
   *record.proto.mutable_spec() = request.spec();
   ASSIGN_OR_RETURN(const trace::SearchOptions options, OptionsOf(record.proto.mutable_spec(), Maximize(session)));
   const int64_t id = records_.empty() ? 1 : records_.rbegin()->first + 1;
   record.proto.set_name(Cat(session.name().Full(), "/searches/", id));
-  *record.proto.mutable_create_time() = google::protobuf::util::TimeUtil::MillisecondsToTimestamp(family_.context_.clock->NowUnixMs());
-  effects->mutations.push_back(store::PutObservation{Row(session, kSpecKind, id, session.row.head_version, record.proto.SerializeAsString())});
+  *record.proto.mutable_create_time() =
+      google::protobuf::util::TimeUtil::MillisecondsToTimestamp(family_.context_.clock->NowUnixMs());
+  effects->mutations.push_back(
+      store::PutObservation{Row(session, kSpecKind, id, session.row.head_version, record.proto.SerializeAsString())});
   record.machine = std::make_unique<trace::Search>(options, session.row.head_version);
   Record& kept = records_[id] = std::move(record);
   RETURN_IF_ERROR(Settle(session, id, kept, effects));
@@ -207,9 +235,15 @@ v1::Search TraceSearches::ToWire(LiveSession&, const Record& record, bool with_c
   const trace::Search& machine = *record.machine;
   v1::Search out = record.proto;
   switch (machine.state()) {
-    case trace::Search::State::kEvaluating: out.set_state(v1::Search::EVALUATING); break;
-    case trace::Search::State::kProposing: out.set_state(record.paused.empty() ? v1::Search::PROPOSING : v1::Search::PAUSED); break;
-    case trace::Search::State::kDone: out.set_state(machine.reason() == "stopped" ? v1::Search::STOPPED : v1::Search::DONE); break;
+    case trace::Search::State::kEvaluating:
+      out.set_state(v1::Search::EVALUATING);
+      break;
+    case trace::Search::State::kProposing:
+      out.set_state(record.paused.empty() ? v1::Search::PROPOSING : v1::Search::PAUSED);
+      break;
+    case trace::Search::State::kDone:
+      out.set_state(machine.reason() == "stopped" ? v1::Search::STOPPED : v1::Search::DONE);
+      break;
   }
   out.set_reason(machine.state() == trace::Search::State::kDone ? machine.reason() : record.paused);
   out.set_step(static_cast<int32_t>(machine.step()));
@@ -246,11 +280,14 @@ v1::ListSearchesResponse TraceSearches::List(LiveSession& session) {
   return out;
 }
 
-absl::StatusOr<v1::AskSearchResponse> TraceSearches::Ask(LiveSession& session, int64_t search, const v1::AskSearchRequest& request,
+absl::StatusOr<v1::AskSearchResponse> TraceSearches::Ask(LiveSession& session, int64_t search,
+                                                         const v1::AskSearchRequest& request,
                                                          const std::string& worker) {
   ASSIGN_OR_RETURN(Record * record, Find(session, search));
-  if (request.count() < 0 || request.count() > 1000) return InvalidArgument("count: ", request.count(), " is outside [0, 1000]");
-  int64_t lease_ns = request.has_lease() ? google::protobuf::util::TimeUtil::DurationToNanoseconds(request.lease()) : kDefaultLeaseNs;
+  if (request.count() < 0 || request.count() > 1000)
+    return InvalidArgument("count: ", request.count(), " is outside [0, 1000]");
+  int64_t lease_ns =
+      request.has_lease() ? google::protobuf::util::TimeUtil::DurationToNanoseconds(request.lease()) : kDefaultLeaseNs;
   if (lease_ns <= 0 || lease_ns > kLongestLeaseNs) return InvalidArgument("lease: must be above 0 and at most 24 h");
   const bool active = session.row.state == v1::Session::ACTIVE;
   if (!active) return FailedPrecondition("session ", session.name().Full(), " is closed");
@@ -281,10 +318,12 @@ absl::StatusOr<v1::AskSearchResponse> TraceSearches::Ask(LiveSession& session, i
   return out;
 }
 
-absl::StatusOr<int64_t> TraceSearches::OutputNode(LiveSession& session, const v1::TellSearchRequest& request, Effects* effects) {
+absl::StatusOr<int64_t> TraceSearches::OutputNode(LiveSession& session, const v1::TellSearchRequest& request,
+                                                  Effects* effects) {
   if (request.has_output_node()) {
     if (request.output_node() < 0 || request.output_node() >= family_.graph_.size())
-      return NotFound("output_node: ", request.output_node(), " does not exist; the trace has ", family_.graph_.size(), " nodes");
+      return NotFound("output_node: ", request.output_node(), " does not exist; the trace has ", family_.graph_.size(),
+                      " nodes");
     return request.output_node();
   }
   v1::RecordNodesRequest record;
@@ -307,16 +346,20 @@ absl::StatusOr<int64_t> TraceSearches::OutputNode(LiveSession& session, const v1
   return response.nodes(0).id();
 }
 
-absl::Status TraceSearches::Tell(LiveSession& session, int64_t search, const v1::TellSearchRequest& request, v1::TellSearchResponse* out, Effects* effects) {
+absl::Status TraceSearches::Tell(LiveSession& session, int64_t search, const v1::TellSearchRequest& request,
+                                 v1::TellSearchResponse* out, Effects* effects) {
   ASSIGN_OR_RETURN(Record * record, Find(session, search));
   ASSIGN_OR_RETURN(const auto key, ParseEvaluation(request.evaluation_id()));
   if (!std::isfinite(request.score())) return InvalidArgument("score: ", request.score(), " is not finite");
-  if (request.feedback().size() > (1u << 20)) return InvalidArgument("feedback: ", request.feedback().size(), " bytes; at most 1 MiB");
+  if (request.feedback().size() > (1u << 20))
+    return InvalidArgument("feedback: ", request.feedback().size(), " bytes; at most 1 MiB");
   const auto& machine = *record->machine;
   const auto open = machine.Evaluations();
-  const bool wanted = std::find(open.begin(), open.end(), trace::Search::Evaluation{key.first, key.second}) != open.end();
+  const bool wanted =
+      std::find(open.begin(), open.end(), trace::Search::Evaluation{key.first, key.second}) != open.end();
   if (!wanted) {
-    const bool known = key.first < machine.candidates().size() && machine.candidates()[key.first].scores.contains(key.second);
+    const bool known =
+        key.first < machine.candidates().size() && machine.candidates()[key.first].scores.contains(key.second);
     if (!known && machine.state() != trace::Search::State::kDone)
       return NotFound("evaluation_id: \"", request.evaluation_id(), "\" is not wanted by ", record->proto.name());
     effects->row_changed = false;
@@ -371,7 +414,7 @@ absl::Status TraceSearches::Settle(LiveSession& session, int64_t id, Record& rec
       std::string hash = known == record.values_sha256.end() ? "" : known->second;
       if (hash.empty()) {
         auto computed = ValuesHash(session, record, e.candidate);
-        if (!computed.ok()) continue;   // then it is evaluated, not looked up
+        if (!computed.ok()) continue;  // then it is evaluated, not looked up
         hash = *std::move(computed);
       }
       auto hit = cache_.find(CacheKey(record, hash, e.task));
@@ -388,7 +431,7 @@ absl::Status TraceSearches::Settle(LiveSession& session, int64_t id, Record& rec
       if (!Apply(id, record, event)) continue;
       Journal(session, id, std::move(event), effects);
       changed = true;
-      break;   // the list has changed
+      break;  // the list has changed
     }
   }
   Reserve(session, record, effects);
@@ -419,7 +462,8 @@ absl::Status TraceSearches::EndOf(LiveSession& session, Record& record, Effects*
   if (best == session.row.head_version) return absl::OkStatus();
   WaitDurable(*family_.context_.store, session);
   const auto row = family_.context_.store->GetVersion(session.row.uid, best);
-  if (!row.ok() || !family_.MoveHead(session, *row, effects).ok()) return absl::OkStatus();   // the best version stands in the answer all the same
+  if (!row.ok() || !family_.MoveHead(session, *row, effects).ok())
+    return absl::OkStatus();  // the best version stands in the answer all the same
   session.row.head_version = best;
   ++session.row.seq;
   return absl::OkStatus();
@@ -427,10 +471,12 @@ absl::Status TraceSearches::EndOf(LiveSession& session, Record& record, Effects*
 
 // ---- proposals
 
-absl::StatusOr<std::vector<trace::MemoryRound>> TraceSearches::Memory(LiveSession& session, Record& record, size_t but, const std::vector<NodeId>& nodes) {
+absl::StatusOr<std::vector<trace::MemoryRound>> TraceSearches::Memory(LiveSession& session, Record& record, size_t but,
+                                                                      const std::vector<NodeId>& nodes) {
   std::vector<trace::MemoryRound> out;
   const auto& candidates = record.machine->candidates();
-  for (size_t i = candidates.size() > kMostMemoryCandidates ? candidates.size() - kMostMemoryCandidates : 0; i < candidates.size(); ++i) {
+  for (size_t i = candidates.size() > kMostMemoryCandidates ? candidates.size() - kMostMemoryCandidates : 0;
+       i < candidates.size(); ++i) {
     if (i == but || candidates[i].scores.empty()) continue;
     ASSIGN_OR_RETURN(const TraceFamily::Values values, family_.ValuesAt(session, candidates[i].version));
     trace::MemoryRound round;
@@ -438,14 +484,16 @@ absl::StatusOr<std::vector<trace::MemoryRound>> TraceSearches::Memory(LiveSessio
     round.score = candidates[i].Mean();
     for (const auto& [task, score] : candidates[i].scores) {
       const std::string& feedback = record.told[{i, task}].feedback;
-      if (!feedback.empty() && round.feedback.size() < 2000) round.feedback += Cat(round.feedback.empty() ? "" : "\n", "task ", task, ": ", feedback);
+      if (!feedback.empty() && round.feedback.size() < 2000)
+        round.feedback += Cat(round.feedback.empty() ? "" : "\n", "task ", task, ": ", feedback);
     }
     out.push_back(std::move(round));
   }
   return out;
 }
 
-absl::Status TraceSearches::Prepare(LiveSession& session, int64_t id, Record& record, const trace::Search::Proposal& wanted, TraceFamily::Proposal* out) {
+absl::Status TraceSearches::Prepare(LiveSession& session, int64_t id, Record& record,
+                                    const trace::Search::Proposal& wanted, TraceFamily::Proposal* out) {
   const trace::SearchCandidate& candidate = record.machine->candidates()[wanted.candidate];
   ASSIGN_OR_RETURN(ProposalSpec spec, family_.SpecFor(session, {}, {}));
   out->nodes = family_.Trainable();
@@ -457,8 +505,9 @@ absl::Status TraceSearches::Prepare(LiveSession& session, int64_t id, Record& re
   trace::FeedbackStore feedback;
   for (uint32_t task : wanted.batch) {
     const Told& told = record.told[{wanted.candidate, task}];
-    const std::string text = Cat(wanted.batch.size() > 1 ? Cat("task ", task, ": ") : std::string(), "score ",
-                                 trace::FloatRepr(candidate.scores.at(task)), told.feedback.empty() ? "" : ". ", told.feedback);
+    const std::string text =
+        Cat(wanted.batch.size() > 1 ? Cat("task ", task, ": ") : std::string(), "score ",
+            trace::FloatRepr(candidate.scores.at(task)), told.feedback.empty() ? "" : ". ", told.feedback);
     RETURN_IF_ERROR(feedback.Backward(family_.graph_, static_cast<NodeId>(told.node), text));
   }
   // The prompt shows the candidate's values, whatever the head is.
@@ -473,13 +522,16 @@ absl::Status TraceSearches::Prepare(LiveSession& session, int64_t id, Record& re
   out->max_tokens = spec.max_tokens;
   out->base_version = candidate.version;
   out->scope = Cat("search/", id, "/", record.machine->step(), "/", wanted.slot);
-  out->first_seed = static_cast<int64_t>((record.machine->options().seed * 1'000'003 + static_cast<uint64_t>(id) * 7919 + uint64_t{record.machine->step()} * 4096 +
-                                          uint64_t{wanted.slot} * 64) & 0x7fffffff);
+  out->first_seed =
+      static_cast<int64_t>((record.machine->options().seed * 1'000'003 + static_cast<uint64_t>(id) * 7919 +
+                            uint64_t{record.machine->step()} * 4096 + uint64_t{wanted.slot} * 64) &
+                           0x7fffffff);
   family_.FillBudget(session, out);
   return absl::OkStatus();
 }
 
-std::vector<std::unique_ptr<TraceSearches::Work>> TraceSearches::TakeWork(LiveSession& session, int64_t search, bool resume) {
+std::vector<std::unique_ptr<TraceSearches::Work>> TraceSearches::TakeWork(LiveSession& session, int64_t search,
+                                                                          bool resume) {
   std::vector<std::unique_ptr<Work>> out;
   auto it = records_.find(search);
   if (it == records_.end() || session.row.state != v1::Session::ACTIVE) return out;
@@ -503,7 +555,8 @@ std::vector<std::unique_ptr<TraceSearches::Work>> TraceSearches::TakeWork(LiveSe
 }
 
 absl::Status TraceSearches::Finish(LiveSession& session, const Work& work, const trace::ProposerResult& result,
-                                   const std::vector<TraceFamily::CallCost>& costs, const absl::Status& failure, Effects* effects) {
+                                   const std::vector<TraceFamily::CallCost>& costs, const absl::Status& failure,
+                                   Effects* effects) {
   ASSIGN_OR_RETURN(Record * record, Find(session, work.search));
   record->taken.erase(work.slot);
   if (!failure.ok()) {
@@ -512,7 +565,8 @@ absl::Status TraceSearches::Finish(LiveSession& session, const Work& work, const
     return absl::OkStatus();
   }
   const auto open = record->machine->Proposals();
-  if (std::none_of(open.begin(), open.end(), [&](const trace::Search::Proposal& p) { return p.slot == work.slot; })) return absl::OkStatus();   // stopped
+  if (std::none_of(open.begin(), open.end(), [&](const trace::Search::Proposal& p) { return p.slot == work.slot; }))
+    return absl::OkStatus();  // stopped
   v1::SearchEvent event;
   auto* proposed = event.mutable_proposed();
   proposed->set_slot(static_cast<int32_t>(work.slot));
@@ -532,18 +586,20 @@ absl::Status TraceSearches::Finish(LiveSession& session, const Work& work, const
     v1::CandidateOutcome outcome;
     TraceFamily::Values changed;
     family_.FillOutcome(work.proposal, candidate, costs, &outcome, &changed);
-    note += Cat(note.empty() ? "" : "; ", v1::ReplyKind_Name(outcome.kind()), outcome.reason().empty() ? "" : ": ", outcome.reason().substr(0, 200));
+    note += Cat(note.empty() ? "" : "; ", v1::ReplyKind_Name(outcome.kind()), outcome.reason().empty() ? "" : ": ",
+                outcome.reason().substr(0, 200));
     if (changed.empty()) continue;
     v1::Version values;
     TraceFamily::Values all = base;
     for (const auto& [node, value] : changed) all[node] = value;
     for (const auto& [node, value] : all)
-      (*values.mutable_values())[family_.KeyOf(session, node)] = engine::ToWire(std::string(family_.graph_.TypeName(node)), value);
+      (*values.mutable_values())[family_.KeyOf(session, node)] =
+          engine::ToWire(std::string(family_.graph_.TypeName(node)), value);
     std::string hash = RequestHash(CanonicalBytes(values));
-    if (!seen.insert(hash).second) continue;   // two candidates said the same
+    if (!seen.insert(hash).second) continue;  // two candidates said the same
     const v1::Usage cost = TraceFamily::CostOf(candidate, costs);
-    const store::VersionRow row =
-        family_.MakeVersion(session, work.proposal.base_version, changed, "candidate", candidate.outcome.reasoning, &cost);
+    const store::VersionRow row = family_.MakeVersion(session, work.proposal.base_version, changed, "candidate",
+                                                      candidate.outcome.reasoning, &cost);
     effects->mutations.push_back(store::InsertVersion{row});
     proposed->add_versions(row.number);
     hashes.push_back(std::move(hash));

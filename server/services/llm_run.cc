@@ -30,8 +30,13 @@ TraceFamily::CallCost CostOf(const v1::ReceivedReply& reply) {
 
 LlmRun::LlmRun(engine::Engine& engine, engine::Caller caller, std::string session, TraceFamily::Proposal& proposal,
                std::shared_ptr<std::atomic<bool>> cancelled)
-    : engine_(engine), services_(*engine.context().trace), caller_(std::move(caller)), session_(std::move(session)), proposal_(proposal),
-      cancelled_(std::move(cancelled)), budget_(proposal.limits, proposal.used) {}
+    : engine_(engine),
+      services_(*engine.context().trace),
+      caller_(std::move(caller)),
+      session_(std::move(session)),
+      proposal_(proposal),
+      cancelled_(std::move(cancelled)),
+      budget_(proposal.limits, proposal.used) {}
 
 void LlmRun::Start(Progress progress, std::function<void(Result)> done) {
   progress_ = std::move(progress);
@@ -58,7 +63,8 @@ std::string LlmRun::KeyOf(size_t i) const {
   if (!proposal_.scope.empty()) return Cat(proposal_.scope, "/", number);
   const trace::ProposerCall& call = calls_[i];
   Sha256 hash;
-  hash.Update(Cat(proposal_.first_seed + static_cast<int64_t>(number), " ", call.prompt.system.size(), "\n", call.prompt.system, call.prompt.user));
+  hash.Update(Cat(proposal_.first_seed + static_cast<int64_t>(number), " ", call.prompt.system.size(), "\n",
+                  call.prompt.system, call.prompt.user));
   const Sha256Digest digest = hash.Finish();
   return std::string(reinterpret_cast<const char*>(digest.data()), digest.size());
 }
@@ -127,7 +133,8 @@ void LlmRun::Keep(size_t i, v1::ReceivedReply reply) {
         return effects;
       },
       [self = shared_from_this(), i, reply](absl::StatusOr<v1::ReceivedReply> kept) {
-        // A reply that could not be kept is used all the same: it is paid for. The step that uses it will meet the store's error.
+        // A reply that could not be kept is used all the same: it is paid for. The step that uses it will meet the
+        // store's error.
         (void)kept;
         self->services_.llm_pool->Post([self, i, reply] { self->Answered(i, AnswerOf(reply), CostOf(reply)); });
       });

@@ -1,6 +1,7 @@
 #pragma once
-/// Drives one proposal: asks the model for every call that the proposer wants, in parallel, until it is done. Replies are durable in the session
-/// before the proposer sees them, and a reply that the session has already received is not asked for again.
+/// Drives one proposal: asks the model for every call that the proposer wants, in parallel, until it is done. Replies
+/// are durable in the session before the proposer sees them, and a reply that the session has already received is not
+/// asked for again.
 ///
 ///   round: strand (received replies) ─► model threads ─► strand + commit (each reply) ─► proposer ─► next round
 
@@ -21,8 +22,8 @@ class LlmRun : public std::enable_shared_from_this<LlmRun> {
  public:
   struct Result {
     trace::ProposerResult made;
-    std::vector<engine::TraceFamily::CallCost> costs;   ///< by number of the call
-    absl::Status failure;   ///< the first error, when no call was answered at all
+    std::vector<engine::TraceFamily::CallCost> costs;  ///< by number of the call
+    absl::Status failure;                              ///< the first error, when no call was answered at all
   };
   using Progress = std::function<void(size_t answered, size_t known, const std::string& label)>;
 
@@ -51,8 +52,8 @@ class LlmRun : public std::enable_shared_from_this<LlmRun> {
   Progress progress_;
   std::function<void(Result)> done_;
 
-  std::vector<trace::ProposerCall> calls_;   // of this round
-  size_t first_call_ = 0;                    // number of calls_[0]
+  std::vector<trace::ProposerCall> calls_;  // of this round
+  size_t first_call_ = 0;                   // number of calls_[0]
   std::mutex mutex_;
   std::vector<trace::CallAnswer> answers_;
   size_t waiting_ = 0;

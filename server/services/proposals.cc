@@ -29,7 +29,8 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
     auto run = std::make_shared<LlmRun>(engine_, caller_, session_, proposal, services_.operations->Begin(operation));
     run->Start(
         [self = shared_from_this()](size_t answered, size_t known, const std::string& label) {
-          self->services_.operations->Progress(self->operation.name(), static_cast<double>(answered) / static_cast<double>(known),
+          self->services_.operations->Progress(self->operation.name(),
+                                               static_cast<double>(answered) / static_cast<double>(known),
                                                Cat(label, " answered; ", answered, " of ", known, " calls"));
         },
         [self = shared_from_this()](LlmRun::Result result) { self->End(std::move(result)); });
@@ -40,15 +41,17 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
     auto shared = std::make_shared<LlmRun::Result>(std::move(result));
     engine_.Mutate<v1::ProposeResponse>(
         caller_, session_, "ProposeEnd", "", "",
-        [self = shared_from_this(), shared](LiveSession& session, v1::ProposeResponse* response) -> absl::StatusOr<Effects> {
+        [self = shared_from_this(), shared](LiveSession& session,
+                                            v1::ProposeResponse* response) -> absl::StatusOr<Effects> {
           Effects effects;
           ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
-          if (!shared->failure.ok()) {   // no call was answered: the operation failed as a whole
+          if (!shared->failure.ok()) {  // no call was answered: the operation failed as a whole
             family->replies().End(session, &effects);
             effects.mutations.push_back(self->services_.operations->Finish(&self->operation, shared->failure));
             return effects;
           }
-          RETURN_IF_ERROR(family->FinishProposal(session, self->proposal, shared->made, shared->costs, response, &effects));
+          RETURN_IF_ERROR(
+              family->FinishProposal(session, self->proposal, shared->made, shared->costs, response, &effects));
           family->replies().End(session, &effects);
           google::protobuf::Any packed;
           packed.PackFrom(*response);
@@ -56,7 +59,7 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
           return effects;
         },
         [self = shared_from_this()](absl::StatusOr<v1::ProposeResponse> response) {
-          if (!response.ok()) {   // the session went away or its store failed: the operation must end all the same
+          if (!response.ok()) {  // the session went away or its store failed: the operation must end all the same
             self->operation.clear_response();
             store::Batch batch;
             batch.mutations.push_back(self->services_.operations->Finish(&self->operation, response.status()));
@@ -76,14 +79,17 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
 
 }  // namespace
 
-void StartProposal(engine::Engine& engine, const engine::Caller& caller, const v1::ProposeRequest& request, engine::Done<v1::Operation> done) {
+void StartProposal(engine::Engine& engine, const engine::Caller& caller, const v1::ProposeRequest& request,
+                   engine::Done<v1::Operation> done) {
   if (engine.context().trace == nullptr) return done(FailedPrecondition("llm: this server has no language models"));
   auto name = engine::ParseSessionName(request.session(), caller, "session");
   if (!name.ok()) return done(name.status());
   auto run = std::make_shared<ProposalRun>(engine, caller, name->Full());
   engine.Mutate<v1::Operation>(
-      caller, request.session(), "Propose", request.request_id(), request.request_id().empty() ? "" : engine::CanonicalBytes(request),
-      [run, request, user = name->user, operations = engine.context().trace->operations](LiveSession& session, v1::Operation* out) -> absl::StatusOr<Effects> {
+      caller, request.session(), "Propose", request.request_id(),
+      request.request_id().empty() ? "" : engine::CanonicalBytes(request),
+      [run, request, user = name->user, operations = engine.context().trace->operations](
+          LiveSession& session, v1::Operation* out) -> absl::StatusOr<Effects> {
         ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
         ASSIGN_OR_RETURN(run->proposal, family->PrepareProposal(session, request));
         family->replies().Begin();

@@ -31,8 +31,10 @@ class LiveServer {
   void Start() {
     int out[2];
     if (pipe2(out, O_CLOEXEC) != 0) std::abort();
-    const std::string program = std::string(OPTOD_BIN_DIR) + "/optod", listen = "unix:" + folder_ + "/s", data = folder_ + "/data";
-    std::vector<std::string> environment = {"OPTOD_LLM_URL=" + llm_url_, "OPTOD_LLM_MODEL=canned", std::string("PATH=") + getenv("PATH")};
+    const std::string program = std::string(OPTOD_BIN_DIR) + "/optod", listen = "unix:" + folder_ + "/s",
+                      data = folder_ + "/data";
+    std::vector<std::string> environment = {"OPTOD_LLM_URL=" + llm_url_, "OPTOD_LLM_MODEL=canned",
+                                            std::string("PATH=") + getenv("PATH")};
     if (llm_url_.empty()) environment = {std::string("PATH=") + getenv("PATH")};
     std::vector<char*> env;
     for (std::string& e : environment) env.push_back(e.data());

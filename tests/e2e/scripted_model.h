@@ -1,5 +1,6 @@
 #pragma once
-/// An OpenAI-compatible endpoint over HTTP whose answers a function makes from the request. Counts what was asked and what was answered.
+/// An OpenAI-compatible endpoint over HTTP whose answers a function makes from the request. Counts what was asked and
+/// what was answered.
 
 #include <httplib.h>
 
@@ -25,15 +26,18 @@ class ScriptedModel {
   explicit ScriptedModel(Answer answer) : answer_(std::move(answer)) {
     server_.Post("/v1/chat/completions", [this](const httplib::Request& http, httplib::Response& response) {
       const auto body = nlohmann::json::parse(http.body);
-      Request request{body["messages"][0]["content"], body["messages"][1]["content"], body.value("temperature", -1.0), body.value("seed", int64_t{0})};
+      Request request{body["messages"][0]["content"], body["messages"][1]["content"], body.value("temperature", -1.0),
+                      body.value("seed", int64_t{0})};
       {
         std::lock_guard lock(mutex_);
         ++asked_[http.body];
         last_.push_back(request);
       }
       if (delay_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
-      const nlohmann::json reply = {{"choices", {{{"message", {{"role", "assistant"}, {"content", answer_(request)}}}, {"finish_reason", "stop"}}}},
-                                    {"usage", {{"prompt_tokens", 100}, {"completion_tokens", 10}, {"total_tokens", 110}}}};
+      const nlohmann::json reply = {
+          {"choices",
+           {{{"message", {{"role", "assistant"}, {"content", answer_(request)}}}, {"finish_reason", "stop"}}}},
+          {"usage", {{"prompt_tokens", 100}, {"completion_tokens", 10}, {"total_tokens", 110}}}};
       response.set_content(reply.dump(), "application/json");
     });
     port_ = server_.bind_to_any_port("127.0.0.1");

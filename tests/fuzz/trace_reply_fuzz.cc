@@ -1,5 +1,5 @@
-// libFuzzer target of everything that reads a model's reply: JSON in both readings, tags, rewritten variables, choices, experts, JSON Schema, source
-// and signature checks. Run: trace_reply_fuzz -max_len=4096
+// libFuzzer target of everything that reads a model's reply: JSON in both readings, tags, rewritten variables, choices,
+// experts, JSON Schema, source and signature checks. Run: trace_reply_fuzz -max_len=4096
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
@@ -45,7 +45,8 @@ void Check(bool condition) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   for (const int form : {0, 1, 2}) {
-    const ReplyOutcome outcome = form == 2 ? ParseTaggedReply(text, Parameters()) : ParseReply(text, Parameters(), {.peer_compat = form == 1});
+    const ReplyOutcome outcome =
+        form == 2 ? ParseTaggedReply(text, Parameters()) : ParseReply(text, Parameters(), {.peer_compat = form == 1});
     bool applied = false;
     for (const KeyResult& key : outcome.keys) {
       applied = applied || key.outcome == KeyOutcome::kApplied;
@@ -62,7 +63,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
   }
   if (ValidateJsonSchema(text).ok()) {
-    for (const char* value : {"1", "\"a\"", "[1,[2]]", "{\"a\":{\"b\":null}}"}) (void)CheckJsonSchema(text, *ParseJson(value));
+    for (const char* value : {"1", "\"a\"", "[1,[2]]", "{\"a\":{\"b\":null}}"})
+      (void)CheckJsonSchema(text, *ParseJson(value));
   }
   (void)CheckPythonSource(text);
   (void)CheckSignature("def f(x, y=1)", text);

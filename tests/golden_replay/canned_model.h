@@ -1,5 +1,6 @@
 #pragma once
-/// A language model that answers from a queue, over HTTP: the OpenAI-compatible `chat/completions`. For one replay at a time.
+/// A language model that answers from a queue, over HTTP: the OpenAI-compatible `chat/completions`. For one replay at a
+/// time.
 
 #include <httplib.h>
 

@@ -2,7 +2,8 @@
 // prints each failure with the first number that differs, and closes with "N passed, N failed". Exit 0 all passed, 1
 // some failed, 2 usage.
 // optod-golden trace DIR --server own              through an optod of its own, with a canned model behind it
-// optod-golden trace DIR --server ADDRESS --llm PORT    through a server whose OPTOD_LLM_URL is http://127.0.0.1:PORT/v1
+// optod-golden trace DIR --server ADDRESS --llm PORT    through a server whose OPTOD_LLM_URL is
+// http://127.0.0.1:PORT/v1
 #include <cstdio>
 #include <map>
 #include <string>
@@ -72,7 +73,8 @@ int ThroughServer(int argc, char** argv) {
 
 int main(int argc, char** argv) {
 #ifdef OPTOD_GOLDEN_TRACE
-  if (argc >= 5 && std::string(argv[1]) == "trace" && std::string(argv[3]) == "--server") return ThroughServer(argc, argv);
+  if (argc >= 5 && std::string(argv[1]) == "trace" && std::string(argv[3]) == "--server")
+    return ThroughServer(argc, argv);
 #endif
   if (argc != 3 && argc != 5) return Usage();
   const auto kind = Kinds().find(argv[1]);

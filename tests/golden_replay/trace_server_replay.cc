@@ -17,8 +17,10 @@ namespace {
 using nlohmann::json;
 
 v1::Node NodeOf(const json& node, const std::map<std::string, int64_t>& ids) {
-  static const std::map<std::string, v1::Node::Kind> kKinds = {
-      {"node", v1::Node::NODE}, {"parameter", v1::Node::PARAMETER}, {"message", v1::Node::MESSAGE}, {"exception", v1::Node::EXCEPTION}};
+  static const std::map<std::string, v1::Node::Kind> kKinds = {{"node", v1::Node::NODE},
+                                                               {"parameter", v1::Node::PARAMETER},
+                                                               {"message", v1::Node::MESSAGE},
+                                                               {"exception", v1::Node::EXCEPTION}};
   const std::string name = node.at("name");
   v1::Node out;
   out.set_base(name.substr(0, name.rfind(':')));
@@ -45,7 +47,10 @@ v1::Node NodeOf(const json& node, const std::map<std::string, int64_t>& ids) {
 json ValuesOf(const google::protobuf::RepeatedPtrField<v1::ProblemValue>& values) {
   json out = json::object();
   for (const v1::ProblemValue& v : values) {
-    out[v.name()] = {{"type", v.type()}, {"text", v.text()}, {"hidden", v.hidden()}, {"constraint", v.constraint().empty() ? json() : json(v.constraint())}};
+    out[v.name()] = {{"type", v.type()},
+                     {"text", v.text()},
+                     {"hidden", v.hidden()},
+                     {"constraint", v.constraint().empty() ? json() : json(v.constraint())}};
   }
   return out;
 }
@@ -119,7 +124,7 @@ class ServerReplay {
     nodes_.clear();
     v1::ListNodesRequest request;
     request.set_session(session_);
-    request.set_page_size(7);   // several pages
+    request.set_page_size(7);  // several pages
     do {
       ASSIGN_OR_RETURN(v1::ListNodesResponse page, client_.ListNodes(request));
       for (v1::Node& node : *page.mutable_nodes()) {
@@ -156,7 +161,8 @@ class ServerReplay {
 
   absl::StatusOr<json> Observe(const json& golden, const v1::BackwardResponse& reached) {
     json out = {{"nodes", json::array()}, {"subgraph", json::array()}, {"parameters_with_feedback", json::array()}};
-    for (const v1::Node& node : nodes_) out["nodes"].push_back({{"name", node.name()}, {"py_name", node.py_name()}, {"level", node.level()}});
+    for (const v1::Node& node : nodes_)
+      out["nodes"].push_back({{"name", node.name()}, {"py_name", node.py_name()}, {"level", node.level()}});
     v1::GetProblemRequest request;
     request.set_session(session_);
     std::vector<int64_t> own;
@@ -168,7 +174,8 @@ class ServerReplay {
       out["subgraph"].push_back({node.level(), node.name()});
     }
     for (int64_t id : reached.parameters()) {
-      if (std::find(own.begin(), own.end(), id) != own.end()) out["parameters_with_feedback"].push_back(nodes_[static_cast<size_t>(id)].name());
+      if (std::find(own.begin(), own.end(), id) != own.end())
+        out["parameters_with_feedback"].push_back(nodes_[static_cast<size_t>(id)].name());
     }
     out["code_lines"] = problem.code_lines();
     out["documented_functions"] = json::object();
@@ -181,7 +188,8 @@ class ServerReplay {
     return out;
   }
 
-  // Proposes with the recorded reply; the outcome and the version that it made must agree with the file and with each other.
+  // Proposes with the recorded reply; the outcome and the version that it made must agree with the file and with each
+  // other.
   absl::StatusOr<std::string> Reply(const json& golden, const json& parameters) {
     model_.Answer(golden.at("reply"));
     v1::ProposeRequest request;
@@ -195,14 +203,17 @@ class ServerReplay {
     for (const std::string& fix : outcome.fixes()) observed["fixes"].push_back(fix);
     for (const v1::KeyOutcome& key : outcome.keys()) {
       if (key.kind() != v1::KEY_APPLIED) continue;
-      const v1::Node& node = nodes_.at(static_cast<size_t>(ids_.at(ids_.contains(key.key()) ? key.key() : Without(key.key()))));
+      const v1::Node& node =
+          nodes_.at(static_cast<size_t>(ids_.at(ids_.contains(key.key()) ? key.key() : Without(key.key()))));
       json value = {{"type", node.type()}, {"text", key.new_text()}};
       if (!key.new_json().empty()) value["json"] = json::parse(key.new_json());
       observed["updated"][node.py_name()] = value;
     }
-    if (outcome.has_version() == observed["updated"].empty()) return Cat("version and values disagree: ", outcome.ShortDebugString());
+    if (outcome.has_version() == observed["updated"].empty())
+      return Cat("version and values disagree: ", outcome.ShortDebugString());
     const std::string reply = golden.at("reply");
-    if (reply.empty() != (outcome.kind() == v1::REPLY_EMPTY)) return Cat("reply kind: ", v1::ReplyKind_Name(outcome.kind()));
+    if (reply.empty() != (outcome.kind() == v1::REPLY_EMPTY))
+      return Cat("reply kind: ", v1::ReplyKind_Name(outcome.kind()));
     if (outcome.has_version()) RETURN_IF_ERROR(CheckVersion(outcome));
     return CompareReply(golden, observed, /*reference_mode=*/false);
   }
@@ -217,7 +228,8 @@ class ServerReplay {
     v1::GetSessionRequest get;
     get.set_name(session_);
     ASSIGN_OR_RETURN(const v1::Session session, client_.GetSession(get));
-    if (session.head_version() != outcome.version()) return Internal("head: ", session.head_version(), ", want ", outcome.version());
+    if (session.head_version() != outcome.version())
+      return Internal("head: ", session.head_version(), ", want ", outcome.version());
     RETURN_IF_ERROR(List());
     for (const v1::KeyOutcome& key : outcome.keys()) {
       if (key.kind() != v1::KEY_APPLIED) continue;
@@ -230,7 +242,7 @@ class ServerReplay {
   client::Client& client_;
   CannedModel& model_;
   std::string session_;
-  std::map<std::string, int64_t> ids_;   // by name and by py_name
+  std::map<std::string, int64_t> ids_;  // by name and by py_name
   std::vector<v1::Node> nodes_;
 };
 
@@ -241,7 +253,8 @@ CaseResult ReplayFile(const std::string& path, client::Client& client, CannedMod
     std::ifstream in(path);
     const json golden = json::parse(in);
     ServerReplay replay(client, model);
-    const absl::StatusOr<std::string> difference = golden.contains("cases") ? replay.Replies(golden) : replay.Workflow(golden);
+    const absl::StatusOr<std::string> difference =
+        golden.contains("cases") ? replay.Replies(golden) : replay.Workflow(golden);
     result.first_difference = difference.ok() ? *difference : difference.status().ToString();
   } catch (const std::exception& error) {
     result.first_difference = std::string("cannot be replayed: ") + error.what();
@@ -252,7 +265,8 @@ CaseResult ReplayFile(const std::string& path, client::Client& client, CannedMod
 
 }  // namespace
 
-std::vector<CaseResult> ReplayTraceThroughServer(const std::string& dir, const std::string& address, CannedModel& model) {
+std::vector<CaseResult> ReplayTraceThroughServer(const std::string& dir, const std::string& address,
+                                                 CannedModel& model) {
   std::error_code error;
   std::vector<std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
@@ -271,7 +285,7 @@ std::vector<CaseResult> ReplayTraceThroughServer(const std::string& dir, const s
 
 std::vector<CaseResult> ReplayTraceThroughOwnServer(const std::string& dir) {
   CannedModel model;
-  setenv("OPTOD_LLM_URL", model.url().c_str(), 1);   // the server's environment is ours
+  setenv("OPTOD_LLM_URL", model.url().c_str(), 1);  // the server's environment is ours
   setenv("OPTOD_LLM_MODEL", "canned", 1);
   unsetenv("OPTOD_LLM_KEY");
   auto server = cli::PrivateServer::Start({});

@@ -24,7 +24,10 @@ struct Constraint {
 
   bool operator==(const Constraint&) const = default;
   /// True when some field other than `text` is set.
-  bool Enforced() const { return min || max || !enum_values.empty() || !regex.empty() || max_length || !json_schema.empty() || !python_signature.empty() || python; }
+  bool Enforced() const {
+    return min || max || !enum_values.empty() || !regex.empty() || max_length || !json_schema.empty() ||
+           !python_signature.empty() || python;
+  }
 };
 
 }  // namespace optod::trace

@@ -271,7 +271,8 @@ std::vector<EndpointTotals> LlmGateway::Totals() const {
   std::lock_guard lock(impl_->mutex);
   std::vector<EndpointTotals> totals;
   for (const auto& [name, endpoint] : impl_->endpoints) {
-    totals.push_back({name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
+    totals.push_back(
+        {name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
   }
   return totals;
 }
@@ -287,8 +288,9 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
   return std::move(outcome).Result();
 }
 
-absl::StatusOr<ChatOutcome> LlmGateway::Exchange(const std::string& endpoint, const ChatRequest& request, Budget* budget,
-                                                 const std::atomic<bool>* cancelled, Cassette* cassette) {
+absl::StatusOr<ChatOutcome> LlmGateway::Exchange(const std::string& endpoint, const ChatRequest& request,
+                                                 Budget* budget, const std::atomic<bool>* cancelled,
+                                                 Cassette* cassette) {
   RETURN_IF_ERROR(CheckRequest(request));
   absl::StatusOr<CallContext> call = impl_->Prepare(endpoint, cancelled);
   const bool offline = cassette != nullptr && cassette->mode() == CassetteMode::kReplay;

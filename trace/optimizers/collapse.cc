@@ -8,8 +8,8 @@
 namespace optod::trace {
 namespace {
 
-constexpr size_t kLongChain = 6;   // longer ones lose their middle
-constexpr size_t kChainHead = 2;   // calls kept at its start; one at its end
+constexpr size_t kLongChain = 6;  // longer ones lose their middle
+constexpr size_t kChainHead = 2;  // calls kept at its start; one at its end
 constexpr size_t kManyRepeats = 4;
 constexpr size_t kRepeatsKept = 2;
 
@@ -18,7 +18,9 @@ uint64_t Mix(uint64_t h, uint64_t x) {
   h *= 0xBF58476D1CE4E5B9ull;
   return h ^ (h >> 31);
 }
-uint64_t OfText(std::string_view interned) { return Mix(reinterpret_cast<uintptr_t>(interned.data()), interned.size()); }
+uint64_t OfText(std::string_view interned) {
+  return Mix(reinterpret_cast<uintptr_t>(interned.data()), interned.size());
+}
 
 class Collapser {
  public:
@@ -95,8 +97,8 @@ class Collapser {
       for (uint32_t at = static_cast<uint32_t>(head); at != kNone; at = next[at]) chain.push_back(at);
       if (chain.size() <= kLongChain) continue;
       for (size_t k = kChainHead; k + 1 < chain.size(); ++k) out_.left_out[chain[k]] = true;
-      Note(chain[kChainHead - 1], chain.size() - kChainHead - 1, nodes_[chain[kChainHead]], nodes_[chain[chain.size() - 2]],
-           ", each on the result of the one before");
+      Note(chain[kChainHead - 1], chain.size() - kChainHead - 1, nodes_[chain[kChainHead]],
+           nodes_[chain[chain.size() - 2]], ", each on the result of the one before");
     }
   }
 
@@ -116,7 +118,8 @@ class Collapser {
       if (number == kRepeatsKept) keeper[shape_[i]] = static_cast<uint32_t>(i);
       if (number <= kRepeatsKept) continue;
       if (number == kRepeatsKept + 1) {
-        Note(keeper[shape_[i]], count[shape_[i]] - kRepeatsKept, nodes_[i], nodes_[last[shape_[i]]], ", of the same form");
+        Note(keeper[shape_[i]], count[shape_[i]] - kRepeatsKept, nodes_[i], nodes_[last[shape_[i]]],
+             ", of the same form");
       }
       out_.left_out[i] = true;
     }

@@ -1,7 +1,7 @@
 #pragma once
-/// Which calls of a recorded run a short prompt may leave out, because another call stands for them: the middle of a long chain (each call of one
-/// function works on the result of the one before), and the repeats of a subgraph (the same calls on inputs of the same types, as a map over a data set
-/// makes them). O(V + E). Pure function.
+/// Which calls of a recorded run a short prompt may leave out, because another call stands for them: the middle of a
+/// long chain (each call of one function works on the result of the one before), and the repeats of a subgraph (the
+/// same calls on inputs of the same types, as a map over a data set makes them). O(V + E). Pure function.
 
 #include <string>
 #include <utility>

@@ -57,7 +57,8 @@ std::string CheckSchema(const Constraint& c, std::string_view text, const std::o
 
 }  // namespace
 
-std::string CheckConstraint(const Constraint& c, std::string_view type, std::string_view text, const std::optional<std::string>& json) {
+std::string CheckConstraint(const Constraint& c, std::string_view type, std::string_view text,
+                            const std::optional<std::string>& json) {
   if ((c.min || c.max) && (type == "int" || type == "float")) {
     const std::optional<double> value = ParsePythonFloat(text);
     if (!value || std::isnan(*value)) return Cat(text, " is no number in a range");
@@ -87,14 +88,15 @@ std::string CheckConstraint(const Constraint& c, std::string_view type, std::str
   return {};
 }
 
-std::optional<std::pair<std::string, std::vector<std::string>>> ParseSignature(std::string_view source, std::string_view name) {
+std::optional<std::pair<std::string, std::vector<std::string>>> ParseSignature(std::string_view source,
+                                                                               std::string_view name) {
   const std::vector<std::string_view> tokens = PythonTokens(source);
   for (size_t i = 0; i + 2 < tokens.size(); ++i) {
     if (tokens[i] != "def" || tokens[i + 2] != "(" || (!name.empty() && tokens[i + 1] != name)) continue;
     std::pair<std::string, std::vector<std::string>> out{std::string(tokens[i + 1]), {}};
     std::string argument;
     int depth = 0;
-    bool rest = false;   // behind ':' or '=' of an argument
+    bool rest = false;  // behind ':' or '=' of an argument
     for (size_t k = i + 3; k < tokens.size(); ++k) {
       const std::string_view t = tokens[k];
       if (depth == 0 && (t == ")" || t == ",")) {
@@ -110,7 +112,7 @@ std::optional<std::pair<std::string, std::vector<std::string>>> ParseSignature(s
       rest = rest || (depth == 0 && (t == ":" || t == "="));
       if (!rest) argument += t;
     }
-    return std::nullopt;   // never closed
+    return std::nullopt;  // never closed
   }
   return std::nullopt;
 }

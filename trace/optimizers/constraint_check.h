@@ -19,13 +19,14 @@ absl::Status ValidateConstraint(const Constraint& constraint);
 
 /// Empty when `text` (a value of declared type `type`) is allowed; else the rule that it breaks: `21 is above the
 /// maximum 20`.
-/// `json`: the value's JSON, for json_schema; absent: its text is read as JSON, or taken as a JSON string. A number against the range, the text against
-/// choices, length, pattern, signature and syntax.
+/// `json`: the value's JSON, for json_schema; absent: its text is read as JSON, or taken as a JSON string. A number
+/// against the range, the text against choices, length, pattern, signature and syntax.
 std::string CheckConstraint(const Constraint& constraint, std::string_view type, std::string_view text,
                             const std::optional<std::string>& json = std::nullopt);
 
-/// Empty when `source` defines a function of the name, the argument names, kinds and order of `signature` (`def f(x, y=1, *args)`); defaults and
-/// annotations may differ, but an argument with a default must keep having one. Else what differs: `f: arguments are (x), must be (x, y=)`.
+/// Empty when `source` defines a function of the name, the argument names, kinds and order of `signature` (`def f(x,
+/// y=1, *args)`); defaults and annotations may differ, but an argument with a default must keep having one. Else what
+/// differs: `f: arguments are (x), must be (x, y=)`.
 std::string CheckSignature(std::string_view signature, std::string_view source);
 
 /// `def f(x, y=1):` as "f" and {"x", "y="} (annotations gone, defaults as "="); absent when it is none.

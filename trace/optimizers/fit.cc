@@ -7,16 +7,23 @@
 namespace optod::trace {
 namespace {
 
-constexpr uint32_t kNoLimitStart = 4096, kMildValues = 500, kSmallestValues = 40, kFewestLines = 8, kSmallestFeedback = 400;
+constexpr uint32_t kNoLimitStart = 4096, kMildValues = 500, kSmallestValues = 40, kFewestLines = 8,
+                   kSmallestFeedback = 400;
 
 void SayWhatIsLeftOut(const Cut& cut, size_t memory_rounds, size_t feedback_points, Prompt& prompt) {
   auto& out = prompt.left_out;
-  if (prompt.collapsed_lines > 0) out.push_back(Cat("repeats: ", prompt.collapsed_lines, " calls of long chains and repeated subgraphs are summed up"));
-  if (prompt.truncated_values > 0) out.push_back(Cat("values: ", prompt.truncated_values, " are cut at ", cut.value_limit, " characters"));
-  if (prompt.omitted_lines > 0) out.push_back(Cat("lines: ", prompt.omitted_lines, " lines of code and values are left out"));
-  if (cut.memory < memory_rounds) out.push_back(Cat("memory: ", memory_rounds - cut.memory, " of ", memory_rounds, " earlier steps are left out"));
+  if (prompt.collapsed_lines > 0)
+    out.push_back(
+        Cat("repeats: ", prompt.collapsed_lines, " calls of long chains and repeated subgraphs are summed up"));
+  if (prompt.truncated_values > 0)
+    out.push_back(Cat("values: ", prompt.truncated_values, " are cut at ", cut.value_limit, " characters"));
+  if (prompt.omitted_lines > 0)
+    out.push_back(Cat("lines: ", prompt.omitted_lines, " lines of code and values are left out"));
+  if (cut.memory < memory_rounds)
+    out.push_back(Cat("memory: ", memory_rounds - cut.memory, " of ", memory_rounds, " earlier steps are left out"));
   if (cut.feedback_limit > 0 && cut.feedback_limit < feedback_points)
-    out.push_back(Cat("feedback: ", feedback_points - cut.feedback_limit, " of ", feedback_points, " characters are left out"));
+    out.push_back(
+        Cat("feedback: ", feedback_points - cut.feedback_limit, " of ", feedback_points, " characters are left out"));
 }
 
 }  // namespace
@@ -39,7 +46,8 @@ std::string CutMiddle(std::string_view text, uint32_t limit) {
     return at;
   };
   const size_t head = limit / 2, tail = limit - head;
-  return Cat(text.substr(0, offset(head)), "\n...[", points - limit, " characters left out]...\n", text.substr(offset(points - tail)));
+  return Cat(text.substr(0, offset(head)), "\n...[", points - limit, " characters left out]...\n",
+             text.substr(offset(points - tail)));
 }
 
 Prompt FitPrompt(uint32_t limit, uint32_t value_limit, size_t memory_rounds, size_t lines, size_t feedback_points,
@@ -59,10 +67,13 @@ Prompt FitPrompt(uint32_t limit, uint32_t value_limit, size_t memory_rounds, siz
   while (!fits() && cut.memory > 1 && cut.memory != SIZE_MAX) cut.memory /= 2, again();
   shorten_values(kSmallestValues);
   if (!fits() && lines > kFewestLines) cut.lines = static_cast<uint32_t>(std::min<size_t>(lines, UINT32_MAX));
-  while (!fits() && cut.lines > kFewestLines && cut.lines != UINT32_MAX) cut.lines = std::max(cut.lines / 2, kFewestLines), again();
+  while (!fits() && cut.lines > kFewestLines && cut.lines != UINT32_MAX)
+    cut.lines = std::max(cut.lines / 2, kFewestLines), again();
   if (!fits() && memory_rounds > 0 && cut.memory > 0) cut.memory = 0, again();
-  if (!fits() && feedback_points > kSmallestFeedback) cut.feedback_limit = static_cast<uint32_t>(std::min<size_t>(feedback_points, UINT32_MAX));
-  while (!fits() && cut.feedback_limit > kSmallestFeedback) cut.feedback_limit = std::max(cut.feedback_limit / 2, kSmallestFeedback), again();
+  if (!fits() && feedback_points > kSmallestFeedback)
+    cut.feedback_limit = static_cast<uint32_t>(std::min<size_t>(feedback_points, UINT32_MAX));
+  while (!fits() && cut.feedback_limit > kSmallestFeedback)
+    cut.feedback_limit = std::max(cut.feedback_limit / 2, kSmallestFeedback), again();
   prompt.over_limit = !fits();
   SayWhatIsLeftOut(cut, memory_rounds, feedback_points, prompt);
   return prompt;

@@ -25,7 +25,8 @@ struct MemoryChoice {
   bool maximize = true;  ///< which scores are better
 };
 
-/// Positions in `rounds` (oldest first) of the at most `choice.size` rounds to show, ascending. Of equal scores the newer round is better.
+/// Positions in `rounds` (oldest first) of the at most `choice.size` rounds to show, ascending. Of equal scores the
+/// newer round is better.
 std::vector<size_t> ChooseMemory(const std::vector<MemoryRound>& rounds, const MemoryChoice& choice);
 
 /// Those rounds, oldest first.

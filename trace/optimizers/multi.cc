@@ -13,14 +13,15 @@ namespace optod::trace {
 namespace {
 
 // `base` with `texts` behind it, numbered, each cut so that the whole stays within the limit.
-Prompt WithTexts(const Prompt& base, std::string_view intro, const std::vector<std::string>& texts, std::string_view outro, uint32_t limit) {
+Prompt WithTexts(const Prompt& base, std::string_view intro, const std::vector<std::string>& texts,
+                 std::string_view outro, uint32_t limit) {
   Prompt out = base;
   for (uint32_t most = 4000;; most /= 2) {
     out.user = Cat(base.user, "\n", intro, "\n");
     for (size_t i = 0; i < texts.size(); ++i) out.user += Cat("[", i + 1, "] ", CutMiddle(texts[i], most), "\n");
     out.user += Cat(outro, "\n");
     if (limit == 0 || PromptTokens(out) <= limit) return out;
-    if (most < 50) return base;   // there is no room for any of it
+    if (most < 50) return base;  // there is no room for any of it
   }
 }
 
@@ -35,8 +36,13 @@ std::string ValuesText(const ReplyOutcome& outcome) {
 class Rounds final : public Proposer {
  public:
   Rounds(const ProposerSpec& spec, CandidateRequest base, std::function<ReplyOutcome(std::string_view)> read)
-      : k_(spec.candidates), top_(spec.temperature), low_(spec.temperature_low), limit_(spec.render.max_prompt_tokens),
-        generation_(spec.candidates == 1 ? Generation::kTemperature : spec.generation), selection_(spec.selection), base_(std::move(base)),
+      : k_(spec.candidates),
+        top_(spec.temperature),
+        low_(spec.temperature_low),
+        limit_(spec.render.max_prompt_tokens),
+        generation_(spec.candidates == 1 ? Generation::kTemperature : spec.generation),
+        selection_(spec.selection),
+        base_(std::move(base)),
         read_(std::move(read)) {}
 
   std::vector<ProposerCall> Next() override {
@@ -44,12 +50,15 @@ class Rounds final : public Proposer {
       case Stage::kStart:
         if (generation_ == Generation::kExperts) return Start(Stage::kExperts, {ExpertsCall()});
         return Generate();
-      case Stage::kGenerate: return Generate();
-      case Stage::kSelect: return Select();
+      case Stage::kGenerate:
+        return Generate();
+      case Stage::kSelect:
+        return Select();
       case Stage::kExperts:
       case Stage::kWaitGenerate:
       case Stage::kWaitSelect:
-      case Stage::kDone: return {};
+      case Stage::kDone:
+        return {};
     }
     return {};
   }
@@ -85,9 +94,12 @@ class Rounds final : public Proposer {
   }
 
   ProposerCall ExpertsCall() const {
-    const Prompt ask = WithTexts(base_.prompt, "Before you answer:", {},
-                                 Cat("Name ", k_, " kinds of experts who would look at this from different sides, one a line, a few words each, and "
-                                     "nothing else."), limit_);
+    const Prompt ask = WithTexts(
+        base_.prompt, "Before you answer:", {},
+        Cat("Name ", k_,
+            " kinds of experts who would look at this from different sides, one a line, a few words each, and "
+            "nothing else."),
+        limit_);
     return {ask, SpreadTemperature(top_, low_, 0, k_), "", "experts"};
   }
 
@@ -111,8 +123,10 @@ class Rounds final : public Proposer {
     }
     if (before.empty() || generation_ == Generation::kTemperature) return base_.prompt;
     if (generation_ == Generation::kSelfRefinement)
-      return WithTexts(base_.prompt, "Your last answer:", {before.back()}, "Find its weakness and give a better answer of the same form.", limit_);
-    return WithTexts(base_.prompt, "Answers given so far:", before, "Give another answer of the same form that takes a different way than all of these.", limit_);
+      return WithTexts(base_.prompt, "Your last answer:", {before.back()},
+                       "Find its weakness and give a better answer of the same form.", limit_);
+    return WithTexts(base_.prompt, "Answers given so far:", before,
+                     "Give another answer of the same form that takes a different way than all of these.", limit_);
   }
 
   void Add(CallAnswer answer) {
@@ -150,17 +164,22 @@ class Rounds final : public Proposer {
       return {};
     }
     if (selection_ == Selection::kBestOfN) {
-      const Prompt judge = WithTexts(base_.prompt, "Proposals for the variables:", texts,
-                                     "Do not make a new proposal: say which of these serves the feedback best. Answer with one JSON object: "
-                                     "{\"reason\": \"why\", \"best\": its number}", limit_);
-      return Start(Stage::kWaitSelect, {{judge, 0.0,
-                                         Cat(R"({"type":"object","properties":{"reason":{"type":"string"},"best":{"type":"integer","minimum":1,"maximum":)",
-                                             texts.size(), R"(}},"required":["reason","best"],"additionalProperties":false})"),
-                                         "choice"}});
+      const Prompt judge = WithTexts(
+          base_.prompt, "Proposals for the variables:", texts,
+          "Do not make a new proposal: say which of these serves the feedback best. Answer with one JSON object: "
+          "{\"reason\": \"why\", \"best\": its number}",
+          limit_);
+      return Start(
+          Stage::kWaitSelect,
+          {{judge, 0.0,
+            Cat(R"({"type":"object","properties":{"reason":{"type":"string"},"best":{"type":"integer","minimum":1,"maximum":)",
+                texts.size(), R"(}},"required":["reason","best"],"additionalProperties":false})"),
+            "choice"}});
     }
     if (selection_ == Selection::kMixture) {
-      Prompt merge = WithTexts(base_.prompt, "Proposals for the variables:", texts,
-                               "Take what is best in each and give one answer of the same form as they were given.", limit_);
+      Prompt merge =
+          WithTexts(base_.prompt, "Proposals for the variables:", texts,
+                    "Take what is best in each and give one answer of the same form as they were given.", limit_);
       return Start(Stage::kWaitSelect, {{std::move(merge), 0.0, base_.response_schema, "mixture"}});
     }
     return {};
@@ -173,7 +192,7 @@ class Rounds final : public Proposer {
       if (auto choice = ReadChoice(answer.text, usable.size())) result_.selected = usable[*choice - 1];
       return;
     }
-    Add(std::move(answer));   // the mixture is one more candidate
+    Add(std::move(answer));  // the mixture is one more candidate
     if (result_.candidates.back().outcome.kind == ReplyKind::kApplied) result_.selected = result_.candidates.size() - 1;
   }
 
@@ -193,7 +212,8 @@ class Rounds final : public Proposer {
 
 }  // namespace
 
-std::unique_ptr<Proposer> MakeRounds(const ProposerSpec& spec, CandidateRequest base, std::function<ReplyOutcome(std::string_view)> read) {
+std::unique_ptr<Proposer> MakeRounds(const ProposerSpec& spec, CandidateRequest base,
+                                     std::function<ReplyOutcome(std::string_view)> read) {
   return std::make_unique<Rounds>(spec, std::move(base), std::move(read));
 }
 
@@ -213,7 +233,8 @@ std::optional<size_t> ReadChoice(std::string_view reply, size_t n) {
     const JsonValue* best = value->Find("best");
     if (best == nullptr) continue;
     const std::string text = PythonStr(*best);
-    if (!text.empty() && text.size() < 8 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+    if (!text.empty() && text.size() < 8 &&
+        std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) {
       if (const size_t number = std::stoul(text); number >= 1 && number <= n) return number;
     }
   }
@@ -224,7 +245,8 @@ std::optional<size_t> ReadChoice(std::string_view reply, size_t n) {
       continue;
     }
     size_t number = 0, digits = 0;
-    for (; i < visible.size() && visible[i] >= '0' && visible[i] <= '9'; ++i, ++digits) number = std::min<size_t>(number * 10 + static_cast<size_t>(visible[i] - '0'), 1000000);
+    for (; i < visible.size() && visible[i] >= '0' && visible[i] <= '9'; ++i, ++digits)
+      number = std::min<size_t>(number * 10 + static_cast<size_t>(visible[i] - '0'), 1000000);
     if (number >= 1 && number <= n) last = number;
   }
   return last;
@@ -236,8 +258,8 @@ std::vector<std::string> ReadExperts(std::string_view reply, size_t n) {
   for (size_t begin = 0; begin < visible.size() && out.size() < n;) {
     const size_t end = std::min(visible.find('\n', begin), visible.size());
     std::string_view line = Strip(std::string_view(visible).substr(begin, end - begin));
-    while (!line.empty() && (line.front() == '-' || line.front() == '*' || line.front() == '.' || line.front() == ')' || line.front() == ' ' ||
-                             (line.front() >= '0' && line.front() <= '9')))
+    while (!line.empty() && (line.front() == '-' || line.front() == '*' || line.front() == '.' || line.front() == ')' ||
+                             line.front() == ' ' || (line.front() >= '0' && line.front() <= '9')))
       line.remove_prefix(1);
     if (!line.empty()) out.emplace_back(line.substr(0, 120));
     begin = end + 1;

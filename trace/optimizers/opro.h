@@ -14,7 +14,7 @@ struct OproOptions {
   std::string objective{};  ///< empty: a default that refers to the feedback
   uint32_t candidates = 1;  ///< as in OptoPrimeOptions
   std::optional<double> temperature{};
-  uint32_t max_rounds = 50;  ///< newest rounds shown; older ones are counted in one line
+  uint32_t max_rounds = 50;        ///< newest rounds shown; older ones are counted in one line
   uint32_t max_prompt_tokens = 0;  ///< as in RenderOptions
 };
 

@@ -168,7 +168,8 @@ std::optional<std::pair<std::string, std::string>> NameAndValue(std::string_view
 
 Prompt RenderTagged(const ProblemInstance& problem, const RenderOptions& options) {
   const size_t lines = std::max({problem.code.size(), problem.others.size(), problem.inputs.size()});
-  return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines, problem.feedback.size(),
+  return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines,
+                   problem.feedback.size(),
                    [&](const Cut& cut) { return TaggedRenderer(problem, options, cut).Run(); });
 }
 

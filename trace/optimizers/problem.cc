@@ -85,10 +85,14 @@ class Builder {
   }
   std::vector<ValueEntry>* SectionOf(NodeRole role) {
     switch (role) {
-      case NodeRole::kInput: return &out_.inputs;
-      case NodeRole::kVariable: return &out_.variables;
-      case NodeRole::kIntermediate: return &out_.others;
-      case NodeRole::kOutput: return &out_.outputs;
+      case NodeRole::kInput:
+        return &out_.inputs;
+      case NodeRole::kVariable:
+        return &out_.variables;
+      case NodeRole::kIntermediate:
+        return &out_.others;
+      case NodeRole::kOutput:
+        return &out_.outputs;
     }
     return &out_.others;
   }

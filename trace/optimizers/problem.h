@@ -58,7 +58,7 @@ struct ProblemOptions {
   std::string instruction{};  ///< empty: DefaultInstruction()
   bool list_hidden = true;    ///< list parameters that act only inside traceable bodies under variables
   bool deepest_output_only =
-      false;  ///< show only outputs at the greatest level as outputs (the reference library's rule)
+      false;             ///< show only outputs at the greatest level as outputs (the reference library's rule)
   bool collapse = true;  ///< find out which lines a short prompt may leave out; nothing is left out here
 };
 

@@ -160,7 +160,8 @@ class Renderer {
       if (!cut_.collapse || !v.collapsed) shown.push_back(&v);
     }
     AppendSome(out, shown.size(), "values", [&](size_t i) { return ValueLine(*shown[i], cut_.value_limit); });
-    if (shown.size() < values.size()) out += Cat("...[", values.size() - shown.size(), " values of the calls left out]\n");
+    if (shown.size() < values.size())
+      out += Cat("...[", values.size() - shown.size(), " values of the calls left out]\n");
   }
 
   // All lines, or the first and last halves of cut_.lines with a note of how many are left out between.
@@ -221,8 +222,8 @@ std::optional<Section> ParseSection(std::string_view title) {
 Prompt Render(const ProblemInstance& problem, const RenderOptions& options) {
   Renderer renderer(problem, options);
   const size_t lines = std::max({problem.code.size(), problem.others.size(), problem.inputs.size()});
-  return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines, problem.feedback.size(),
-                   [&](const Cut& cut) { return renderer.Run(cut); });
+  return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines,
+                   problem.feedback.size(), [&](const Cut& cut) { return renderer.Run(cut); });
 }
 
 uint64_t EstimateTokens(std::string_view text) {

@@ -22,8 +22,8 @@ std::optional<Enum> Named(const std::string_view (&names)[N], std::string_view n
   return std::nullopt;
 }
 
-absl::StatusOr<CandidateRequest> BaseRequest(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback,
-                                             const std::vector<NodeId>& parameters) {
+absl::StatusOr<CandidateRequest> BaseRequest(const ProposerSpec& spec, const Graph& graph,
+                                             const FeedbackStore& feedback, const std::vector<NodeId>& parameters) {
   std::vector<CandidateRequest> requests;
   if (spec.optimizer == "opro") {
     OproOptions options{.objective = spec.problem.instruction, .max_prompt_tokens = spec.render.max_prompt_tokens};
@@ -48,9 +48,10 @@ absl::StatusOr<CandidateRequest> BaseRequest(const ProposerSpec& spec, const Gra
 std::optional<Generation> ParseGeneration(std::string_view name) { return Named<Generation>(kGenerations, name); }
 std::optional<Selection> ParseSelection(std::string_view name) { return Named<Selection>(kSelections, name); }
 
-ReplyOutcome ReadReply(std::string_view optimizer, std::string_view reply, const std::vector<ReplyParameter>& parameters,
-                       const ReplyOptions& options) {
-  return optimizer == "optoprime-v2" ? ParseTaggedReply(reply, parameters, options) : ParseReply(reply, parameters, options);
+ReplyOutcome ReadReply(std::string_view optimizer, std::string_view reply,
+                       const std::vector<ReplyParameter>& parameters, const ReplyOptions& options) {
+  return optimizer == "optoprime-v2" ? ParseTaggedReply(reply, parameters, options)
+                                     : ParseReply(reply, parameters, options);
 }
 
 absl::StatusOr<Prompt> FirstPrompt(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback,
@@ -65,18 +66,19 @@ absl::StatusOr<Prompt> FirstPrompt(const ProposerSpec& spec, const Graph& graph,
   return std::move(calls.front().prompt);
 }
 
-absl::StatusOr<std::unique_ptr<Proposer>> MakeProposer(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback,
+absl::StatusOr<std::unique_ptr<Proposer>> MakeProposer(const ProposerSpec& spec, const Graph& graph,
+                                                       const FeedbackStore& feedback,
                                                        const std::vector<NodeId>& parameters) {
   if (spec.candidates == 0) return InvalidArgument("candidates: 0; must be at least 1");
   if (spec.optimizer == "textgrad") return MakeTextGrad(spec, graph, feedback, parameters);
   ASSIGN_OR_RETURN(CandidateRequest base, BaseRequest(spec, graph, feedback, parameters));
   if (base.prompt.over_limit) {
-    return FailedPrecondition("prompt: even the shortest form is over the ", spec.render.max_prompt_tokens,
-                              " tokens that the endpoint's context leaves for it; shorten the variables or take an endpoint with more");
+    return FailedPrecondition(
+        "prompt: even the shortest form is over the ", spec.render.max_prompt_tokens,
+        " tokens that the endpoint's context leaves for it; shorten the variables or take an endpoint with more");
   }
-  auto read = [optimizer = spec.optimizer, all = ReplyParameters(graph, parameters), options = spec.reply](std::string_view reply) {
-    return ReadReply(optimizer, reply, all, options);
-  };
+  auto read = [optimizer = spec.optimizer, all = ReplyParameters(graph, parameters),
+               options = spec.reply](std::string_view reply) { return ReadReply(optimizer, reply, all, options); };
   return MakeRounds(spec, std::move(base), std::move(read));
 }
 

@@ -1,6 +1,7 @@
 #pragma once
-/// A language-model optimizer as a state machine: it says which calls to make, is told the answers, and ends with candidates. It knows no model,
-/// network or clock, so a proposal can be run again from recorded answers and makes the same calls. Not thread-safe.
+/// A language-model optimizer as a state machine: it says which calls to make, is told the answers, and ends with
+/// candidates. It knows no model, network or clock, so a proposal can be run again from recorded answers and makes the
+/// same calls. Not thread-safe.
 ///
 ///   auto proposer = MakeProposer(spec, graph, feedback, parameters);      // the graph is no longer needed after this
 ///   while (calls = proposer->Next(), !calls.empty()) proposer->Answer(<replies to calls, in order>);
@@ -35,9 +36,9 @@ struct CallAnswer {
 
 struct ProposedCandidate {
   ReplyOutcome outcome;
-  bool call_failed = false;        ///< there is no reply: `outcome.reason` is the error
-  std::string reply;               ///< the text behind it
-  std::vector<size_t> calls;       ///< numbers of the calls behind it, counted over the whole proposal
+  bool call_failed = false;   ///< there is no reply: `outcome.reason` is the error
+  std::string reply;          ///< the text behind it
+  std::vector<size_t> calls;  ///< numbers of the calls behind it, counted over the whole proposal
 };
 
 struct ProposerResult {
@@ -57,10 +58,10 @@ class Proposer {
 
 /// How optoprime-multi makes its candidates (after its authors' later release).
 enum class Generation {
-  kTemperature,        ///< one prompt, temperatures spread
-  kSelfRefinement,     ///< one after the other; each sees the one before
-  kAlternatives,       ///< one after the other; each sees all before and must differ
-  kExperts             ///< at once; each from the view of another expert, whom the model names first
+  kTemperature,     ///< one prompt, temperatures spread
+  kSelfRefinement,  ///< one after the other; each sees the one before
+  kAlternatives,    ///< one after the other; each sees all before and must differ
+  kExperts          ///< at once; each from the view of another expert, whom the model names first
 };
 /// Which candidate counts.
 enum class Selection {
@@ -81,18 +82,19 @@ struct ProposerSpec {
   Generation generation = Generation::kTemperature;
   Selection selection = Selection::kFirst;
   ProblemOptions problem{};
-  RenderOptions render{};               ///< its memory is filled from `memory`
-  std::vector<MemoryRound> memory{};    ///< rounds to show, oldest first
+  RenderOptions render{};             ///< its memory is filled from `memory`
+  std::vector<MemoryRound> memory{};  ///< rounds to show, oldest first
   ReplyOptions reply{};
 };
 
-/// Errors: NOT_FOUND for an unknown optimizer; those of BuildOptoPrimeRequests; FAILED_PRECONDITION when even the shortest prompt is longer than
-/// render.max_prompt_tokens.
+/// Errors: NOT_FOUND for an unknown optimizer; those of BuildOptoPrimeRequests; FAILED_PRECONDITION when even the
+/// shortest prompt is longer than render.max_prompt_tokens.
 absl::StatusOr<std::unique_ptr<Proposer>> MakeProposer(const ProposerSpec& spec, const Graph& graph,
                                                        const FeedbackStore& feedback,
                                                        const std::vector<NodeId>& parameters);
 
-/// The first prompt that a proposal would send, also one that is over the limit. Errors: those of MakeProposer but that one.
+/// The first prompt that a proposal would send, also one that is over the limit. Errors: those of MakeProposer but that
+/// one.
 absl::StatusOr<Prompt> FirstPrompt(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback,
                                    const std::vector<NodeId>& parameters);
 

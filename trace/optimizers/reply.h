@@ -92,7 +92,8 @@ struct ReplyOptions {
   bool peer_compat = false;
   bool accept_bare_object = false;  ///< no "suggestion" key: take the whole object if it names a parameter
   size_t max_bytes = 8u << 20;      ///< longer replies are unparsable
-  /// A stricter check of source text than ours (an interpreter's own parser): empty or the reason. Asked last, about values that all else allows.
+  /// A stricter check of source text than ours (an interpreter's own parser): empty or the reason. Asked last, about
+  /// values that all else allows.
   std::function<std::string(std::string_view source)> check_python{};
 };
 

@@ -16,32 +16,46 @@ namespace {
 
 constexpr std::string_view kOpen = "<IMPROVED_VARIABLE>", kClose = "</IMPROVED_VARIABLE>";
 constexpr std::string_view kBackwardSystem =
-    "You are one step of a chain that passes criticism backwards through a program. You are shown one call of it, its inputs and its result, and the "
-    "criticism of the result. Say what should change in one of its inputs so that the result would be better. Be concrete and short. Do not write the "
+    "You are one step of a chain that passes criticism backwards through a program. You are shown one call of it, its "
+    "inputs and its result, and the "
+    "criticism of the result. Say what should change in one of its inputs so that the result would be better. Be "
+    "concrete and short. Do not write the "
     "new input, only the criticism of it.";
 constexpr std::string_view kMergeSystem =
-    "You are given several criticisms of one value of a program, from the places where it is used. Merge them into one, keeping all that is said, "
+    "You are given several criticisms of one value of a program, from the places where it is used. Merge them into "
+    "one, keeping all that is said, "
     "without repeating anything.";
 
 // What is needed of a node when the graph is gone.
 struct Place {
   std::string py_name, type, text, call, documentation;
-  std::vector<NodeId> sources;   // inputs that lead to a parameter, and hidden parameters
-  std::vector<std::string> inputs;   // as shown: `x: (int) a0=3`
+  std::vector<NodeId> sources;      // inputs that lead to a parameter, and hidden parameters
+  std::vector<std::string> inputs;  // as shown: `x: (int) a0=3`
   uint32_t level = 0;
 };
 
 std::string UpdateSystem() {
-  return Cat("You improve one variable of a program by the criticism that it got. Keep what is good in it. Answer with your thoughts in a few words, then the "
-             "whole new value between ", kOpen, " and ", kClose, ", written as it is, without quotes or escapes. If the criticism asks for nothing, repeat "
-             "the value. The new value has the type of the old one and obeys its constraint.");
+  return Cat(
+      "You improve one variable of a program by the criticism that it got. Keep what is good in it. Answer with your "
+      "thoughts in a few words, then the "
+      "whole new value between ",
+      kOpen, " and ", kClose,
+      ", written as it is, without quotes or escapes. If the criticism asks for nothing, repeat "
+      "the value. The new value has the type of the old one and obeys its constraint.");
 }
 
 class TextGrad final : public Proposer {
  public:
-  TextGrad(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback, const Subgraph& sub, const std::vector<NodeId>& parameters)
-      : k_(spec.candidates), top_(spec.temperature), low_(spec.temperature_low), limit_(spec.render.max_prompt_tokens),
-        instruction_(spec.problem.instruction), reply_(spec.reply), parameters_(ReplyParameters(graph, parameters)), order_(parameters) {
+  TextGrad(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback, const Subgraph& sub,
+           const std::vector<NodeId>& parameters)
+      : k_(spec.candidates),
+        top_(spec.temperature),
+        low_(spec.temperature_low),
+        limit_(spec.render.max_prompt_tokens),
+        instruction_(spec.problem.instruction),
+        reply_(spec.reply),
+        parameters_(ReplyParameters(graph, parameters)),
+        order_(parameters) {
     Places(graph, sub);
     for (const FeedbackEntry& e : feedback.entries()) {
       if (places_.contains(e.output)) feedback_[e.output].push_back(e.text);
@@ -59,7 +73,8 @@ class TextGrad final : public Proposer {
       for (NodeId s : place.sources) ++arrives[s];
     }
     for (const auto& [id, n] : arrives) calls += n > 1;
-    for (size_t p = 0; p < order_.size(); ++p) calls += parameters_[p].trainable && arrives.contains(order_[p]) ? k_ : 0;
+    for (size_t p = 0; p < order_.size(); ++p)
+      calls += parameters_[p].trainable && arrives.contains(order_[p]) ? k_ : 0;
     return calls;
   }
   bool Reaches() const {
@@ -110,7 +125,8 @@ class TextGrad final : public Proposer {
       Place place;
       const auto parents = g.Parents(id);
       for (size_t i = 0; i < parents.size(); ++i) {
-        place.inputs.push_back(Cat(g.Argument(id, i), ": (", g.TypeName(parents[i]), ") ", g.PyName(parents[i]), "=", ShortValue(g.ValueText(parents[i]))));
+        place.inputs.push_back(Cat(g.Argument(id, i), ": (", g.TypeName(parents[i]), ") ", g.PyName(parents[i]), "=",
+                                   ShortValue(g.ValueText(parents[i]))));
         const bool again = std::find(place.sources.begin(), place.sources.end(), parents[i]) != place.sources.end();
         if (on_path.contains(parents[i]) && !again) place.sources.push_back(parents[i]);
       }
@@ -162,7 +178,8 @@ class TextGrad final : public Proposer {
           for (uint32_t c = 0; c < k_; ++c) Rewrite(p, c);
         }
         return;
-      case Stage::kDone: return;
+      case Stage::kDone:
+        return;
     }
   }
 
@@ -195,7 +212,8 @@ class TextGrad final : public Proposer {
     return prompt;
   }
 
-  void Push(Pending::Kind kind, NodeId node, NodeId source, uint32_t candidate, Prompt prompt, std::optional<double> temperature, std::string label) {
+  void Push(Pending::Kind kind, NodeId node, NodeId source, uint32_t candidate, Prompt prompt,
+            std::optional<double> temperature, std::string label) {
     pending_.push_back({kind, node, source, candidate, {std::move(prompt), temperature, "", std::move(label)}});
   }
 
@@ -205,7 +223,8 @@ class TextGrad final : public Proposer {
     const Place& place = places_.at(id);
     Prompt prompt = Fitted(std::string(kMergeSystem), [&](uint32_t limit) {
       std::string out = Cat("The value: (", place.type, ") ", place.py_name, "=", ShortValue(place.text), "\n");
-      for (size_t i = 0; i < it->second.size(); ++i) out += Cat("Criticism ", i + 1, ": ", CutMiddle(it->second[i], limit), "\n");
+      for (size_t i = 0; i < it->second.size(); ++i)
+        out += Cat("Criticism ", i + 1, ": ", CutMiddle(it->second[i], limit), "\n");
       return out + "The one criticism:\n";
     });
     Push(Pending::Kind::kMerge, id, kNoNode, 0, std::move(prompt), top_, Cat("merge at ", place.py_name));
@@ -219,11 +238,13 @@ class TextGrad final : public Proposer {
       if (!place.documentation.empty()) out += Cat("What it does: ", place.documentation, "\n");
       out += "Its inputs:\n";
       for (const std::string& line : place.inputs) out += line + "\n";
-      out += Cat("Its result: (", place.type, ") ", place.py_name, "=", ShortValue(place.text), "\nCriticism of the result: ",
-                 CutMiddle(feedback_.at(id).front(), limit), "\nWhat should change in ", input.py_name, "?\n");
+      out += Cat("Its result: (", place.type, ") ", place.py_name, "=", ShortValue(place.text),
+                 "\nCriticism of the result: ", CutMiddle(feedback_.at(id).front(), limit), "\nWhat should change in ",
+                 input.py_name, "?\n");
       return out;
     });
-    Push(Pending::Kind::kEdge, id, source, 0, std::move(prompt), top_, Cat("feedback ", place.py_name, " to ", input.py_name));
+    Push(Pending::Kind::kEdge, id, source, 0, std::move(prompt), top_,
+         Cat("feedback ", place.py_name, " to ", input.py_name));
   }
 
   void Rewrite(size_t p, uint32_t c) {
@@ -233,14 +254,17 @@ class TextGrad final : public Proposer {
     const ReplyParameter& parameter = parameters_[p];
     const std::string rule = ConstraintText(parameter.constraint);
     Prompt prompt = Fitted(UpdateSystem(), [&](uint32_t limit) {
-      return Cat(Goal(), "The variable: (", places_.at(id).type, ") ", parameter.py_name, "\nIts value:\n", parameter.text, "\n",
-                 rule.empty() ? std::string() : Cat("Its constraint: ", rule, "\n"), "Criticism:\n", CutMiddle(it->second.front(), limit), "\n");
+      return Cat(Goal(), "The variable: (", places_.at(id).type, ") ", parameter.py_name, "\nIts value:\n",
+                 parameter.text, "\n", rule.empty() ? std::string() : Cat("Its constraint: ", rule, "\n"),
+                 "Criticism:\n", CutMiddle(it->second.front(), limit), "\n");
     });
     Push(Pending::Kind::kUpdate, id, kNoNode, c, std::move(prompt), SpreadTemperature(top_, low_, c, k_),
          Cat("variable ", parameter.py_name, ", candidate ", c + 1, " of ", k_));
   }
 
-  std::string Goal() const { return instruction_.empty() ? std::string() : Cat("The aim of the program: ", instruction_, "\n"); }
+  std::string Goal() const {
+    return instruction_.empty() ? std::string() : Cat("The aim of the program: ", instruction_, "\n");
+  }
 
   void Use(const Pending& p, CallAnswer answer, size_t call) {
     if (p.kind == Pending::Kind::kUpdate) {
@@ -278,15 +302,16 @@ class TextGrad final : public Proposer {
       if (answer.kind != CallAnswer::Kind::kText) {
         ++(answer.kind == CallAnswer::Kind::kEmpty ? empty : failed);
         reason = answer.reason;
-        missing.push_back({parameters_[p].py_name, KeyOutcome::kCastFailed, static_cast<int>(p), parameters_[p].text, "", std::nullopt, answer.reason});
+        missing.push_back({parameters_[p].py_name, KeyOutcome::kCastFailed, static_cast<int>(p), parameters_[p].text,
+                           "", std::nullopt, answer.reason});
         continue;
       }
       out.reply += Cat(out.reply.empty() ? "" : "\n", parameters_[p].py_name, ":\n", answer.text);
       if (auto value = ImprovedVariable(answer.text)) {
         values.emplace_back(parameters_[p].py_name, *std::move(value));
       } else {
-        missing.push_back({parameters_[p].py_name, KeyOutcome::kCastFailed, static_cast<int>(p), parameters_[p].text, answer.text.substr(0, 200), std::nullopt,
-                           Cat("no complete ", kOpen, " block")});
+        missing.push_back({parameters_[p].py_name, KeyOutcome::kCastFailed, static_cast<int>(p), parameters_[p].text,
+                           answer.text.substr(0, 200), std::nullopt, Cat("no complete ", kOpen, " block")});
       }
     }
     if (asked == 0) {
@@ -314,14 +339,14 @@ class TextGrad final : public Proposer {
   const std::string instruction_;
   const ReplyOptions reply_;
   const std::vector<ReplyParameter> parameters_;
-  const std::vector<NodeId> order_;   // of parameters_
+  const std::vector<NodeId> order_;  // of parameters_
   std::map<NodeId, Place> places_;
   std::set<uint32_t> levels_;
   std::map<NodeId, std::vector<std::string>> feedback_;
   Stage stage_ = Stage::kMerge;
   uint32_t next_level_ = 0;
   std::vector<Pending> pending_;
-  std::map<std::pair<uint32_t, NodeId>, Update> updates_;   // (candidate, parameter)
+  std::map<std::pair<uint32_t, NodeId>, Update> updates_;  // (candidate, parameter)
   std::vector<size_t> shared_calls_;
   std::vector<std::string> failures_;
   size_t calls_ = 0;
@@ -356,7 +381,8 @@ std::string ShortValue(std::string_view text, size_t words, uint32_t limit) {
   return CutMiddle(out, limit);
 }
 
-absl::StatusOr<std::unique_ptr<Proposer>> MakeTextGrad(const ProposerSpec& spec, const Graph& graph, const FeedbackStore& feedback,
+absl::StatusOr<std::unique_ptr<Proposer>> MakeTextGrad(const ProposerSpec& spec, const Graph& graph,
+                                                       const FeedbackStore& feedback,
                                                        const std::vector<NodeId>& parameters) {
   if (feedback.empty()) return FailedPrecondition("feedback: none was given since the last step; call backward first");
   std::vector<NodeId> trainable;
@@ -368,7 +394,8 @@ absl::StatusOr<std::unique_ptr<Proposer>> MakeTextGrad(const ProposerSpec& spec,
   auto out = std::make_unique<TextGrad>(spec, graph, feedback, sub, parameters);
   if (!out->Reaches()) return FailedPrecondition("feedback: reaches no trainable parameter");
   if (const size_t calls = out->ExpectedCalls(); calls > kMostTextGradCalls) {
-    return FailedPrecondition("textgrad: this run takes ", calls, " calls of the model (one an edge); at most ", kMostTextGradCalls, " are made; use optoprime");
+    return FailedPrecondition("textgrad: this run takes ", calls, " calls of the model (one an edge); at most ",
+                              kMostTextGradCalls, " are made; use optoprime");
   }
   return std::unique_ptr<Proposer>(std::move(out));
 }

@@ -25,13 +25,19 @@ uint64_t Draw(uint64_t seed, uint64_t a, uint64_t b) {
 
 absl::Status CheckSearchOptions(const SearchOptions& o) {
   if (o.tasks == 0 || o.tasks > 1'000'000) return InvalidArgument("tasks: ", o.tasks, " is outside [1, 1000000]");
-  if (o.validation_tasks > 1'000'000) return InvalidArgument("validation_tasks: ", o.validation_tasks, " is above 1000000");
-  if (o.batch == 0 || o.batch > o.tasks) return InvalidArgument("batch: ", o.batch, " is outside [1, tasks = ", o.tasks, "]");
-  if (o.candidates == 0 || o.candidates > 64) return InvalidArgument("candidates: ", o.candidates, " is outside [1, 64]");
+  if (o.validation_tasks > 1'000'000)
+    return InvalidArgument("validation_tasks: ", o.validation_tasks, " is above 1000000");
+  if (o.batch == 0 || o.batch > o.tasks)
+    return InvalidArgument("batch: ", o.batch, " is outside [1, tasks = ", o.tasks, "]");
+  if (o.candidates == 0 || o.candidates > 64)
+    return InvalidArgument("candidates: ", o.candidates, " is outside [1, 64]");
   if (o.proposals == 0 || o.proposals > 64) return InvalidArgument("proposals: ", o.proposals, " is outside [1, 64]");
-  if (o.memory < o.candidates || o.memory > 10'000) return InvalidArgument("memory: ", o.memory, " is outside [candidates = ", o.candidates, ", 10000]");
-  if (o.max_steps == 0 || o.max_steps > 100'000) return InvalidArgument("max_steps: ", o.max_steps, " is outside [1, 100000]");
-  if (!std::isfinite(o.exploration) || o.exploration < 0) return InvalidArgument("exploration: must be finite and >= 0");
+  if (o.memory < o.candidates || o.memory > 10'000)
+    return InvalidArgument("memory: ", o.memory, " is outside [candidates = ", o.candidates, ", 10000]");
+  if (o.max_steps == 0 || o.max_steps > 100'000)
+    return InvalidArgument("max_steps: ", o.max_steps, " is outside [1, 100000]");
+  if (!std::isfinite(o.exploration) || o.exploration < 0)
+    return InvalidArgument("exploration: must be finite and >= 0");
   if (!std::isfinite(o.min_score) || !std::isfinite(o.max_score) || o.min_score >= o.max_score)
     return InvalidArgument("min_score: must be finite and below max_score");
   if (o.target && !std::isfinite(*o.target)) return InvalidArgument("target: must be finite");
@@ -48,7 +54,8 @@ std::optional<double> SearchCandidate::Mean() const {
 Search::Search(SearchOptions options, int64_t start_version) : options_(options) {
   candidates_.push_back({.version = start_version});
   const bool compare_first = options_.validation_tasks > 0 || options_.algorithm == SearchAlgorithm::kBeam ||
-                             options_.algorithm == SearchAlgorithm::kPriority || options_.algorithm == SearchAlgorithm::kPareto;
+                             options_.algorithm == SearchAlgorithm::kPriority ||
+                             options_.algorithm == SearchAlgorithm::kPareto;
   if (compare_first) Want(0, CompareTasks());
   Advance();
 }
@@ -88,7 +95,8 @@ std::vector<uint32_t> Search::CompareTasks() const {
 
 void Search::Want(size_t candidate, const std::vector<uint32_t>& tasks) {
   for (uint32_t task : tasks) {
-    if (!candidates_[candidate].scores.contains(task) && open_.emplace(candidate, task).second) wanted_.push_back({candidate, task});
+    if (!candidates_[candidate].scores.contains(task) && open_.emplace(candidate, task).second)
+      wanted_.push_back({candidate, task});
   }
 }
 
@@ -179,7 +187,9 @@ void Search::Advance() {
           for (size_t child : children_) Want(child, CompareTasks());
         }
         break;
-      case Phase::kCompare: EndStep(); break;
+      case Phase::kCompare:
+        EndStep();
+        break;
     }
   }
 }
@@ -210,7 +220,10 @@ void Search::Accept() {
 }
 
 void Search::EndStep() {
-  fruitless_ = std::any_of(candidates_.begin(), candidates_.end(), [&](const SearchCandidate& c) { return c.step == step_ + 1; }) ? 0 : fruitless_ + 1;
+  fruitless_ =
+      std::any_of(candidates_.begin(), candidates_.end(), [&](const SearchCandidate& c) { return c.step == step_ + 1; })
+          ? 0
+          : fruitless_ + 1;
   ++step_;
   if (options_.algorithm == SearchAlgorithm::kMinibatch && !children_.empty()) {
     // Of several proposals the best on what they were compared on; without any comparison the first.
@@ -252,11 +265,16 @@ std::optional<double> Search::MeanOver(size_t candidate, const std::vector<uint3
 double Search::PriorityOf(size_t candidate, SearchPriority by) const {
   const SearchCandidate& c = candidates_[candidate];
   const auto mean = c.Mean();
-  if (!mean) return by == SearchPriority::kUpper ? std::numeric_limits<double>::infinity() : -std::numeric_limits<double>::infinity();
+  if (!mean)
+    return by == SearchPriority::kUpper ? std::numeric_limits<double>::infinity()
+                                        : -std::numeric_limits<double>::infinity();
   const double m = options_.maximize ? *mean : -*mean;
   if (by == SearchPriority::kMean) return m;
-  const double low = options_.maximize ? options_.min_score : -options_.max_score, high = options_.maximize ? options_.max_score : -options_.min_score;
-  const double width = options_.exploration * std::sqrt(std::log(static_cast<double>(evaluations_) + 1) / static_cast<double>(c.scores.size())) * (high - low);
+  const double low = options_.maximize ? options_.min_score : -options_.max_score,
+               high = options_.maximize ? options_.max_score : -options_.min_score;
+  const double width =
+      options_.exploration *
+      std::sqrt(std::log(static_cast<double>(evaluations_) + 1) / static_cast<double>(c.scores.size())) * (high - low);
   return by == SearchPriority::kUpper ? std::min(m + width, std::max(high, m)) : std::max(m - width, std::min(low, m));
 }
 
@@ -281,12 +299,13 @@ void Search::Select() {
   if (selected_.size() > most) selected_.resize(most);
 }
 
-// GEPA: fronts by task; a version is dominated when on each of its fronts another one that stays stands too; the rest is drawn by number of fronts.
+// GEPA: fronts by task; a version is dominated when on each of its fronts another one that stays stands too; the rest
+// is drawn by number of fronts.
 void Search::DrawFromFront() {
   const std::vector<uint32_t> tasks = CompareTasks();
   std::vector<size_t> pool = Alive();
   std::erase_if(pool, [&](size_t c) { return !MeanOver(c, tasks); });
-  std::map<size_t, std::vector<size_t>> fronts_of;   // candidate -> its fronts
+  std::map<size_t, std::vector<size_t>> fronts_of;  // candidate -> its fronts
   std::vector<std::set<size_t>> fronts(tasks.size());
   for (size_t f = 0; f < tasks.size(); ++f) {
     std::optional<double> best;
@@ -297,11 +316,14 @@ void Search::DrawFromFront() {
     }
     for (size_t c : fronts[f]) fronts_of[c].push_back(f);
   }
-  std::stable_sort(pool.begin(), pool.end(), [&](size_t a, size_t b) { return PriorityOf(a, SearchPriority::kMean) < PriorityOf(b, SearchPriority::kMean); });
+  std::stable_sort(pool.begin(), pool.end(), [&](size_t a, size_t b) {
+    return PriorityOf(a, SearchPriority::kMean) < PriorityOf(b, SearchPriority::kMean);
+  });
   for (size_t c : pool) {
     auto mine = fronts_of.find(c);
     if (mine == fronts_of.end()) continue;
-    const bool dominated = std::all_of(mine->second.begin(), mine->second.end(), [&](size_t f) { return fronts[f].size() > 1; });
+    const bool dominated =
+        std::all_of(mine->second.begin(), mine->second.end(), [&](size_t f) { return fronts[f].size() > 1; });
     if (!dominated) continue;
     for (size_t f : mine->second) fronts[f].erase(c);
     fronts_of.erase(mine);
@@ -325,7 +347,9 @@ void Search::Prune() {
   const size_t most = options_.algorithm == SearchAlgorithm::kBeam ? options_.candidates : options_.memory;
   std::vector<size_t> alive = Alive();
   if (alive.size() <= most) return;
-  std::stable_sort(alive.begin(), alive.end(), [&](size_t a, size_t b) { return PriorityOf(a, SearchPriority::kMean) > PriorityOf(b, SearchPriority::kMean); });
+  std::stable_sort(alive.begin(), alive.end(), [&](size_t a, size_t b) {
+    return PriorityOf(a, SearchPriority::kMean) > PriorityOf(b, SearchPriority::kMean);
+  });
   for (size_t i = most; i < alive.size(); ++i) candidates_[alive[i]].alive = false;
 }
 
@@ -335,8 +359,8 @@ void Search::UpdateBest() {
     best_ = current_;
     return;
   }
-  const bool by_batch = options_.validation_tasks == 0 &&
-                        (options_.algorithm == SearchAlgorithm::kMinibatch || options_.algorithm == SearchAlgorithm::kUcb);
+  const bool by_batch = options_.validation_tasks == 0 && (options_.algorithm == SearchAlgorithm::kMinibatch ||
+                                                           options_.algorithm == SearchAlgorithm::kUcb);
   std::optional<double> best;
   for (size_t i = 0; i < candidates_.size(); ++i) {
     auto mean = by_batch ? candidates_[i].Mean() : MeanOver(i, CompareTasks());
@@ -348,8 +372,8 @@ void Search::UpdateBest() {
 
 std::optional<double> Search::best_score() const {
   if (!best_) return std::nullopt;
-  const bool by_batch = options_.validation_tasks == 0 &&
-                        (options_.algorithm == SearchAlgorithm::kMinibatch || options_.algorithm == SearchAlgorithm::kUcb);
+  const bool by_batch = options_.validation_tasks == 0 && (options_.algorithm == SearchAlgorithm::kMinibatch ||
+                                                           options_.algorithm == SearchAlgorithm::kUcb);
   return by_batch ? candidates_[*best_].Mean() : MeanOver(*best_, CompareTasks());
 }
 

@@ -1,4 +1,5 @@
-// A program that tunes its own constants and its own prompt: a filter for notices, and the sentence that it shows to people.
+// A program that tunes its own constants and its own prompt: a filter for notices, and the sentence that it shows to
+// people.
 //
 //   OPTOD_ADDRESS=127.0.0.1:7070 optod-example-tune-prompt [--optimizer optoprime] [--steps 5] [--seed 1]
 //
@@ -50,7 +51,8 @@ Judged Judge(const std::vector<bool>& filed, const std::string& sentence) {
     if (filed[i] == kNotices[i].urgent) {
       ++right;
     } else {
-      out.feedback += std::string(filed[i] ? "Not urgent, but filed as urgent: " : "Urgent, but missed: ") + kNotices[i].text + "\n";
+      out.feedback += std::string(filed[i] ? "Not urgent, but filed as urgent: " : "Urgent, but missed: ") +
+                      kNotices[i].text + "\n";
     }
   }
   int faults = 0;
@@ -59,9 +61,11 @@ Judged Judge(const std::vector<bool>& filed, const std::string& sentence) {
     out.feedback += "The sentence " + what + "\n";
   };
   if (sentence.find("urgent") == std::string::npos) fault("must hold the word urgent.");
-  if (sentence.find("{}") == std::string::npos && sentence.find("Server") == std::string::npos) fault("must keep {} where the notice goes.");
+  if (sentence.find("{}") == std::string::npos && sentence.find("Server") == std::string::npos)
+    fault("must keep {} where the notice goes.");
   if (sentence.size() > 120) fault("must have at most 120 characters.");
-  if (sentence.find("please") == std::string::npos && sentence.find("Please") == std::string::npos) fault("must say please.");
+  if (sentence.find("please") == std::string::npos && sentence.find("Please") == std::string::npos)
+    fault("must say please.");
   out.score = static_cast<double>(right) / static_cast<double>(std::size(kNotices)) - 0.1 * faults;
   if (out.feedback.empty()) out.feedback = "All is right.";
   return out;
@@ -73,11 +77,14 @@ absl::Status Tune(optod::client::Client& client, const std::string& optimizer, i
   options.seed = seed;
   options.objective = "File every urgent notice as urgent and no other, and make the sentence right.";
   ASSIGN_OR_RETURN(const std::unique_ptr<Tracer> tracer, Tracer::Create(client, options));
-  const Node<double> caps = tracer->Parameter(0.0, "caps", {.description = "weight of a capital letter", .min = 0, .max = 10});
-  const Node<double> marks = tracer->Parameter(0.1, "marks", {.description = "weight of an exclamation mark", .min = 0, .max = 10});
-  const Node<double> limit = tracer->Parameter(1.0, "limit", {.description = "loudness from which a notice is urgent", .min = 0, .max = 100});
-  const Node<std::string> sentence =
-      tracer->Parameter("Look at this: {}", "sentence", {.description = "shown to people; {} becomes the notice", .max_length = 200});
+  const Node<double> caps =
+      tracer->Parameter(0.0, "caps", {.description = "weight of a capital letter", .min = 0, .max = 10});
+  const Node<double> marks =
+      tracer->Parameter(0.1, "marks", {.description = "weight of an exclamation mark", .min = 0, .max = 10});
+  const Node<double> limit =
+      tracer->Parameter(1.0, "limit", {.description = "loudness from which a notice is urgent", .min = 0, .max = 100});
+  const Node<std::string> sentence = tracer->Parameter(
+      "Look at this: {}", "sentence", {.description = "shown to people; {} becomes the notice", .max_length = 200});
 
   const auto loudness = tracer->Bundle("loudness", "how loud a notice is", {"text", "caps", "marks"}, Loudness);
   double best = -1, start = 0;
@@ -90,8 +97,9 @@ absl::Status Tune(optod::client::Client& client, const std::string& optimizer, i
       filed.push_back(nodes.back().value());
     }
     const Node<std::string> shown = Format(sentence, tracer->Constant(kNotices[0].text));
-    const auto summary = tracer->Bundle("file", "files the notices and shows the first urgent one", {"shown", "first", "second"},
-                                        [&](const std::string& text, bool, bool) { return text; })(shown, nodes[0], nodes[1]);
+    const auto summary =
+        tracer->Bundle("file", "files the notices and shows the first urgent one", {"shown", "first", "second"},
+                       [&](const std::string& text, bool, bool) { return text; })(shown, nodes[0], nodes[1]);
     const Judged judged = Judge(filed, sentence.value());
     if (step == 0) start = judged.score;
     ASSIGN_OR_RETURN(const optod::v1::Session session, [&] {
@@ -100,15 +108,17 @@ absl::Status Tune(optod::client::Client& client, const std::string& optimizer, i
       return client.GetSession(request);
     }());
     if (judged.score > best) best = judged.score, best_version = session.head_version();
-    std::printf("step %d: score %.2f  caps=%g marks=%g limit=%g sentence=\"%s\"\n", step, judged.score, caps.value(), marks.value(), limit.value(),
-                sentence.value().c_str());
+    std::printf("step %d: score %.2f  caps=%g marks=%g limit=%g sentence=\"%s\"\n", step, judged.score, caps.value(),
+                marks.value(), limit.value(), sentence.value().c_str());
     if (step == steps || judged.score >= 1) break;
     RETURN_IF_ERROR(tracer->Backward(summary, judged.feedback, judged.score));
     ASSIGN_OR_RETURN(const optod::client::TraceStep done, tracer->Step());
-    if (!done.changed) std::printf("  the model changed nothing: %s\n", done.response.candidates_size() ? done.response.candidates(0).reason().c_str() : "");
+    if (!done.changed)
+      std::printf("  the model changed nothing: %s\n",
+                  done.response.candidates_size() ? done.response.candidates(0).reason().c_str() : "");
     if (!done.changed) RETURN_IF_ERROR(tracer->ZeroFeedback());
   }
-  RETURN_IF_ERROR(tracer->GoTo(best_version));   // the best one is the program's
+  RETURN_IF_ERROR(tracer->GoTo(best_version));  // the best one is the program's
   std::printf("best_score=%.2f start_score=%.2f session=%s\n", best, start, tracer->session().c_str());
   return absl::OkStatus();
 }

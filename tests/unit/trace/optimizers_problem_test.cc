@@ -211,7 +211,8 @@ TEST(Prompt, FitsTheTokenLimit) {
   const NodeId a = w.Param("a");
   NodeId last = a;
   const std::string text(300, 'x');
-  for (int i = 0; i < 2000; ++i) last = w.Call(i % 2 ? "step" : "move", {last}, text);   // no two calls alike: nothing collapses
+  for (int i = 0; i < 2000; ++i)
+    last = w.Call(i % 2 ? "step" : "move", {last}, text);  // no two calls alike: nothing collapses
   const ProblemInstance problem = w.Problem(last, {a});
   const Prompt p = Render(problem, {.max_prompt_tokens = 4000});
   EXPECT_LE(EstimateTokens(p.system) + EstimateTokens(p.user), 4000u);

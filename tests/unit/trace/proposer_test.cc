@@ -19,8 +19,8 @@ namespace optod::trace {
 namespace {
 
 using ::testing::Contains;
-using ::testing::ElementsAre;
 using ::testing::Each;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::SizeIs;
@@ -33,8 +33,14 @@ struct World {
   NodeId out = kNoNode;
 
   NodeId Add(const NodeInput& in) { return graph.AddNodes({&in, 1}).value().front(); }
-  NodeId Param(std::string_view base, std::string_view text, std::string_view type = "int", const Constraint* c = nullptr) {
-    parameters.push_back(Add({.base_name = base, .kind = NodeKind::kParameter, .type_name = type, .value_text = text, .constraint = c, .trainable = true}));
+  NodeId Param(std::string_view base, std::string_view text, std::string_view type = "int",
+               const Constraint* c = nullptr) {
+    parameters.push_back(Add({.base_name = base,
+                              .kind = NodeKind::kParameter,
+                              .type_name = type,
+                              .value_text = text,
+                              .constraint = c,
+                              .trainable = true}));
     return parameters.back();
   }
   NodeId Call(std::string_view op, const std::vector<NodeId>& parents, std::string_view text = "2") {
@@ -43,7 +49,9 @@ struct World {
     for (size_t i = 0; i < parents.size(); ++i) in.inputs.push_back({names[i], {parents[i]}});
     return Add(in);
   }
-  NodeId Root(std::string_view base, std::string_view text = "1") { return Add({.base_name = base, .type_name = "int", .value_text = text}); }
+  NodeId Root(std::string_view base, std::string_view text = "1") {
+    return Add({.base_name = base, .type_name = "int", .value_text = text});
+  }
 
   static World Small() {
     World w;
@@ -56,13 +64,15 @@ struct World {
 };
 
 CallAnswer Text(std::string text) { return {CallAnswer::Kind::kText, std::move(text), ""}; }
-std::string Suggest(const std::string& values) { return "{\"reasoning\": \"r\", \"answer\": \"\", \"suggestion\": {" + values + "}}"; }
+std::string Suggest(const std::string& values) {
+  return "{\"reasoning\": \"r\", \"answer\": \"\", \"suggestion\": {" + values + "}}";
+}
 
 // Runs to the end; `answer` gives the reply to a call.
 struct Driven {
   ProposerResult result;
   std::vector<ProposerCall> calls;
-  std::vector<size_t> rounds;   // calls of each round
+  std::vector<size_t> rounds;  // calls of each round
 };
 Driven Drive(Proposer& proposer, const std::function<CallAnswer(const ProposerCall&, size_t)>& answer) {
   Driven out;
@@ -96,7 +106,8 @@ TEST(Proposer, OneRoundOfKCandidatesAtFallingTemperatures) {
   for (const char* optimizer : {"optoprime", "optoprime-multi", "opro"}) {
     SCOPED_TRACE(optimizer);
     ProposerSpec spec{.optimizer = optimizer, .candidates = 3, .temperature = 1.3};
-    const Driven d = Run(w, spec, [](const ProposerCall&, size_t i) { return Text(Suggest("\"a0\": " + std::to_string(10 + i))); });
+    const Driven d =
+        Run(w, spec, [](const ProposerCall&, size_t i) { return Text(Suggest("\"a0\": " + std::to_string(10 + i))); });
     EXPECT_THAT(d.rounds, ElementsAre(3));
     EXPECT_DOUBLE_EQ(*d.calls[0].temperature, 1.3);
     EXPECT_DOUBLE_EQ(*d.calls[1].temperature, 0.65);
@@ -141,7 +152,11 @@ struct SelectionCase {
 TEST(Multi, SelectionsChoose) {
   const World w = World::Small();
   // Candidates 0..3 propose 10, 20, 20, 30; the third call of the judge says 1.
-  for (const SelectionCase& c : {SelectionCase{"first", 0, 4}, {"last_of_n", 3, 4}, {"best_of_n", 0, 5}, {"majority", 1, 4}, {"mixture", 4, 5}}) {
+  for (const SelectionCase& c : {SelectionCase{"first", 0, 4},
+                                 {"last_of_n", 3, 4},
+                                 {"best_of_n", 0, 5},
+                                 {"majority", 1, 4},
+                                 {"mixture", 4, 5}}) {
     SCOPED_TRACE(c.selection);
     ProposerSpec spec{.optimizer = "optoprime-multi", .candidates = 4, .selection = *ParseSelection(c.selection)};
     const Driven d = Run(w, spec, [](const ProposerCall& call, size_t i) {
@@ -174,7 +189,7 @@ TEST(Multi, GenerationsSeeWhatTheyShould) {
   d = run("experts");
   EXPECT_THAT(d.rounds, ElementsAre(1, 3));
   EXPECT_THAT(d.calls[1].prompt.system, HasSubstr("A chef"));
-  EXPECT_THAT(d.calls[3].prompt.system, HasSubstr("expert 3"));   // the model named only two
+  EXPECT_THAT(d.calls[3].prompt.system, HasSubstr("expert 3"));  // the model named only two
   EXPECT_THAT(d.result.candidates, SizeIs(3));
 }
 
@@ -194,14 +209,15 @@ TEST(TextGrad, OneCallAnEdgeAMergeAndAParameter) {
   const NodeId a = w.Param("a", "3");
   w.out = w.Call("join", {w.Call("left", {a}), w.Call("right", {a, w.Root("c")})});
   ASSERT_TRUE(w.feedback.Backward(w.graph, w.out, "too low").ok());
-  const Driven d = Run(w, {.optimizer = "textgrad", .candidates = 2, .temperature = 0.8}, [](const ProposerCall& call, size_t) {
-    if (call.label.starts_with("variable")) {
-      EXPECT_THAT(call.prompt.user, HasSubstr("merged"));
-      return Text("better: <IMPROVED_VARIABLE>\n9\n</IMPROVED_VARIABLE>");
-    }
-    if (call.label.starts_with("merge")) return Text("merged");
-    return Text("criticism from " + call.label);
-  });
+  const Driven d =
+      Run(w, {.optimizer = "textgrad", .candidates = 2, .temperature = 0.8}, [](const ProposerCall& call, size_t) {
+        if (call.label.starts_with("variable")) {
+          EXPECT_THAT(call.prompt.user, HasSubstr("merged"));
+          return Text("better: <IMPROVED_VARIABLE>\n9\n</IMPROVED_VARIABLE>");
+        }
+        if (call.label.starts_with("merge")) return Text("merged");
+        return Text("criticism from " + call.label);
+      });
   EXPECT_THAT(d.rounds, ElementsAre(2, 2, 1, 2));
   ASSERT_THAT(d.result.candidates, SizeIs(2));
   EXPECT_EQ(d.result.candidates[0].outcome.keys[0].new_text, "9");
@@ -230,14 +246,17 @@ TEST(TextGrad, RefusesWhatItCannotDo) {
   w.Param("a", "3");
   w.out = w.Call("f", {w.Root("c")});
   ASSERT_TRUE(w.feedback.Backward(w.graph, w.out, "x").ok());
-  EXPECT_EQ(MakeProposer({.optimizer = "textgrad"}, w.graph, w.feedback, w.parameters).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(MakeProposer({.optimizer = "textgrad"}, w.graph, w.feedback, w.parameters).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(Memory, ByRecencyScoreAndBoth) {
   std::vector<MemoryRound> rounds;
   for (double score : {5.0, 1.0, 4.0, 2.0, 3.0}) rounds.push_back({.score = score});
   rounds[3].score.reset();
-  const auto choose = [&](size_t size, MemoryBy by, bool maximize = true) { return ChooseMemory(rounds, {size, by, maximize}); };
+  const auto choose = [&](size_t size, MemoryBy by, bool maximize = true) {
+    return ChooseMemory(rounds, {size, by, maximize});
+  };
   EXPECT_THAT(choose(2, MemoryBy::kRecency), ElementsAre(3, 4));
   EXPECT_THAT(choose(2, MemoryBy::kScore), ElementsAre(0, 2));
   EXPECT_THAT(choose(2, MemoryBy::kScore, false), ElementsAre(1, 4));
@@ -249,7 +268,8 @@ TEST(TextCluster, BitParallelLcsAgreesWithTheTable) {
   const auto slow = [](const std::string& a, const std::string& b) {
     std::vector<std::vector<size_t>> t(a.size() + 1, std::vector<size_t>(b.size() + 1, 0));
     for (size_t i = 0; i < a.size(); ++i)
-      for (size_t j = 0; j < b.size(); ++j) t[i + 1][j + 1] = a[i] == b[j] ? t[i][j] + 1 : std::max(t[i][j + 1], t[i + 1][j]);
+      for (size_t j = 0; j < b.size(); ++j)
+        t[i + 1][j + 1] = a[i] == b[j] ? t[i][j] + 1 : std::max(t[i][j + 1], t[i + 1][j]);
     return t[a.size()][b.size()];
   };
   std::mt19937 rng(7);
@@ -258,7 +278,9 @@ TEST(TextCluster, BitParallelLcsAgreesWithTheTable) {
     for (size_t i = rng() % 200; i > 0; --i) a += static_cast<char>('a' + rng() % 3);
     for (size_t i = rng() % 200; i > 0; --i) b += static_cast<char>('a' + rng() % 3);
     if (a.empty() && b.empty()) continue;
-    ASSERT_NEAR(TextSimilarity(a, b), 2.0 * static_cast<double>(slow(a, b)) / static_cast<double>(a.size() + b.size()), 1e-12) << a << " " << b;
+    ASSERT_NEAR(TextSimilarity(a, b), 2.0 * static_cast<double>(slow(a, b)) / static_cast<double>(a.size() + b.size()),
+                1e-12)
+        << a << " " << b;
   }
   EXPECT_EQ(MajorityText({"alpha", "zzzz", "alphb", "alphc"}), 0u);
   EXPECT_EQ(MajorityText({}), std::nullopt);
@@ -285,13 +307,14 @@ TEST(Collapse, LongChainsAndRepeatsAreSummedUpAndSaid) {
   const Prompt cut = Render(problem, {.max_prompt_tokens = 2500});
   EXPECT_LE(PromptTokens(cut), 2500u);
   EXPECT_FALSE(cut.over_limit);
-  EXPECT_EQ(cut.omitted_lines, 0u);   // nothing is dropped blindly
+  EXPECT_EQ(cut.omitted_lines, 0u);  // nothing is dropped blindly
   EXPECT_THAT(cut.left_out, Contains(HasSubstr("repeats:")));
   EXPECT_THAT(cut.user, HasSubstr("17 more calls of step, each on the result of the one before"));
   EXPECT_THAT(cut.user, HasSubstr("48 more calls of start, of the same form: start2 ... start49"));
   EXPECT_THAT(cut.user, HasSubstr("a0=1"));
   for (const char* optimizer : {"optoprime-v2", "opro", "optoprime"}) {
-    const auto prompt = FirstPrompt({.optimizer = optimizer, .render = {.max_prompt_tokens = 2500}}, w.graph, w.feedback, w.parameters);
+    const auto prompt =
+        FirstPrompt({.optimizer = optimizer, .render = {.max_prompt_tokens = 2500}}, w.graph, w.feedback, w.parameters);
     ASSERT_TRUE(prompt.ok());
     EXPECT_LE(PromptTokens(*prompt), 2500u) << optimizer;
   }
@@ -303,7 +326,8 @@ TEST(Fit, MemoryAndFeedbackGiveWayLastAndAreSaid) {
   ASSERT_TRUE(w.feedback.Backward(w.graph, w.out, std::string(40'000, 'f') + " END").ok());
   ProposerSpec spec;
   spec.render.max_prompt_tokens = 1200;
-  for (int i = 0; i < 50; ++i) spec.memory.push_back({.variables = {{"a0", std::string(200, 'v')}}, .feedback = std::string(300, 'm')});
+  for (int i = 0; i < 50; ++i)
+    spec.memory.push_back({.variables = {{"a0", std::string(200, 'v')}}, .feedback = std::string(300, 'm')});
   for (const char* optimizer : {"optoprime", "optoprime-v2", "opro"}) {
     SCOPED_TRACE(optimizer);
     spec.optimizer = optimizer;
@@ -321,7 +345,8 @@ TEST(Fit, VariablesAreNeverCut) {
   const NodeId a = w.Param("a", std::string(50'000, 'x') + " y", "str");
   ASSERT_TRUE(w.feedback.Backward(w.graph, w.Call("f", {a}), "x").ok());
   for (const char* optimizer : {"optoprime", "optoprime-v2", "opro"}) {
-    const auto proposer = MakeProposer({.optimizer = optimizer, .render = {.max_prompt_tokens = 1000}}, w.graph, w.feedback, w.parameters);
+    const auto proposer = MakeProposer({.optimizer = optimizer, .render = {.max_prompt_tokens = 1000}}, w.graph,
+                                       w.feedback, w.parameters);
     EXPECT_EQ(proposer.status().code(), absl::StatusCode::kFailedPrecondition) << optimizer;
     EXPECT_THAT(std::string(proposer.status().message()), HasSubstr("1000 tokens"));
   }
@@ -343,7 +368,7 @@ TEST(Fit, DefaultObjectiveNamesTheTitlesInUse) {
 struct SchemaCase {
   const char* schema;
   const char* value;
-  const char* broken;   // "" = allowed
+  const char* broken;  // "" = allowed
 };
 class Schema : public testing::TestWithParam<SchemaCase> {};
 TEST_P(Schema, Says) {
@@ -357,24 +382,33 @@ TEST_P(Schema, Says) {
 }
 INSTANTIATE_TEST_SUITE_P(
     All, Schema,
-    testing::Values(SchemaCase{R"({"type":"integer"})", "3.0", ""}, SchemaCase{R"({"type":"integer"})", "3.5", "not of type integer"},
-                    SchemaCase{R"({"type":["string","null"]})", "null", ""}, SchemaCase{R"({"enum":[1,"a"]})", "\"b\"", "none of"},
-                    SchemaCase{R"({"const":{"a":1}})", R"({"a":1.0})", ""}, SchemaCase{R"({"minimum":2})", "1", "below the minimum 2"},
-                    SchemaCase{R"({"exclusiveMaximum":2})", "2", "must be below 2"}, SchemaCase{R"({"multipleOf":0.1})", "0.3", ""},
-                    SchemaCase{R"({"multipleOf":2})", "3", "no multiple"}, SchemaCase{R"({"maxLength":2})", "\"äöü\"", "has 3 characters"},
-                    SchemaCase{R"({"pattern":"^a+$"})", "\"aab\"", "does not match"}, SchemaCase{R"({"items":{"type":"number"}})", "[1,\"x\"]", "[1]: "},
-                    SchemaCase{R"({"maxItems":1})", "[1,2]", "at most 1"}, SchemaCase{R"({"uniqueItems":true})", "[1,2,1]", "stands twice"},
-                    SchemaCase{R"({"required":["a"]})", "{}", "member a is missing"},
-                    SchemaCase{R"({"properties":{"a":{"properties":{"b":{"type":"null"}}}}})", R"({"a":{"b":1}})", ".a.b: "},
-                    SchemaCase{R"({"properties":{"a":true},"additionalProperties":false})", R"({"a":1,"c":2})", ".c: is not allowed"},
-                    SchemaCase{R"({"anyOf":[{"type":"null"},{"minimum":5}]})", "3", "anyOf"},
-                    SchemaCase{R"({"oneOf":[{"minimum":1},{"minimum":2}]})", "3", "fits 2 schemas"},
-                    SchemaCase{R"({"allOf":[{"minimum":1},{"maximum":2}]})", "3", "above the maximum"}, SchemaCase{R"({"not":{"type":"string"}})", "\"x\"", "not"},
-                    SchemaCase{"false", "1", "is not allowed"}, SchemaCase{R"({"title":"t","minimum":1})", "1", ""}));
+    testing::Values(
+        SchemaCase{R"({"type":"integer"})", "3.0", ""},
+        SchemaCase{R"({"type":"integer"})", "3.5", "not of type integer"},
+        SchemaCase{R"({"type":["string","null"]})", "null", ""}, SchemaCase{R"({"enum":[1,"a"]})", "\"b\"", "none of"},
+        SchemaCase{R"({"const":{"a":1}})", R"({"a":1.0})", ""},
+        SchemaCase{R"({"minimum":2})", "1", "below the minimum 2"},
+        SchemaCase{R"({"exclusiveMaximum":2})", "2", "must be below 2"}, SchemaCase{R"({"multipleOf":0.1})", "0.3", ""},
+        SchemaCase{R"({"multipleOf":2})", "3", "no multiple"},
+        SchemaCase{R"({"maxLength":2})", "\"äöü\"", "has 3 characters"},
+        SchemaCase{R"({"pattern":"^a+$"})", "\"aab\"", "does not match"},
+        SchemaCase{R"({"items":{"type":"number"}})", "[1,\"x\"]", "[1]: "},
+        SchemaCase{R"({"maxItems":1})", "[1,2]", "at most 1"},
+        SchemaCase{R"({"uniqueItems":true})", "[1,2,1]", "stands twice"},
+        SchemaCase{R"({"required":["a"]})", "{}", "member a is missing"},
+        SchemaCase{R"({"properties":{"a":{"properties":{"b":{"type":"null"}}}}})", R"({"a":{"b":1}})", ".a.b: "},
+        SchemaCase{R"({"properties":{"a":true},"additionalProperties":false})", R"({"a":1,"c":2})",
+                   ".c: is not allowed"},
+        SchemaCase{R"({"anyOf":[{"type":"null"},{"minimum":5}]})", "3", "anyOf"},
+        SchemaCase{R"({"oneOf":[{"minimum":1},{"minimum":2}]})", "3", "fits 2 schemas"},
+        SchemaCase{R"({"allOf":[{"minimum":1},{"maximum":2}]})", "3", "above the maximum"},
+        SchemaCase{R"({"not":{"type":"string"}})", "\"x\"", "not"}, SchemaCase{"false", "1", "is not allowed"},
+        SchemaCase{R"({"title":"t","minimum":1})", "1", ""}));
 
 TEST(SchemaItself, WhatIsNotEnforcedIsRefused) {
-  for (const char* schema : {"{", "[]", R"({"$ref":"#/a"})", R"({"properties":{"a":{"patternProperties":{}}}})", R"({"type":"text"})", R"({"pattern":"("})",
-                             R"({"enum":[]})", R"({"minLength":-1})", R"({"items":[{}]})"}) {
+  for (const char* schema :
+       {"{", "[]", R"({"$ref":"#/a"})", R"({"properties":{"a":{"patternProperties":{}}}})", R"({"type":"text"})",
+        R"({"pattern":"("})", R"({"enum":[]})", R"({"minLength":-1})", R"({"items":[{}]})"}) {
     EXPECT_EQ(ValidateJsonSchema(schema).code(), absl::StatusCode::kInvalidArgument) << schema;
   }
 }
@@ -385,13 +419,14 @@ struct SignatureCase {
   const char* broken;
 };
 TEST(Signature, NamesKindsAndOrderMustStay) {
-  for (const SignatureCase& c : {SignatureCase{"def f(x, y=1)", "import re\ndef f(x: int, y=2) -> int:\n  return x\n", ""},
-                                 {"def f(x, y=1)", "def f(x):\n  return x\n", "arguments are (x), must be (x, y=)"},
-                                 {"def f(x, y=1)", "def f(x, y):\n  return x\n", "must be (x, y=)"},
-                                 {"def f(x)", "def g(x):\n  return x\n", "does not define the function f"},
-                                 {"def f(*args, k=(1, 2), **kw)", "def f(*args, k=[3, {}], **kw):\n  pass\n", ""},
-                                 {"def f(x)", "def g(x): pass\ndef f(x): pass\n", ""},
-                                 {"def f(a, /, b, *, c)", "def f(a, /, b, *, c): pass", ""}}) {
+  for (const SignatureCase& c :
+       {SignatureCase{"def f(x, y=1)", "import re\ndef f(x: int, y=2) -> int:\n  return x\n", ""},
+        {"def f(x, y=1)", "def f(x):\n  return x\n", "arguments are (x), must be (x, y=)"},
+        {"def f(x, y=1)", "def f(x, y):\n  return x\n", "must be (x, y=)"},
+        {"def f(x)", "def g(x):\n  return x\n", "does not define the function f"},
+        {"def f(*args, k=(1, 2), **kw)", "def f(*args, k=[3, {}], **kw):\n  pass\n", ""},
+        {"def f(x)", "def g(x): pass\ndef f(x): pass\n", ""},
+        {"def f(a, /, b, *, c)", "def f(a, /, b, *, c): pass", ""}}) {
     const std::string broken = CheckSignature(c.signature, c.source);
     EXPECT_THAT(broken, *c.broken ? HasSubstr(c.broken) : HasSubstr("")) << c.source;
     EXPECT_EQ(broken.empty(), *c.broken == '\0') << c.source << broken;
@@ -412,7 +447,8 @@ TEST(Constraints, AreTypedRejectionsForEveryForm) {
   const ReplyOutcome good = ParseReply(Suggest(R"("l0": [1, 5], "s0": "def f(x): return 2 * x")"), all);
   EXPECT_EQ(good.kind, ReplyKind::kApplied);
   // A stricter parser is asked last.
-  const ReplyOutcome strict = ParseReply(Suggest(R"("s0": "def f(x): return 2 * x")"), all, {.check_python = [](std::string_view) { return "no"; }});
+  const ReplyOutcome strict = ParseReply(Suggest(R"("s0": "def f(x): return 2 * x")"), all,
+                                         {.check_python = [](std::string_view) { return "no"; }});
   EXPECT_EQ(strict.keys[0].outcome, KeyOutcome::kConstraintRejected);
   EXPECT_EQ(strict.keys[0].reason, "no");
 }
@@ -420,19 +456,55 @@ TEST(Constraints, AreTypedRejectionsForEveryForm) {
 // ---- mutated replies: nothing crashes, every outcome is consistent
 
 std::string Mutated(std::string text, std::mt19937& rng) {
-  static const std::vector<std::string> kPieces = {"{", "}", "\"", "\\", "<variable>", "</variable>", "<name>", "</value>", "<think>", "</think>", "TERMINATE", "\n", "\0",
-                                                   "null", "1e999", "[[[[", "def f(", "```", "<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>", "\xff", "\xf0\x9f", ",", ":", "//", "/*", "'", "-"};
+  static const std::vector<std::string> kPieces = {"{",
+                                                   "}",
+                                                   "\"",
+                                                   "\\",
+                                                   "<variable>",
+                                                   "</variable>",
+                                                   "<name>",
+                                                   "</value>",
+                                                   "<think>",
+                                                   "</think>",
+                                                   "TERMINATE",
+                                                   "\n",
+                                                   "\0",
+                                                   "null",
+                                                   "1e999",
+                                                   "[[[[",
+                                                   "def f(",
+                                                   "```",
+                                                   "<IMPROVED_VARIABLE>",
+                                                   "</IMPROVED_VARIABLE>",
+                                                   "\xff",
+                                                   "\xf0\x9f",
+                                                   ",",
+                                                   ":",
+                                                   "//",
+                                                   "/*",
+                                                   "'",
+                                                   "-"};
   for (int n = 1 + static_cast<int>(rng() % 6); n > 0; --n) {
     const size_t at = text.empty() ? 0 : rng() % (text.size() + 1);
     switch (rng() % 6) {
-      case 0: text.insert(at, kPieces[rng() % kPieces.size()]); break;
-      case 1: text.erase(at, rng() % 12); break;
+      case 0:
+        text.insert(at, kPieces[rng() % kPieces.size()]);
+        break;
+      case 1:
+        text.erase(at, rng() % 12);
+        break;
       case 2:
         if (at < text.size()) text[at] = static_cast<char>(rng());
         break;
-      case 3: text.insert(at, text.substr(rng() % (text.size() + 1), rng() % 60)); break;
-      case 4: text.resize(at); break;
-      case 5: text.insert(at, std::string(rng() % 40, kPieces[rng() % kPieces.size()].empty() ? 'x' : '{')); break;
+      case 3:
+        text.insert(at, text.substr(rng() % (text.size() + 1), rng() % 60));
+        break;
+      case 4:
+        text.resize(at);
+        break;
+      case 5:
+        text.insert(at, std::string(rng() % 40, kPieces[rng() % kPieces.size()].empty() ? 'x' : '{'));
+        break;
     }
   }
   return text;
@@ -453,10 +525,15 @@ TEST(MutatedReplies, TenThousandCrashNothingAndStayConsistent) {
   ASSERT_TRUE(w.feedback.Backward(w.graph, w.out, "x").ok());
   const std::vector<ReplyParameter> all = ReplyParameters(w.graph, w.parameters);
   const std::vector<std::string> seeds = {
-      Suggest(R"("int0": 5, "text0": "new", "list0": [1, 2], "flag0": "False", "code0": "def f(x):\n    return x + 1\n")"),
+      Suggest(
+          R"("int0": 5, "text0": "new", "list0": [1, 2], "flag0": "False", "code0": "def f(x):\n    return x + 1\n")"),
       "<think>{\"suggestion\": {}}</think>\n```json\n" + Suggest(R"("int:0": "7", "unknown": 1)") + "\n```",
-      "<reasoning>r</reasoning><variable><name>int0</name><value>5</value></variable><variable><name>code0</name><value>def f(x):\n  return 1\n</value></variable>",
-      "words <IMPROVED_VARIABLE>\n12\n</IMPROVED_VARIABLE> words", "TERMINATE", "1. A chef\n2. A pilot\n", "{\"reason\": \"r\", \"best\": 2}"};
+      "<reasoning>r</reasoning><variable><name>int0</name><value>5</value></variable><variable><name>code0</"
+      "name><value>def f(x):\n  return 1\n</value></variable>",
+      "words <IMPROVED_VARIABLE>\n12\n</IMPROVED_VARIABLE> words",
+      "TERMINATE",
+      "1. A chef\n2. A pilot\n",
+      "{\"reason\": \"r\", \"best\": 2}"};
   std::mt19937 rng(20240601);
   int applied = 0;
   for (int i = 0; i < 10'000; ++i) {
@@ -468,7 +545,10 @@ TEST(MutatedReplies, TenThousandCrashNothingAndStayConsistent) {
         any = any || key.outcome == KeyOutcome::kApplied;
         ASSERT_EQ(key.parameter < 0, key.outcome == KeyOutcome::kUnknownKey) << reply;
         if (key.outcome == KeyOutcome::kApplied) {
-          ASSERT_EQ(CheckConstraint(all[static_cast<size_t>(key.parameter)].constraint, all[static_cast<size_t>(key.parameter)].type_name, key.new_text, key.new_json), "") << reply;
+          ASSERT_EQ(CheckConstraint(all[static_cast<size_t>(key.parameter)].constraint,
+                                    all[static_cast<size_t>(key.parameter)].type_name, key.new_text, key.new_json),
+                    "")
+              << reply;
           if (key.new_json) ASSERT_TRUE(ParseJson(*key.new_json)) << *key.new_json;
         }
       }
@@ -480,16 +560,24 @@ TEST(MutatedReplies, TenThousandCrashNothingAndStayConsistent) {
     if (auto choice = ReadChoice(reply, 3)) ASSERT_TRUE(*choice >= 1 && *choice <= 3);
     (void)ImprovedVariable(reply);
     if (i % 50 == 0) {
-      for (ProposerSpec spec : {ProposerSpec{.optimizer = "textgrad", .candidates = 2}, ProposerSpec{.optimizer = "opro"},
-                                ProposerSpec{.optimizer = "optoprime-multi", .candidates = 3, .generation = Generation::kExperts, .selection = Selection::kBestOfN},
-                                ProposerSpec{.optimizer = "optoprime-multi", .candidates = 3, .generation = Generation::kAlternatives, .selection = Selection::kMixture}}) {
-        const Driven d = Run(w, spec, [&](const ProposerCall&, size_t) { return Text(Mutated(seeds[rng() % seeds.size()], rng)); });
+      for (ProposerSpec spec :
+           {ProposerSpec{.optimizer = "textgrad", .candidates = 2}, ProposerSpec{.optimizer = "opro"},
+            ProposerSpec{.optimizer = "optoprime-multi",
+            .candidates = 3,
+            .generation = Generation::kExperts,
+            .selection = Selection::kBestOfN},
+            ProposerSpec{.optimizer = "optoprime-multi",
+            .candidates = 3,
+            .generation = Generation::kAlternatives,
+            .selection = Selection::kMixture}}) {
+        const Driven d =
+            Run(w, spec, [&](const ProposerCall&, size_t) { return Text(Mutated(seeds[rng() % seeds.size()], rng)); });
         ASSERT_FALSE(d.result.candidates.empty());
         if (d.result.selected) ASSERT_EQ(d.result.candidates[*d.result.selected].outcome.kind, ReplyKind::kApplied);
       }
     }
   }
-  EXPECT_GT(applied, 1000);   // the mutations are not all nonsense
+  EXPECT_GT(applied, 1000);  // the mutations are not all nonsense
 }
 
 }  // namespace

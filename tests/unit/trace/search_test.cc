@@ -24,11 +24,12 @@ struct Event {
 };
 struct World {
   std::function<double(int64_t version, uint32_t task)> score;
-  std::function<std::vector<int64_t>(int64_t parent, uint32_t count, int64_t* next)> propose = [](int64_t, uint32_t count, int64_t* next) {
-    std::vector<int64_t> out;
-    for (uint32_t i = 0; i < count; ++i) out.push_back((*next)++);
-    return out;
-  };
+  std::function<std::vector<int64_t>(int64_t parent, uint32_t count, int64_t* next)> propose =
+      [](int64_t, uint32_t count, int64_t* next) {
+        std::vector<int64_t> out;
+        for (uint32_t i = 0; i < count; ++i) out.push_back((*next)++);
+        return out;
+      };
   int64_t next = 1;
   std::vector<Event> events;
 
@@ -84,7 +85,7 @@ TEST(Search, MinibatchGoesOnWithoutCheckAndCoversTheTasks) {
     ASSERT_THAT(search.Proposals(), SizeIs(1));
     w.Step(search);
   }
-  EXPECT_THAT(seen, SizeIs(6));   // an epoch
+  EXPECT_THAT(seen, SizeIs(6));  // an epoch
 }
 
 TEST(Search, EnsureImprovementKeepsOnlyWhatRises) {
@@ -96,11 +97,12 @@ TEST(Search, EnsureImprovementKeepsOnlyWhatRises) {
   Search search(o, 0);
   w.Run(search);
   EXPECT_EQ(search.candidates()[*search.best()].version, 2);
-  EXPECT_EQ(*search.candidates()[3].parent, 2u);   // candidate 3 was proposed from version 2
+  EXPECT_EQ(*search.candidates()[3].parent, 2u);  // candidate 3 was proposed from version 2
 }
 
 TEST(Search, BeamKeepsTheBestOfParentsAndChildren) {
-  World w{[](int64_t v, uint32_t) { return v == 0 ? 0.5 : 1.0 / static_cast<double>(v); }};   // 1 is best, later ones worse
+  World w{
+      [](int64_t v, uint32_t) { return v == 0 ? 0.5 : 1.0 / static_cast<double>(v); }};  // 1 is best, later ones worse
   SearchOptions o = Options(SearchAlgorithm::kBeam);
   o.candidates = 2;
   o.memory = 2;
@@ -146,7 +148,7 @@ TEST(Search, PriorityExpandsTheTopOfTheHeap) {
   o.max_steps = 3;
   Search search(o, 0);
   w.Run(search);
-  EXPECT_THAT(expanded, ElementsAre(0, 4, 4));   // 4 stays the best (9 is as good, but later)
+  EXPECT_THAT(expanded, ElementsAre(0, 4, 4));  // 4 stays the best (9 is as good, but later)
 }
 
 TEST(Search, ParetoDrawsFromSpecialistsAndDropsTheDominated) {
@@ -208,7 +210,8 @@ TEST(Search, WhatIsNotWantedChangesNothing) {
 
 class AnyAlgorithm : public testing::TestWithParam<SearchAlgorithm> {};
 
-// Events may come in any order inside a phase; folding any prefix of the journal gives the same needs, and minimizing mirrors maximizing.
+// Events may come in any order inside a phase; folding any prefix of the journal gives the same needs, and minimizing
+// mirrors maximizing.
 TEST_P(AnyAlgorithm, JournalRebuildsItAndOrderInsideAPhaseDoesNotMatter) {
   const auto score = [](int64_t v, uint32_t t) { return static_cast<double>((v * 7919 + t * 104729) % 101) / 101; };
   for (uint32_t validation : {0u, 3u}) {
@@ -247,8 +250,8 @@ TEST_P(AnyAlgorithm, JournalRebuildsItAndOrderInsideAPhaseDoesNotMatter) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(All, AnyAlgorithm,
-                         testing::Values(SearchAlgorithm::kMinibatch, SearchAlgorithm::kBeam, SearchAlgorithm::kUcb, SearchAlgorithm::kPriority,
-                                         SearchAlgorithm::kPareto));
+                         testing::Values(SearchAlgorithm::kMinibatch, SearchAlgorithm::kBeam, SearchAlgorithm::kUcb,
+                                         SearchAlgorithm::kPriority, SearchAlgorithm::kPareto));
 
 TEST(Search, OptionsAreChecked) {
   EXPECT_TRUE(CheckSearchOptions({}).ok());
