@@ -17,22 +17,21 @@ class FileBlobStore final : public BlobStore {
   FileBlobStore(Fs& fs, std::string directory, Clock& clock)
       : fs_(fs), directory_(std::move(directory)), clock_(clock) {}
 
+  absl::StatusOr<std::unique_ptr<BlobWriter>> Begin() override {
+    PutRunning running(*this);
+    const std::string folder = directory_ + "/incoming";
+    RETURN_IF_ERROR(fs_.CreateDirectories(folder));
+    ASSIGN_OR_RETURN(std::unique_ptr<StagedFile> file, fs_.Stage(folder));
+    return std::make_unique<Writer>(*this, std::move(file));
+  }
+
   absl::StatusOr<std::string> Put(std::span<const std::byte> data) override {
     // The name comes first: it says whether there is anything to write. The bytes are then written from where they are,
     // never copied.
     std::string name = Sha256Hex(data);
-    {
-      std::lock_guard lock(mutex_);
-      recent_.Mark(name, clock_.NowUnixMs());  // before looking: from here on Sweep keeps it
-      ++puts_running_;
-    }
-    absl::StatusOr<bool> written = WriteIfAbsent(name, data);
-    {
-      std::lock_guard lock(mutex_);
-      --puts_running_;
-      if (written.ok() && *written && bytes_ >= 0) bytes_ += static_cast<int64_t>(data.size());
-    }
-    if (!written.ok()) return written.status();
+    PutRunning running(*this);
+    RETURN_IF_ERROR(WriteIfAbsent(name, static_cast<int64_t>(data.size()),
+                                  [&](const std::string& path) { return fs_.WriteFileAtomic(path, data); }));
     return name;
   }
 
@@ -94,16 +93,64 @@ class FileBlobStore final : public BlobStore {
   std::string FolderOf(const std::string& name) const { return directory_ + "/" + name.substr(0, 2); }
   std::string PathOf(const std::string& name) const { return FolderOf(name) + "/" + name; }
 
-  /// Whether it wrote.
-  absl::StatusOr<bool> WriteIfAbsent(const std::string& name, std::span<const std::byte> data) {
+  /// While one lives, Sweep leaves files alone that have no blob's name.
+  class PutRunning {
+   public:
+    explicit PutRunning(FileBlobStore& store) : store_(store) { Add(1); }
+    ~PutRunning() { Add(-1); }
+    PutRunning(const PutRunning&) = delete;
+    PutRunning& operator=(const PutRunning&) = delete;
+
+   private:
+    void Add(int n) {
+      std::lock_guard lock(store_.mutex_);
+      store_.puts_running_ += n;
+    }
+    FileBlobStore& store_;
+  };
+
+  /// Hashes and writes what comes; the name is known at the end.
+  class Writer final : public BlobWriter {
+   public:
+    Writer(FileBlobStore& store, std::unique_ptr<StagedFile> file)
+        : store_(store), running_(store), file_(std::move(file)) {}
+    absl::Status Append(std::span<const std::byte> data) override {
+      hasher_.Update(data);
+      size_ += static_cast<int64_t>(data.size());
+      return file_->Append(data);
+    }
+    absl::StatusOr<std::string> Finish() override {
+      std::string name = hasher_.FinishHex();
+      RETURN_IF_ERROR(
+          store_.WriteIfAbsent(name, size_, [this](const std::string& path) { return file_->Commit(path); }));
+      return name;
+    }
+
+   private:
+    FileBlobStore& store_;
+    PutRunning running_;
+    std::unique_ptr<StagedFile> file_;
+    Sha256 hasher_;
+    int64_t size_ = 0;
+  };
+
+  /// Calls `write(path)` unless the blob is there already.
+  absl::Status WriteIfAbsent(const std::string& name, int64_t size,
+                             const std::function<absl::Status(const std::string& path)>& write) {
+    {
+      std::lock_guard lock(mutex_);
+      recent_.Mark(name, clock_.NowUnixMs());  // before looking: from here on Sweep keeps it
+    }
     std::lock_guard lock(
         writing_[std::hash<std::string>()(name) % writing_.size()]);  // the same blob twice at a time: written once
     const std::string path = PathOf(name);
-    const auto size = fs_.FileSize(path);
-    if (size.ok() && *size == static_cast<int64_t>(data.size())) return false;
+    const auto there = fs_.FileSize(path);
+    if (there.ok() && *there == size) return absl::OkStatus();
     RETURN_IF_ERROR(fs_.CreateDirectories(FolderOf(name)));
-    RETURN_IF_ERROR(fs_.WriteFileAtomic(path, data));
-    return true;
+    RETURN_IF_ERROR(write(path));
+    std::lock_guard count(mutex_);
+    if (bytes_ >= 0) bytes_ += size;
+    return absl::OkStatus();
   }
 
   absl::Status ForEachFile(const std::function<absl::Status(const std::string& path, const std::string& name)>& visit) {
