@@ -78,7 +78,7 @@ class FileBlobStore final : public BlobStore {
 
   int64_t BytesStored() override {
     std::lock_guard lock(mutex_);
-    if (bytes_ < 0 && puts_running_ == 0) {  // counted once, when first asked: a start must not walk the tree
+    if (bytes_ < 0 && landing_ == 0) {  // counted once, when first asked: a start must not walk the tree
       int64_t bytes = 0;
       const absl::Status status = ForEachFile([&](const std::string& path, const std::string& name) {
         if (IsBlobName(name)) bytes += fs_.FileSize(path).value_or(0);
@@ -140,17 +140,26 @@ class FileBlobStore final : public BlobStore {
     {
       std::lock_guard lock(mutex_);
       recent_.Mark(name, clock_.NowUnixMs());  // before looking: from here on Sweep keeps it
+      ++landing_;
     }
+    const absl::StatusOr<bool> wrote = WriteLocked(name, size, write);
+    std::lock_guard lock(mutex_);
+    --landing_;
+    if (wrote.ok() && *wrote && bytes_ >= 0) bytes_ += size;
+    return wrote.status();
+  }
+
+  /// Whether it wrote.
+  absl::StatusOr<bool> WriteLocked(const std::string& name, int64_t size,
+                                   const std::function<absl::Status(const std::string& path)>& write) {
     std::lock_guard lock(
         writing_[std::hash<std::string>()(name) % writing_.size()]);  // the same blob twice at a time: written once
     const std::string path = PathOf(name);
     const auto there = fs_.FileSize(path);
-    if (there.ok() && *there == size) return absl::OkStatus();
+    if (there.ok() && *there == size) return false;
     RETURN_IF_ERROR(fs_.CreateDirectories(FolderOf(name)));
     RETURN_IF_ERROR(write(path));
-    std::lock_guard count(mutex_);
-    if (bytes_ >= 0) bytes_ += size;
-    return absl::OkStatus();
+    return true;
   }
 
   absl::Status ForEachFile(const std::function<absl::Status(const std::string& path, const std::string& name)>& visit) {
@@ -170,7 +179,8 @@ class FileBlobStore final : public BlobStore {
   std::array<std::mutex, 64> writing_;
   std::mutex mutex_;  ///< guards the rest; may be taken while one of writing_ is held, never the other way round
   RecentPuts recent_;
-  int puts_running_ = 0;
+  int puts_running_ = 0;  ///< temporaries that are no leftovers
+  int landing_ = 0;       ///< puts whose file may be in place and is not counted yet
   int64_t bytes_ = -1;  ///< -1 = not counted yet
 };
 
