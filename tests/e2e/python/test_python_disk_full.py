@@ -68,7 +68,7 @@ def disk(tmp_path):
 
 def tell(session, loss):
     probe = session.ask().probes[0]
-    return session.tell_losses([optod.LossResult(probe.probe_id, loss_plus=loss, loss_minus=0.5)])
+    return session.tell_losses({probe.probe_id: (loss, 0.5)})
 
 
 def fill(disk):
