@@ -24,24 +24,33 @@ def rows():
     return [(word, place, str(count[word.lower()])) for word, place in longest.values()]
 
 
-def main():
-    table = rows()
-    columns = ["word_width", "place_width", "count_width"]
-    widths = [int(os.environ[f"OPTOD_PARAM_{name.upper()}"]) for name in columns]
-    for row in table[:3]:
-        print("|".join(entry[:width].ljust(width) for entry, width in zip(row, widths)))
+COLUMNS = ["word_width", "place_width", "count_width"]
+
+
+def judge(table, widths):
+    """(score, rows printed whole, blank columns that no row needs, what to tell the reader of the table)"""
     whole = sum(all(len(entry) <= width for entry, width in zip(row, widths)) for row in table)
-    idle = 0
-    for name, width, entries in zip(columns, widths, zip(*table)):
+    idle, remarks = 0, []
+    for name, width, entries in zip(COLUMNS, widths, zip(*table)):
         widest = max(entries, key=len)
         if width < len(widest):
-            print(f"{name} {width} is too narrow: '{widest}' is cut, {name} should be {len(widest)}.")
+            remarks.append(f"{name} {width} is too narrow: '{widest}' is cut, {name} should be {len(widest)}.")
         elif width > len(widest):
-            print(f"{name} {width} is too wide: no entry is longer than '{widest}', {name} should be {len(widest)}.")
+            remarks.append(f"{name} {width} is too wide: no entry is longer than '{widest}', {name} should be {len(widest)}.")
             idle += width - len(widest)
         else:
-            print(f"{name} {width} is right.")
-    print(json.dumps({"score": round(max(0.0, whole / len(table) - 0.01 * idle), 4), "rows_whole": whole, "idle": idle}))
+            remarks.append(f"{name} {width} is right.")
+    return round(max(0.0, whole / len(table) - 0.01 * idle), 4), whole, idle, remarks
+
+
+def main():
+    table = rows()
+    widths = [int(os.environ[f"OPTOD_PARAM_{name.upper()}"]) for name in COLUMNS]
+    for row in table[:3]:
+        print("|".join(entry[:width].ljust(width) for entry, width in zip(row, widths)))
+    score, whole, idle, remarks = judge(table, widths)
+    print("\n".join(remarks))
+    print(json.dumps({"score": score, "rows_whole": whole, "idle": idle}))
 
 
 if __name__ == "__main__":

@@ -311,7 +311,12 @@ TEST(FirstOrder, ToldSeqReturnsTheStoredAnswerAlsoAfterACrash) {
   }
   for (int round = 0; round < 2; ++round) {
     for (const int64_t seq : {7, 42, 70}) {
-      auto request = Gradient("s", seq - 1, seq + 100);  // the content does not matter any more
+      auto other = Gradient("s", seq - 1, seq + 100);
+      other.set_seq(seq);
+      const auto refused = server.Tell(other);
+      EXPECT_EQ(refused.status().code(), absl::StatusCode::kAborted) << "another writer's gradients";
+      EXPECT_THAT(std::string(refused.status().message()), HasSubstr("expected 71"));
+      auto request = Gradient("s", seq - 1, seq - 1);
       request.set_seq(seq);
       auto again = server.Tell(request);
       ASSERT_TRUE(again.ok()) << again.status();
