@@ -216,6 +216,7 @@ absl::Status App::Impl::StartEngine() {
   trace = {models.gateway.get(), models.cassette.get(), llm_pool.get(), operations.get()};
   context.trace = &trace;
   engine = std::make_unique<engine::Engine>(context, Families());
+  engine->SetMemoryBudget(config.memory_budget_bytes);
   engine->SetMaxLoaded(static_cast<size_t>(config.max_sessions_loaded));
   return absl::OkStatus();
 }

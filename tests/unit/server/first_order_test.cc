@@ -298,6 +298,25 @@ TEST(FirstOrder, SessionWithoutValuesAsksForThem) {
   EXPECT_FALSE(server.Get("s")->has_values());
 }
 
+TEST(FirstOrder, IdleSessionsLeaveMemoryBeyondTheBudget) {
+  Server kept, evicted;
+  evicted.engine().SetMemoryBudget(1);  // less than any session holds
+  for (Server* server : {&kept, &evicted}) {
+    for (const std::string name : {"a", "b", "c"}) ASSERT_TRUE(server->Create(Request(name, "adamw")).ok());
+    for (int64_t step = 0; step < 6; ++step) {
+      for (const std::string name : {"a", "b", "c"}) {
+        const auto told = server->Tell(Gradient(name, step, step));
+        ASSERT_TRUE(told.ok()) << told.status();
+      }
+    }
+    for (const std::string name : {"a", "b", "c"}) EXPECT_EQ(server->Get(name)->seq(), 6);
+  }
+  EXPECT_EQ(kept.engine().LoadedSessions(), 3);
+  EXPECT_LT(evicted.engine().LoadedSessions(), 3);
+  EXPECT_LT(evicted.engine().ResidentBytes(), kept.engine().ResidentBytes());
+  for (const std::string name : {"a", "b", "c"}) EXPECT_EQ(*kept.Parameters(name), *evicted.Parameters(name));
+}
+
 TEST(FirstOrder, ToldSeqReturnsTheStoredAnswerAlsoAfterACrash) {
   Server server;
   ASSERT_TRUE(server.Create(Request("s", "sgd")).ok());
