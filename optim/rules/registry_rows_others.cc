@@ -35,6 +35,12 @@ std::vector<HyperInfo> ProposalHyper(int64_t candidates, int64_t memory, int64_t
       Int("seed", 0, 0, int64_t{1} << 31, "passed to endpoints that take one")};
 }
 
+std::vector<HyperInfo> WithPromptForm(std::vector<HyperInfo> hyper) {
+  hyper.push_back(Choice("prompt", "full", {"full", "brief"},
+                         "brief: the feedback and one question, for models too small to follow the full format"));
+  return hyper;
+}
+
 Row Trace(const char* name, const char* summary, std::vector<HyperInfo> hyper, const char* state, const char* source) {
   RuleInfo info = {name, Family::kTrace, summary, std::move(hyper), {"feedback"}, state, 0, "", source, true};
   return {std::move(info), nullptr};
@@ -69,7 +75,7 @@ std::vector<Row> TraceRows() {
   std::vector<HyperInfo> v2 = ProposalHyper(1, 0, 8192);
   v2.push_back(Int("initial_var_char_limit", 2000, 1, 1 << 30,
                    "characters of an input, other or output value shown in the prompt"));
-  std::vector<HyperInfo> multi = ProposalHyper(5, 0, 4096);
+  std::vector<HyperInfo> multi = WithPromptForm(ProposalHyper(5, 0, 4096));
   multi[3] = Range("temperature", 0, 0, 2, "of the last candidate");
   multi.push_back(Range("temperature_max", 1.3, 0, 2, "of the first candidate; the others fall evenly to temperature"));
   multi.push_back(Choice("generation", "temperature", {"temperature", "self_refinement", "alternatives", "experts"},
@@ -81,8 +87,8 @@ std::vector<Row> TraceRows() {
   std::vector<HyperInfo> opro = ProposalHyper(1, 0, 4096);
   opro[1].doc = "past (variables, feedback) pairs shown to the model; 0 = the last 1000, as far as they fit";
   return {
-      Trace("optoprime", "one model call on the minimal subgraph of the execution trace", ProposalHyper(1, 0, 4096),
-            "the last `memory` pairs", "Cheng et al. 2024, Sec. 3"),
+      Trace("optoprime", "one model call on the minimal subgraph of the execution trace",
+            WithPromptForm(ProposalHyper(1, 0, 4096)), "the last `memory` pairs", "Cheng et al. 2024, Sec. 3"),
       Trace("optoprime-v2", "OptoPrime with tagged sections and per-variable replies", std::move(v2),
             "the last `memory` rounds", "Cheng et al. 2024; OpenTrace"),
       Trace("optoprime-multi", "OptoPrime with several candidates at falling temperatures", std::move(multi),

@@ -94,7 +94,8 @@ void LlmRun::Lookup() {
 void LlmRun::AskModel(size_t i) {
   const trace::ProposerCall& call = calls_[i];
   trace::ChatRequest chat;
-  chat.messages = {{"system", call.prompt.system}, {"user", call.prompt.user}};
+  if (!call.prompt.system.empty()) chat.messages.push_back({"system", call.prompt.system});
+  chat.messages.push_back({"user", call.prompt.user});
   chat.temperature = call.temperature;
   chat.max_tokens = proposal_.max_tokens;
   chat.seed = (proposal_.first_seed + static_cast<int64_t>(first_call_ + i)) & 0x7fffffff;

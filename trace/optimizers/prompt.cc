@@ -220,6 +220,7 @@ std::optional<Section> ParseSection(std::string_view title) {
 }
 
 Prompt Render(const ProblemInstance& problem, const RenderOptions& options) {
+  if (options.form == PromptForm::kBrief) return RenderBrief(problem, options);
   Renderer renderer(problem, options);
   const size_t lines = std::max({problem.code.size(), problem.others.size(), problem.inputs.size()});
   return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines,
