@@ -139,7 +139,8 @@ absl::Status CheckForm(const Layout& layout, const FlatForm& form) {
     const bool half = own == DType::kBF16 || own == DType::kF16;
     if (own != spec.dtype && own != DType::kF32 && !(half && spec.dtype == DType::kF32))
       return InvalidArgument("dtype: ", optim::DTypeName(own), "; tensor \"", spec.name, "\" takes ",
-                             optim::DTypeName(spec.dtype), " or float32");
+                             spec.dtype == DType::kF32 ? "float32, bfloat16 or float16"
+                                                       : Cat(optim::DTypeName(spec.dtype), " or float32"));
   }
   std::set<std::string> names;
   for (size_t i = 0; i < form.extra.size(); ++i)

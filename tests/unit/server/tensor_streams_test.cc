@@ -402,8 +402,8 @@ const StreamCase kStreams[] = {
     {"no_seq", [](Stream* s) { s->stream->Write(Begin(0, 40)); }, grpc::StatusCode::INVALID_ARGUMENT, "begin.seq: 0"},
     {"total", [](Stream* s) { s->stream->Write(Begin(1, 41)); }, grpc::StatusCode::INVALID_ARGUMENT,
      "begin.total_bytes: 41"},
-    {"dtype", [](Stream* s) { s->Send(1, 0, std::string(20, '\0'), 100, v1::DTYPE_F16); },
-     grpc::StatusCode::INVALID_ARGUMENT, "dtype: float16"},
+    {"dtype", [](Stream* s) { s->Send(1, 0, std::string(40, '\0'), 100, v1::DTYPE_I32); },
+     grpc::StatusCode::INVALID_ARGUMENT, "dtype: int32"},
     {"dtype_number", [](Stream* s) { s->Send(1, 0, std::string(40, '\0'), 100, static_cast<v1::DType>(257)); },
      grpc::StatusCode::INVALID_ARGUMENT, "begin.dtype: 257 is unknown"},
     {"chunk_first", [](Stream* s) { s->stream->Write(Chunk(0, 4)); }, grpc::StatusCode::INVALID_ARGUMENT,
@@ -643,7 +643,7 @@ const FormCase kForms[] = {
      "extra[1] \"x\": given twice"},
     {"memory_without", [](auto* begin, auto*) { begin->set_in_shared_memory(true); },
      "begin.in_shared_memory: the stream was opened without"},
-    {"dtype", [](auto* begin, auto*) { begin->set_dtype(v1::DTYPE_I8); }, "dtype: i8; tensor \"w\" takes f32"},
+    {"dtype", [](auto* begin, auto*) { begin->set_dtype(v1::DTYPE_I8); }, "dtype: int8; tensor \"w\" takes float32"},
 };
 
 TEST_F(TensorStreams, SpoiltFormsEndTheStreamAndChangeNothing) {

@@ -119,7 +119,7 @@ class GradientStream:
         missing = [self._layout.names[i] for i in absent]
         arrays = self._layout.arrays(present, "gradients", self._dtype or None, skip=missing)
         self.begin([tensors.spec_of(name, value) for name, value in (extra or {}).items()], absent, base_version)
-        arrays += [np.ascontiguousarray(value) for value in (extra or {}).values()]
+        arrays += [np.asarray(value, order="C") for value in (extra or {}).values()]
         for value in arrays:
             self.write(value)
         return self.commit(arrays, loss, lr)

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from optod import specs, tensors
+from optod import specs, tensors, zo
 from optod.client import Client
 from optod.remote import LostSteps, Options, RemoteRule, describe, hyperparameters, open_client
 from optod.results import TellResult
@@ -75,7 +75,7 @@ class RemoteOptimizer:
             self.rule = RemoteRule(self._client, optimizer, self.hyper, layout, options, no_decay)
             self.rule.extra_bytes = extra_bytes or (sum(v.size * 4 for v in leaves.values()) if "hessian_z" in self.info.tell_inputs else 0)
             if session is None:
-                self.rule.start({name: np.ascontiguousarray(value) for name, value in leaves.items()})
+                self.rule.start({name: np.asarray(value, order="C") for name, value in leaves.items()})
                 self._values = {name: np.array(value) for name, value in leaves.items()}
             else:
                 self.rule.attach(session)
@@ -119,7 +119,7 @@ class RemoteOptimizer:
         arrays = layout.arrays({name: value for name, value in given.items() if value is not None}, "gradients", skip=skip)
         dtypes = [dtype for i, dtype in enumerate(self.rule.wire_dtypes) if i not in set(absent)]
         arrays = [_as_wire(value, dtype) for value, dtype in zip(arrays, dtypes)]
-        more = {name: np.ascontiguousarray(value) for name, value in (extra or {}).items()}
+        more = {name: np.asarray(value, order="C") for name, value in (extra or {}).items()}
         self.rule.begin([tensors.spec_of(name, value) for name, value in more.items()], absent)
         arrays += list(more.values())
         for value in arrays:
@@ -180,7 +180,7 @@ def _as_wire(value: np.ndarray, dtype: int) -> np.ndarray:
         return value
     if dtype == tensors.dtype_of("f16"):
         return value.astype(np.float16)
-    bits = np.ascontiguousarray(value).view(np.uint32)
+    bits = np.asarray(value, order="C").view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(value), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
@@ -193,7 +193,6 @@ def _widen(value: np.ndarray) -> np.ndarray:
 
 def rademacher(seed: int, step: int, tensor: int, sample: int, shape: Tuple[int, ...]) -> np.ndarray:
     """Signs of optod.torch.rademacher, the same ones, as float32."""
-    from optod import zo
     n = int(np.prod(shape, dtype=np.int64))
     words = zo.random_bits(seed, step, (1 << 31) + sample, tensor, 0, (n + 31) // 32)
     bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")[:n]

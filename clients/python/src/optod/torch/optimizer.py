@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from optod import specs
+from optod import specs, tensors
 from optod.client import Client
 from optod.remote import LostSteps, Options, RemoteRule, describe, hyperparameters, open_client
 from optod.results import TellResult
@@ -354,7 +354,6 @@ class _Member:
         self.write(result.values)
 
     def _send(self, gradients: List[Optional[torch.Tensor]], extra: Dict[str, np.ndarray]) -> List[np.ndarray]:
-        from optod import tensors
         self.rule.begin([tensors.spec_of(name, value) for name, value in extra.items()], [i for i, g in enumerate(gradients) if g is None])
         arrays = []
         for gradient, dtype in zip(gradients, self.rule.wire_dtypes):
@@ -383,7 +382,7 @@ class _Member:
             for name, value in statistics.items():
                 if name.split("/", 1)[1] + ".weight" in self.rule.layout.specs:
                     out[name] = value
-        return {name: np.ascontiguousarray(value.detach().to("cpu", torch.float64 if value.dtype == torch.float64 else torch.float32).numpy())
+        return {name: value.detach().to("cpu", torch.float64 if value.dtype == torch.float64 else torch.float32).contiguous().numpy()
                 for name, value in out.items()}
 
     def _check(self) -> None:
@@ -411,5 +410,4 @@ class _Member:
 
 
 def _width(spec: Any) -> int:
-    from optod import tensors
     return tensors.numpy_dtype(spec.dtype).itemsize
