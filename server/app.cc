@@ -51,6 +51,7 @@
 #include "server/web/http_server.h"
 #include "server/web/metrics.h"
 #include "server/web/status_page.h"
+#include "trace/sandbox/sandbox.h"
 
 namespace optod::server {
 namespace {
@@ -132,6 +133,8 @@ struct App::Impl {
   std::unique_ptr<Timers> care_timers;   ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
   LanguageModels models;
+  std::once_flag sandbox_once;
+  std::unique_ptr<trace::Sandbox> sandbox;  ///< behind CodeSandbox()
   std::unique_ptr<engine::Operations> operations;
   engine::TraceServices trace;
   std::unique_ptr<engine::Engine> engine;
@@ -154,6 +157,12 @@ struct App::Impl {
   services::ServerState State();
   web::Page StatusPage();
   std::vector<std::string> LlmEndpoints() const { return models.gateway->EndpointNames(); }
+  /// Of code that models wrote; features() says whether there is one. Looked for when first asked: the probe takes some 60 ms,
+  /// which a server that runs no such code need not spend at its start.
+  const trace::Sandbox& CodeSandbox() {
+    std::call_once(sandbox_once, [this] { sandbox = trace::Sandbox::Detect(environment.get_env("PATH").value_or("")); });
+    return *sandbox;
+  }
   int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
   void SetServing(bool now);
   void ScheduleSweep();
@@ -197,6 +206,8 @@ absl::Status App::Impl::StartEngine() {
   context.clock = &clock;
   context.pool = pool.get();
   context.timers = timers.get();
+  if (config.executor == "sandbox" && !CodeSandbox().features().available)
+    log::Warn("sandbox", {{"executor", config.executor}, {"reason", CodeSandbox().features().reason}});
   ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
   for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
   llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
@@ -260,7 +271,7 @@ services::ServerState App::Impl::State() {
   state.sessions_loaded = [this] { return engine->LoadedSessions(); };
   state.resident_bytes = [] { return web::ProcessResidentBytes(); };
   state.uptime_ms = [this] { return UptimeMs(); };
-  state.checks = [this] { return RunChecks(config, {store->CommitsPerSecond(), LlmEndpoints(), environment.get_env}); };
+  state.checks = [this] { return RunChecks(config, {store->CommitsPerSecond(), LlmEndpoints(), CodeSandbox().features().Text()}); };
   state.request_drain = environment.on_drain_request;
   return state;
 }
