@@ -122,9 +122,8 @@ void AddReproduceCommand(CLI::App& root, App& app) {
   auto* reproduce = root.add_subcommand("reproduce", "run a published study again");
   auto name = std::make_shared<std::string>();
   reproduce->add_option("name", *name)->required();
-  // What follows the name is the study's own: `optoctl reproduce scale --quick`, `... scale --help` in words of the
-  // study.
-  reproduce->prefix_command();
+  // What follows the name is the study's own: --quick, --out, ... (python -m optod.studies NAME --help lists them).
+  reproduce->allow_extras();
   reproduce->callback([&app, name, reproduce] {
     app.command = [&app, name, reproduce] { return Reproduce(app, *name, reproduce->remaining()); };
   });

@@ -12,6 +12,8 @@ namespace {
 
 using optim::DType;
 
+constexpr uint64_t kMostExtraBytes = uint64_t{1} << 50;
+
 /// Calls body(element index, value as double) for every element; any alignment.
 template <typename Body>
 void ForEachElement(const void* data, DType dtype, int64_t n, Body body) {
@@ -143,8 +145,13 @@ absl::Status CheckForm(const Layout& layout, const FlatForm& form) {
                                                        : Cat(optim::DTypeName(spec.dtype), " or float32"));
   }
   std::set<std::string> names;
-  for (size_t i = 0; i < form.extra.size(); ++i)
+  uint64_t extra_bytes = 0;  // at most 2^48 each: the sum is looked at before it can wrap around
+  for (size_t i = 0; i < form.extra.size(); ++i) {
     RETURN_IF_ERROR(CheckSpec(form.extra[i], Cat("extra[", i, "]"), &names));
+    extra_bytes += form.extra[i].bytes();
+    if (extra_bytes > kMostExtraBytes)
+      return InvalidArgument("extra: more than ", kMostExtraBytes, " bytes up to \"", form.extra[i].name, "\"");
+  }
   return CheckRates(form.lr, "lr");
 }
 

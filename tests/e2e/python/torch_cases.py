@@ -584,3 +584,15 @@ def test_statistics_of_a_convolution():
     torch.testing.assert_close(got["pgrad/0"], (4 * y.grad.sum((2, 3)) / 9).mean(0))
     # With one place an image the outer product of the means of one image is its gradient.
     assert got["act/0"].shape == (18,) and got["pgrad/0"].shape == (3,)
+
+
+def test_the_example_resumes(server):
+    import json
+    import subprocess
+    import sys
+    from live_server import ROOT
+    example = ROOT / "clients" / "python" / "examples" / "torch_digits.py"
+    done = subprocess.run([sys.executable, str(example), "--address", server.address, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["resumed_equal"] and result["accuracy"] > 0.9 > result["accuracy_before"]

@@ -636,6 +636,12 @@ const FormCase kForms[] = {
        engine::SpecToProto({"x", optim::DType::kF32, {-3}}, begin->add_extra());
      },
      "has a negative size"},
+    {"extra_sum",
+     [](auto* begin, auto*) {
+       for (int i = 0; i < 1 << 17; ++i)
+         engine::SpecToProto({std::to_string(i), optim::DType::kF32, {1ll << 46}}, begin->add_extra());
+     },
+     "extra: more than 1125899906842624 bytes"},
     {"extra_twice",
      [](auto* begin, auto*) {
        for (int i = 0; i < 2; ++i) engine::SpecToProto({"x", optim::DType::kF32, {0}}, begin->add_extra());

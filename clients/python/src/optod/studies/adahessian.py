@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import statistics
+import sys
 import time
 from typing import Any, Dict, List, Mapping
 
@@ -12,11 +14,12 @@ import numpy as np
 import optod
 from optod.numpy import RemoteOptimizer, hessian_z, rademacher
 from optod.studies.models import DigitsCnn, Logistic
-from optod.studies.runner import Best, Claim, Setting
+from optod.studies.runner import SEEDS, Best, Claim, Runner, Setting, Store, best_of
 
 __all__ = ["NAME", "TITLE", "METRIC", "needs", "settings", "run", "claims"]
 
 NAME, METRIC = "adahessian", "final loss"
+FULL = True      # runs are short: the whole grid at every seed
 TITLE = "AdaHessian: logistic regression, 50 features with scales over three decades, 300 steps of 128"
 _OWN = ("label", "seed", "quick", "optimizer", "lr", "task")
 D, N, BATCH = 50, 2000, 128
@@ -123,9 +126,6 @@ def estimator_error() -> float:
 
 
 def claims(best: Mapping[str, Best], client: Any, args: Any, say: Any) -> List[Claim]:
-    from optod.studies.runner import SEEDS, Runner, Store, best_of
-    import pathlib
-    import sys
     say("  the CNN on 8x8 digits, 10 epochs")
     cnn = best_of(Runner(sys.modules[__name__], Store(pathlib.Path(args.out)), max(1, args.jobs), say),
                   [Setting("cnn adahessian", {"optimizer": "adahessian", "task": "cnn"}, (0.05, 0.15)),

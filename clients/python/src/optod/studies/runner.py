@@ -2,6 +2,7 @@
 
 A study is a module with
     NAME, TITLE, METRIC        name, one sentence, what the figure of a run is (smaller is better)
+    FULL, FAMILY               optional: the whole grid at every seed; name under which runs are kept (studies that share runs)
     needs()                    "" or why it cannot run here (a data set that is absent)
     settings(args)             [Setting]: a label, what ``run`` gets, learning rates to try
     run(client, config)        {"metric": float, "curve": [[step, value], ...], ...} of one (setting, lr, seed)
@@ -208,7 +209,7 @@ def main(studies: Mapping[str, Any], argv: Optional[Sequence[str]] = None) -> in
             store = Store(pathlib.Path(args.out))
             settings, base = study.settings(args), {"quick": args.quick}
             say(f"{study.TITLE}\n  {len(settings)} settings, seeds {', '.join(map(str, SEEDS[:args.seeds]))}; runs are kept in {args.out}/runs.jsonl")
-            best = best_of(Runner(study, store, max(1, args.jobs), say), settings, base, SEEDS[:args.seeds], args.full)
+            best = best_of(Runner(study, store, max(1, args.jobs), say), settings, base, SEEDS[:args.seeds], args.full or getattr(study, "FULL", False))
             claims = study.claims(best, client, args, say)
     except optod.errors.Unavailable as error:
         print(f"reproduce {args.name}: no server answers: {error}", file=sys.stderr)
