@@ -123,7 +123,7 @@ void AddReproduceCommand(CLI::App& root, App& app) {
   auto name = std::make_shared<std::string>();
   reproduce->add_option("name", *name)->required();
   // What follows the name is the study's own: --quick, --out, ... (python -m optod.studies NAME --help lists them).
-  reproduce->allow_extras();
+  reproduce->allow_extras()->fallthrough(false);
   reproduce->callback([&app, name, reproduce] {
     app.command = [&app, name, reproduce] { return Reproduce(app, *name, reproduce->remaining()); };
   });
