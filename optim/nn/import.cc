@@ -70,14 +70,13 @@ absl::StatusOr<tier::BlockList> ReadAll(const ModelConfig& config, bool gguf, co
 /// Reads numbers of GGUF's metadata.
 class Metadata {
  public:
-  Metadata(const GgufHeader& header, std::string prefix) : header_(header), prefix_(std::move(prefix)) {}
+  explicit Metadata(const GgufHeader& header) : header_(header) {}
   int64_t Int(const std::string& key, int64_t fallback) {
     const double value = Number(key, static_cast<double>(fallback));
     return static_cast<int64_t>(value);
   }
   double Number(const std::string& key, double fallback) {
-    const auto it = header_.metadata.find(key.find('.') == std::string::npos ? prefix_ + "." + key : key);
-    if (it == header_.metadata.end()) it_missing_ = key;
+    const auto it = header_.metadata.find(key);
     if (it == header_.metadata.end()) return fallback;
     if (const auto* u = std::get_if<uint64_t>(&it->second)) return *u < (uint64_t{1} << 40) ? static_cast<double>(*u) : -2;
     if (const auto* i = std::get_if<int64_t>(&it->second)) return std::abs(*i) < (int64_t{1} << 40) ? static_cast<double>(*i) : -2;
@@ -87,7 +86,6 @@ class Metadata {
 
  private:
   const GgufHeader& header_;
-  std::string prefix_, it_missing_;
 };
 
 }  // namespace
@@ -118,7 +116,7 @@ absl::StatusOr<ModelConfig> GgufConfig(const GgufHeader& header) {
   const std::string* arch = it == header.metadata.end() ? nullptr : std::get_if<std::string>(&it->second);
   if (arch == nullptr) return InvalidArgument("gguf: general.architecture: missing");
   if (*arch != "llama") return Unimplemented("gguf: general.architecture: \"", arch->substr(0, 64), "\" is not read here (llama)");
-  Metadata m(header, "llama");
+  Metadata m(header);
   const GgufTensor *embed = nullptr, *output = nullptr;
   for (const GgufTensor& tensor : header.tensors) {
     if (tensor.name == "token_embd.weight") embed = &tensor;
@@ -127,14 +125,14 @@ absl::StatusOr<ModelConfig> GgufConfig(const GgufHeader& header) {
   if (embed == nullptr || embed->shape.size() != 2) return InvalidArgument("gguf: tensor \"token_embd.weight\" is missing");
   nlohmann::json json = {{"model_type", "llama"},
                          {"vocab_size", embed->shape[0]},
-                         {"hidden_size", m.Int("embedding_length", 0)},
-                         {"intermediate_size", m.Int("feed_forward_length", 0)},
-                         {"num_hidden_layers", m.Int("block_count", 0)},
-                         {"num_attention_heads", m.Int("attention.head_count", 0)},
-                         {"num_key_value_heads", m.Int("attention.head_count_kv", m.Int("attention.head_count", 0))},
-                         {"max_position_embeddings", m.Int("context_length", 2048)},
-                         {"rms_norm_eps", m.Number("attention.layer_norm_rms_epsilon", 1e-5)},
-                         {"rope_theta", m.Number("rope.freq_base", 10000)},
+                         {"hidden_size", m.Int("llama.embedding_length", 0)},
+                         {"intermediate_size", m.Int("llama.feed_forward_length", 0)},
+                         {"num_hidden_layers", m.Int("llama.block_count", 0)},
+                         {"num_attention_heads", m.Int("llama.attention.head_count", 0)},
+                         {"num_key_value_heads", m.Int("llama.attention.head_count_kv", m.Int("llama.attention.head_count", 0))},
+                         {"max_position_embeddings", m.Int("llama.context_length", 2048)},
+                         {"rms_norm_eps", m.Number("llama.attention.layer_norm_rms_epsilon", 1e-5)},
+                         {"rope_theta", m.Number("llama.rope.freq_base", 10000)},
                          {"tie_word_embeddings", output == nullptr}};
   absl::StatusOr<ModelConfig> config = ParseConfig(json.dump());
   if (!config.ok()) return absl::Status(config.status().code(), "gguf: metadata: " + std::string(config.status().message()));

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 #include "optim/nn/model.h"
@@ -30,7 +31,7 @@ class Pool {
     {
       std::lock_guard lock(mutex_);
       std::vector<void*>& spare = spare_[size];
-      if (!spare.empty()) {
+      if (!spare.empty()) {  // its size is still in sizes_
         void* memory = spare.back();
         spare.pop_back();
         kept_ -= size;
@@ -40,19 +41,26 @@ class Pool {
     void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return nullptr;
     if (size >= (size_t{4} << 20)) madvise(memory, size, MADV_HUGEPAGE);
+    std::lock_guard lock(mutex_);
+    sizes_[memory] = size;
     return memory;
   }
-  void Give(void* memory, size_t bytes) {
-    if (bytes < kLarge) return std::free(memory);
-    const size_t size = ClassOf(bytes);
-    {
-      std::lock_guard lock(mutex_);
-      if (kept_ + size <= kKeepBytes) {
-        spare_[size].push_back(memory);
-        kept_ += size;
-        return;
-      }
+  void Give(void* memory) {
+    if ((reinterpret_cast<uintptr_t>(memory) & 4095) != 0) return std::free(memory);  // mapped ones begin a page
+    std::unique_lock lock(mutex_);
+    const auto it = sizes_.find(memory);
+    if (it == sizes_.end()) {
+      lock.unlock();
+      return std::free(memory);
     }
+    const size_t size = it->second;
+    if (kept_ + size <= kKeepBytes) {
+      spare_[size].push_back(memory);
+      kept_ += size;
+      return;
+    }
+    sizes_.erase(it);
+    lock.unlock();
     munmap(memory, size);
   }
 
@@ -63,6 +71,7 @@ class Pool {
   }
   std::mutex mutex_;
   std::map<size_t, std::vector<void*>> spare_;
+  std::unordered_map<void*, size_t> sizes_;  // of all mapped buffers, in use or spare
   size_t kept_ = 0;
 };
 
@@ -71,23 +80,18 @@ Pool& ThePool() {
   return *pool;
 }
 
-struct Piece {
-  void* memory;
-  size_t bytes;
-};
-void DeletePiece(void* context) {
-  auto* piece = static_cast<Piece*>(context);
-  ThePool().Give(piece->memory, piece->bytes);
-  delete piece;
-}
+// The context of a buffer is the buffer itself: LibTorch's raw interface asks for that.
+void DeleteBuffer(void* memory) { ThePool().Give(memory); }
 
 class PoolAllocator final : public c10::Allocator {
  public:
 #if TORCH_VERSION_MAJOR >= 2
   c10::DataPtr allocate(size_t bytes) override { return Make(bytes); }
+  c10::DeleterFnPtr raw_deleter() const override { return &DeleteBuffer; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 #else
   c10::DataPtr allocate(size_t bytes) const override { return Make(bytes); }
+  c10::DeleterFnPtr raw_deleter() const override { return &DeleteBuffer; }
 #endif
 
  private:
@@ -95,7 +99,7 @@ class PoolAllocator final : public c10::Allocator {
     if (bytes == 0) return {nullptr, c10::Device(c10::DeviceType::CPU)};
     void* memory = ThePool().Take(bytes);
     if (memory == nullptr) throw std::bad_alloc();
-    return {memory, new Piece{memory, bytes}, &DeletePiece, c10::Device(c10::DeviceType::CPU)};
+    return {memory, memory, &DeleteBuffer, c10::Device(c10::DeviceType::CPU)};
   }
 };
 
