@@ -64,11 +64,11 @@ at::Tensor LowRank(const at::Tensor& x, const at::Tensor& a, const at::Tensor& b
 
 }  // namespace
 
-Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths, int64_t past_tokens)
+Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths, int64_t past_tokens, int64_t shift)
     : tokens(static_cast<int64_t>(token_ids.size())), past(past_tokens) {
   std::vector<int64_t> place;
   for (int64_t length : lengths) {
-    for (int64_t i = 0; i < length; ++i) place.push_back(past + i);
+    for (int64_t i = 0; i < length; ++i) place.push_back(past + shift + i);
     if (length == 0) continue;
     if (runs.empty() || runs.back().length != length) {
       runs.push_back({static_cast<int64_t>(place.size()) - length, 0, length, MaskOf(config, length, past)});

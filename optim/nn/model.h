@@ -35,8 +35,8 @@ struct LayerExtra {
 class Batch {
  public:
   /// `lengths` sum to ids.size(). Runs of equal lengths are computed together. `past`: tokens already in the cache
-  /// (one sequence only).
-  Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0);
+  /// (one sequence only). `shift`: positions begin so much later, behind virtual tokens.
+  Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0, int64_t shift = 0);
 
   struct Run {
     int64_t begin = 0, sequences = 0, length = 0;

@@ -11,7 +11,6 @@ namespace optod::tier {
 namespace {
 
 constexpr int64_t kMaxElements = int64_t{1} << 40;  // 4 TiB of float32; the random stream ends at 2^42
-constexpr size_t kAlignFloats = 16;                 // 64 bytes
 
 absl::Status CheckShape(const BlockTensor& tensor) {
   int64_t count = 1;
@@ -40,9 +39,7 @@ absl::StatusOr<BlockList> BlockList::Create(std::vector<BlockSpec> blocks) {
       list.tensors_.push_back(&tensor);
       list.offsets_.push_back(list.size_);
       list.size_ += static_cast<size_t>(tensor.elements());
-      list.parameters_ += tensor.elements();
     }
-    list.size_ = (list.size_ + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
     list.first_uid_.push_back(list.tensors_.size());
   }
   if (list.size_ == 0) return list;
@@ -64,7 +61,6 @@ BlockList& BlockList::operator=(BlockList&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(mapped_, other.mapped_);
-  std::swap(parameters_, other.parameters_);
   return *this;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 /// The parameters of a model as a list of blocks, each one piece of memory. A block is the unit that computing,
 /// perturbing and (later) moving between memory tiers work on; resident training is the case of one tier. Tensors are
-/// float32, row-major, contiguous, in the order of their block; element 0 of every block is 64-byte aligned.
+/// float32, row-major, contiguous, in the order of their block, without gaps.
 ///
 ///   block 0: embeddings   block 1..L: layers   block L+1: final norm and head     one arena, one uid a tensor
 ///
@@ -50,12 +50,11 @@ class BlockList {
   /// All values of a tensor.
   std::span<float> values(size_t uid) { return {data_ + offsets_[uid], Size(uid)}; }
   std::span<const float> values(size_t uid) const { return {data_ + offsets_[uid], Size(uid)}; }
-  /// The whole arena: tensors at offset(uid), padding between blocks is zero.
+  /// The whole arena: tensor after tensor, as a zo::ZoLayout of the same tensors sees it.
   std::span<float> arena() { return {data_, size_}; }
   std::span<const float> arena() const { return {data_, size_}; }
   size_t offset(size_t uid) const { return offsets_[uid]; }
-  /// Parameters without padding.
-  int64_t parameters() const { return parameters_; }
+  int64_t parameters() const { return static_cast<int64_t>(size_); }
   /// Floats of the largest block.
   size_t largest_block() const;
   /// Number of the tensor of this name, or tensors() when there is none.
@@ -69,7 +68,6 @@ class BlockList {
   std::vector<size_t> first_uid_ = {0}, offsets_;
   float* data_ = nullptr;
   size_t size_ = 0, mapped_ = 0;
-  int64_t parameters_ = 0;
 };
 
 }  // namespace optod::tier
