@@ -13,6 +13,8 @@ namespace optod::worker {
 
 /// logits, generate, tokens, convert.
 void AddInferenceCommands(CLI::App& app, int* code);
+/// train: a job file without a server.
+void AddTrainCommand(CLI::App& app, int* code);
 std::string VersionText();
 
 /// Prints "optod-worker: MESSAGE" on stderr and gives 1; 0 for ok.

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", optod::worker::VersionText());
   int code = 0;
   optod::worker::AddInferenceCommands(app, &code);
+  optod::worker::AddTrainCommand(app, &code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
