@@ -39,6 +39,8 @@ def main():
         return
     print(f"{'shape':8} {'nodes':>8} {'peer nodes/s':>13} {'ours':>11} {'ratio':>8} {'peer bw+problem s':>18} {'ours s':>9} {'ratio':>8}")
     for line in peer.stdout.splitlines():
+        if not line.startswith("{"):
+            continue  # the library prints too
         row = json.loads(line)
         if "left_out" in row:
             print(f"{row['shape']:8} {row['left_out']}: left out, too slow")
