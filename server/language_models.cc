@@ -47,7 +47,8 @@ absl::StatusOr<LanguageModels> OpenLanguageModels(
   if (environment->default_endpoint.has_value()) {
     for (const trace::EndpointConfig& endpoint : endpoints) {
       if (endpoint.name == environment->default_endpoint->name)
-        return InvalidArgument("llm-endpoints: endpoint ", endpoint.name, " is defined there and by OPTOD_LLM_URL; keep one of them");
+        return InvalidArgument("llm-endpoints: endpoint ", endpoint.name,
+                               " is defined there and by OPTOD_LLM_URL; keep one of them");
     }
     endpoints.push_back(*environment->default_endpoint);
   }

@@ -20,22 +20,28 @@ absl::Status ReadPrices(const DocMap& map, EndpointConfig* config) {
 absl::Status ReadSchemaSupport(const DocMap& map, EndpointConfig* config) {
   std::string text = "auto";
   RETURN_IF_ERROR(map.Read("json_schema", &text));
-  if (text == "auto") config->json_schema = trace::SchemaSupport::kAuto;
-  else if (text == "yes" || text == "true") config->json_schema = trace::SchemaSupport::kYes;
-  else if (text == "no" || text == "false") config->json_schema = trace::SchemaSupport::kNo;
-  else return map.Error("json_schema", "must be auto, yes or no");
+  if (text == "auto")
+    config->json_schema = trace::SchemaSupport::kAuto;
+  else if (text == "yes" || text == "true")
+    config->json_schema = trace::SchemaSupport::kYes;
+  else if (text == "no" || text == "false")
+    config->json_schema = trace::SchemaSupport::kNo;
+  else
+    return map.Error("json_schema", "must be auto, yes or no");
   return absl::OkStatus();
 }
 
 absl::StatusOr<EndpointConfig> ReadEndpoint(const DocMap& map, const std::string& name) {
-  RETURN_IF_ERROR(map.CheckFields({"url", "model", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "attempts",
-                                   "context_tokens", "json_schema", "usd_per_million", "fallback", "cache"}));
+  RETURN_IF_ERROR(
+      map.CheckFields({"url", "model", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "attempts",
+                       "context_tokens", "json_schema", "usd_per_million", "fallback", "cache"}));
   EndpointConfig config;
   config.name = name;
   if (!map.Has("url")) return map.Error("url", "missing");
   RETURN_IF_ERROR(map.Read("url", &config.base_url));
   RETURN_IF_ERROR(map.Read("model", &config.model));
-  int64_t concurrency = config.max_concurrency, requests = 0, attempts = config.max_attempts, context = config.context_tokens;
+  int64_t concurrency = config.max_concurrency, requests = 0, attempts = config.max_attempts,
+          context = config.context_tokens;
   int64_t timeout_ms = config.timeout.count();
   RETURN_IF_ERROR(map.Read("concurrency", &concurrency, 1, 10'000));
   RETURN_IF_ERROR(map.Read("requests_per_minute", &requests, 0, 100'000'000));

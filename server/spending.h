@@ -1,5 +1,6 @@
 #pragma once
-/// What users have spent on language models, by day (UTC) and by endpoint, and what they may. Kept in the store (meta rows `llm-usage/DAY/USER`; user
+/// What users have spent on language models, by day (UTC) and by endpoint, and what they may. Kept in the store (meta
+/// rows `llm-usage/DAY/USER`; user
 /// `*` is everybody), so that a restart forgets nothing; a row is written after each call that was paid. Thread-safe.
 
 #include <map>

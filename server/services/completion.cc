@@ -19,7 +19,8 @@ trace::ChatRequest ChatOf(const v1::CompleteRequest& request) {
   if (request.has_seed()) chat.seed = request.seed();
   chat.stop.assign(request.stop().begin(), request.stop().end());
   if (!request.schema().empty())
-    chat.json_schema = trace::JsonSchema{request.schema_name().empty() ? "reply" : request.schema_name(), request.schema()};
+    chat.json_schema =
+        trace::JsonSchema{request.schema_name().empty() ? "reply" : request.schema_name(), request.schema()};
   return chat;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-/// One model call of a session: its budget is looked at before, its usage is stored after. Internal to server/services; thread-safe.
+/// One model call of a session: its budget is looked at before, its usage is stored after. Internal to server/services;
+/// thread-safe.
 
 #include <atomic>
 #include <functional>

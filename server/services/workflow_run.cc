@@ -45,7 +45,12 @@ absl::StatusOr<std::string> TextOf(const v1::ExecuteRunRequest& request) {
 class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
  public:
   WorkflowRunTask(const WorkflowParts& parts, Caller caller, std::string session, const v1::ExecuteRunRequest& request)
-      : parts_(parts), engine_(*parts.engine), services_(*engine_.context().trace), caller_(std::move(caller)), session_(std::move(session)), request_(request) {
+      : parts_(parts),
+        engine_(*parts.engine),
+        services_(*engine_.context().trace),
+        caller_(std::move(caller)),
+        session_(std::move(session)),
+        request_(request) {
     caller_.internal = true;
   }
 
@@ -89,15 +94,17 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
     trace::WorkflowServices services;
     services.clock = engine_.context().clock;
     services.sandbox = &parts_.sandbox();
-    if (services_.gateway != nullptr) services.complete = [this](const std::string& endpoint, const trace::ChatRequest& chat, std::chrono::milliseconds timeout, const std::atomic<bool>* stop) {
-      trace::CallOptions options;
-      options.user = caller_.user;
-      options.budget = budget_.get();
-      options.cancelled = stop;
-      options.cassette = services_.cassette;
-      options.timeout = timeout;
-      return services_.gateway->Complete(endpoint, chat, options);
-    };
+    if (services_.gateway != nullptr)
+      services.complete = [this](const std::string& endpoint, const trace::ChatRequest& chat,
+                                 std::chrono::milliseconds timeout, const std::atomic<bool>* stop) {
+        trace::CallOptions options;
+        options.user = caller_.user;
+        options.budget = budget_.get();
+        options.cancelled = stop;
+        options.cassette = services_.cassette;
+        options.timeout = timeout;
+        return services_.gateway->Complete(endpoint, chat, options);
+      };
     run_ = trace::RunWorkflow(workflow_, input_, services);
     End();
   }
@@ -207,7 +214,8 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
 void StartWorkflowRun(const WorkflowParts& parts, const Caller& caller, const v1::ExecuteRunRequest& request,
                       engine::Done<v1::Operation> done) {
   if (absl::Status good = CheckExecutor(parts); !good.ok()) return done(good);
-  if (request.rows_size() > kMaxRows) return done(InvalidArgument("rows: ", request.rows_size(), " rows; at most ", kMaxRows));
+  if (request.rows_size() > kMaxRows)
+    return done(InvalidArgument("rows: ", request.rows_size(), " rows; at most ", kMaxRows));
   if (request.wall_ms() < 0 || request.wall_ms() > kMaxWallMs)
     return done(InvalidArgument("wall_ms: ", request.wall_ms(), " is outside [0, ", kMaxWallMs, "]"));
   auto name = engine::ParseSessionName(request.session(), caller, "session");

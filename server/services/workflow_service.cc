@@ -25,7 +25,8 @@ absl::Status CheckComplete(const engine::Context& context, const v1::CompleteReq
   return absl::OkStatus();
 }
 
-/// One streamed reply: chunks wait in a queue while one is written. Frees itself in OnDone, when the model call is over too.
+/// One streamed reply: chunks wait in a queue while one is written. Frees itself in OnDone, when the model call is over
+/// too.
 class CompletionStream final : public grpc::ServerWriteReactor<v1::CompleteChunk>,
                                public std::enable_shared_from_this<CompletionStream> {
  public:

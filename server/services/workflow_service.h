@@ -1,5 +1,6 @@
 #pragma once
-/// optod.v1.WorkflowService at the gRPC edge: single model calls for clients that run their workflows themselves, and runs in this server's sandbox.
+/// optod.v1.WorkflowService at the gRPC edge: single model calls for clients that run their workflows themselves, and
+/// runs in this server's sandbox.
 
 #include <functional>
 #include <memory>
@@ -19,7 +20,7 @@ namespace optod::services {
 struct WorkflowParts {
   engine::Engine* engine = nullptr;  ///< whose context has trace services
   const auth::Authenticator* authenticator = nullptr;
-  std::string executor = "client";   ///< "disabled", "sandbox" or "client": where workflows run
+  std::string executor = "client";  ///< "disabled", "sandbox" or "client": where workflows run
   std::function<const trace::Sandbox&()> sandbox;
 };
 
