@@ -467,7 +467,7 @@ def ratio_lines(rows):
             base = rate.get(f"{peer} | {shape}")
             if not base:
                 continue
-            parts = [f"{name} {rate[key] / base:.0f}x" for name in ("C++ stream", "C++ unary", "Python unary")
+            parts = [f"{name} {rate[key] / base:.0f}x" for name in ("C++ stream", "C++ unary", "Python stream", "Python unary")
                      if (key := f"optod, {name} | {shape}") in rate]
             yield f"- {shape}, against {peer}: " + ", ".join(parts)
 
