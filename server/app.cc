@@ -25,6 +25,7 @@
 #include "optod/v1/operation.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
+#include "optod/v1/workflow.pb.h"
 #include "server/auth/authenticator.h"
 #include "server/checks.h"
 #include "server/engine/engine.h"
@@ -44,6 +45,8 @@
 #include "server/services/session_service.h"
 #include "server/services/trace_service.h"
 #include "server/services/unimplemented.h"
+#include "server/services/workflow_service.h"
+#include "server/spending.h"
 #include "server/store/blob_store.h"
 #include "server/store/caretaker.h"
 #include "server/store/directory_lock.h"
@@ -72,6 +75,7 @@ constexpr ServiceRow kServices[] = {
     {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
     {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},
     {"optod.v1.TraceService", true},
+    {"optod.v1.WorkflowService", true},
 };
 
 /// The families of optimizers, by the registry's names.
@@ -90,7 +94,7 @@ std::vector<std::string> MethodNames() {
       &v1::ServerInfo::default_instance(),     &v1::Artifact::default_instance(),
       &v1::Event::default_instance(),          &v1::Job::default_instance(),
       &v1::Operation::default_instance(),      &v1::Session::default_instance(),
-      &v1::BackwardRequest::default_instance()};
+      &v1::BackwardRequest::default_instance(), &v1::CompleteRequest::default_instance()};
   std::vector<std::string> names = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
                                     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
   for (const google::protobuf::Message* message : files) {
@@ -133,6 +137,7 @@ struct App::Impl {
   std::unique_ptr<Timers> care_timers;   ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
   LanguageModels models;
+  std::unique_ptr<Spending> spending;  ///< the gateway's ledger
   std::once_flag sandbox_once;
   std::unique_ptr<trace::Sandbox> sandbox;  ///< behind CodeSandbox()
   std::unique_ptr<engine::Operations> operations;
@@ -209,6 +214,8 @@ absl::Status App::Impl::StartEngine() {
   if (config.executor == "sandbox" && !CodeSandbox().features().available)
     log::Warn("sandbox", {{"executor", config.executor}, {"reason", CodeSandbox().features().reason}});
   ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
+  spending = std::make_unique<Spending>(*store, clock, models.limits);
+  models.gateway->SetLedger(spending.get());
   for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
   llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
   operations = std::make_unique<engine::Operations>(*store, clock, *pool, *timers);
@@ -287,6 +294,9 @@ void App::Impl::MakeServices() {
   services.push_back(services::MakeArtifactService(artifact));
   services.push_back(services::MakeSessionService(*engine, *authenticator));
   services.push_back(services::MakeTraceService(*engine, *authenticator));
+  services::WorkflowParts workflow{engine.get(), authenticator.get(), config.executor,
+                                   [this]() -> const trace::Sandbox& { return CodeSandbox(); }};
+  services.push_back(services::MakeWorkflowService(std::move(workflow)));
   services.push_back(services::MakeOperationService(*operations, *authenticator));
   services.push_back(services::MakeUnimplementedJobService());
 }

@@ -34,6 +34,7 @@
 #include "optod/v1/operation.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
+#include "optod/v1/workflow.pb.h"
 
 namespace optod::client {
 
@@ -95,6 +96,9 @@ class Client {
   OPTOD_CALL(Propose, ProposeRequest, Operation);
   OPTOD_CALL(SetValues, SetValuesRequest, Version);
   OPTOD_CALL(GetGraph, GetGraphRequest, GetGraphResponse);
+  // ---- workflows; Complete is sent once, since the model is paid each time
+  OPTOD_CALL(Complete, CompleteRequest, CompleteResponse);
+  OPTOD_CALL(ExecuteRun, ExecuteRunRequest, Operation);
   // ---- operations
   OPTOD_CALL(GetOperation, GetOperationRequest, Operation);
   OPTOD_CALL(ListOperations, ListOperationsRequest, ListOperationsResponse);

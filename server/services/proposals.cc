@@ -44,7 +44,12 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
     chat.max_tokens = proposal.max_tokens;
     chat.seed = proposal.first_seed + static_cast<int64_t>(i);
     if (!wanted.response_schema.empty()) chat.json_schema = trace::JsonSchema{"suggestion", wanted.response_schema};
-    auto reply = services_.gateway->Complete(proposal.endpoint, chat, budget_.get(), cancelled_.get(), services_.cassette);
+    trace::CallOptions call;
+    call.user = caller_.user;
+    call.budget = budget_.get();
+    call.cancelled = cancelled_.get();
+    call.cassette = services_.cassette;
+    auto reply = services_.gateway->Complete(proposal.endpoint, chat, call);
     bool last = false;
     size_t answered = 0;
     {
