@@ -42,6 +42,7 @@
 #include "server/services/byte_budget.h"
 #include "server/services/event_service.h"
 #include "server/services/request_meter.h"
+#include "server/services/search_service.h"
 #include "server/services/session_service.h"
 #include "server/services/trace_service.h"
 #include "server/services/unimplemented.h"
@@ -73,7 +74,7 @@ struct ServiceRow {
 };
 constexpr ServiceRow kServices[] = {
     {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
-    {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},
+    {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SearchService", true}, {"optod.v1.SessionService", true},
     {"optod.v1.TraceService", true},
     {"optod.v1.WorkflowService", true},
 };
@@ -297,6 +298,7 @@ void App::Impl::MakeServices() {
   services::WorkflowParts workflow{engine.get(), authenticator.get(), config.executor,
                                    [this]() -> const trace::Sandbox& { return CodeSandbox(); }};
   services.push_back(services::MakeWorkflowService(std::move(workflow)));
+  services.push_back(services::MakeSearchService(*engine, *authenticator));
   services.push_back(services::MakeOperationService(*operations, *authenticator));
   services.push_back(services::MakeUnimplementedJobService());
 }
