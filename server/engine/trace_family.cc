@@ -441,21 +441,31 @@ absl::StatusOr<v1::Problem> TraceFamily::GetProblem(LiveSession& session, const 
 
 absl::StatusOr<TraceFamily::Proposal> TraceFamily::PrepareProposal(LiveSession& session, const v1::ProposeRequest& request) {
   if (session.row.state != v1::Session::ACTIVE) return FailedPrecondition("session ", session.name().Full(), " is closed");
-  if (context_.trace == nullptr || context_.trace->gateway == nullptr) return FailedPrecondition("llm: this server has no language models");
+  const bool given = request.replies_size() > 0;
+  if (!given && (context_.trace == nullptr || context_.trace->gateway == nullptr))
+    return FailedPrecondition("llm: this server has no language models");
+  if (request.replies_size() > 64) return InvalidArgument("replies: ", request.replies_size(), " replies; at most 64");
+  for (const std::string& reply : request.replies())
+    if (reply.size() > (1u << 20)) return InvalidArgument("replies: ", reply.size(), " bytes; at most 1 MiB");
   RETURN_IF_ERROR(CheckBudget(session.proto, session.row.create_ms, context_.clock->NowUnixMs()));
   if (request.candidates() < 0 || request.candidates() > 64) return InvalidArgument("candidates: ", request.candidates(), " is outside [0, 64]");
   Proposal out;
   out.endpoint = session.proto.optimizer().llm().empty() ? "default" : session.proto.optimizer().llm();
-  auto endpoint = context_.trace->gateway->Endpoint(out.endpoint);
-  if (!endpoint.ok()) return FailedPrecondition("llm: ", std::string(endpoint.status().message()));
+  int context_tokens = 1 << 20;
+  if (!given) {
+    auto endpoint = context_.trace->gateway->Endpoint(out.endpoint);
+    if (!endpoint.ok()) return FailedPrecondition("llm: ", std::string(endpoint.status().message()));
+    context_tokens = endpoint->context_tokens;
+  }
   ASSIGN_OR_RETURN(out.nodes, Chosen(request.parameters()));
   trace::OptoPrimeOptions options;
-  options.candidates = static_cast<uint32_t>(request.candidates() > 0 ? request.candidates() : HyperNumber(session, "candidates", 1));
+  out.given.assign(request.replies().begin(), request.replies().end());
+  options.candidates = given ? static_cast<uint32_t>(out.given.size()) : static_cast<uint32_t>(request.candidates() > 0 ? request.candidates() : HyperNumber(session, "candidates", 1));
   options.temperature = HyperNumber(session, session.proto.optimizer().name() == "optoprime-multi" ? "temperature_max" : "temperature", 0.7);
   options.memory_size = static_cast<uint32_t>(HyperNumber(session, "memory", 0));
   out.max_tokens = static_cast<int>(HyperNumber(session, "max_tokens", 4096));
-  out.max_tokens = std::min(out.max_tokens, std::max(64, endpoint->context_tokens / 4));
-  options.render.max_prompt_tokens = static_cast<uint32_t>(std::max(256, endpoint->context_tokens - out.max_tokens));
+  out.max_tokens = std::min(out.max_tokens, std::max(64, context_tokens / 4));
+  options.render.max_prompt_tokens = static_cast<uint32_t>(std::max(256, context_tokens - out.max_tokens));
   const auto& hyper = session.proto.optimizer().hyperparameters();
   if (auto it = hyper.find("objective"); it != hyper.end()) options.problem.instruction = it->second.text();
   if (auto it = hyper.find("include_example"); it != hyper.end()) options.render.include_example = it->second.flag();

@@ -40,6 +40,7 @@ class TraceFamily final : public Family {
     std::string endpoint;
     int64_t base_version = 0;
     std::vector<trace::CandidateRequest> requests;
+    std::vector<std::string> given;                  ///< replies that the client brought, one a request; empty = ask the endpoint
     std::vector<trace::ReplyParameter> parameters;   ///< as they stood when the prompt was made
     std::vector<trace::NodeId> nodes;                ///< of `parameters`
     trace::MemoryRound round;

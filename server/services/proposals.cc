@@ -31,6 +31,14 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
     budget_ = std::make_unique<trace::Budget>(proposal.limits, proposal.used);
     replies_.assign(proposal.requests.size(), absl::UnknownError("not asked"));
     waiting_ = proposal.requests.size();
+    if (!proposal.given.empty()) {   // the client asked a model of its own
+      for (size_t i = 0; i < replies_.size(); ++i) {
+        trace::ChatReply reply;
+        reply.text = proposal.given[i];
+        replies_[i] = std::move(reply);
+      }
+      return End();
+    }
     for (size_t i = 0; i < proposal.requests.size(); ++i) services_.llm_pool->Post([self = shared_from_this(), i] { self->AskModel(i); });
   }
 

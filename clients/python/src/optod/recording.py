@@ -104,14 +104,15 @@ class Recording:
         return self._trace("GetProblem", pb.GetProblemRequest(session=self.name, parameters=parameters, mask=mask))
 
     def propose(self, candidates: int = 0, apply: bool = True, *, parameters: Sequence[int] = (), mask: Sequence[str] = (),
-                timeout: float = 600.0, progress: Optional[Progress] = None, request_id: str = "") -> pb.ProposeResponse:
+                replies: Sequence[str] = (), timeout: float = 600.0, progress: Optional[Progress] = None, request_id: str = "") -> pb.ProposeResponse:
         """Asks the model for proposals (0 = the optimizer's number) and waits for them.
 
-        apply: the first usable one becomes the head.  progress: called with the Operation about once a second.  Returns the outcome of every candidate
+        apply: the first usable one becomes the head.  replies: of a model that you asked yourself with the prompts of ``problem``, one a candidate; the
+        server then asks none.  progress: called with the Operation about once a second.  Returns the outcome of every candidate
         and of every key.  FailedPrecondition: no feedback yet, or no such LLM endpoint.  ResourceExhausted: a budget is spent.
         """
         request = pb.ProposeRequest(session=self.name, candidates=candidates, apply=apply, parameters=parameters, mask=mask,
-                                    request_id=request_id)
+                                    replies=replies, request_id=request_id)
         response = self.client.operations.run(self._trace("Propose", request), pb.ProposeResponse(), timeout, progress)
         self.note_head(response.head_version)  # type: ignore[attr-defined]
         return response

@@ -1,0 +1,108 @@
+"""OptoPrimeV2: OptoPrime with values and replies in tags."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, Optional
+
+from optod.optimizers.optoprime import _OWN, OptoPrime
+from optod.optimizers.replies import balanced_objects
+from optod.optimizers.summary import FunctionFeedback, ProblemInstance
+from optod.optimizers.utils import extract_xml_like_data, truncate_expression
+
+__all__ = ["OptoPrimeV2", "OptimizerPromptSymbolSet", "OptimizerPromptSymbolSetJSON", "OptimizerPromptSymbolSet2", "extract_xml_like_data",
+           "truncate_expression", "FunctionFeedback", "ProblemInstance"]
+
+
+class OptimizerPromptSymbolSet:
+    """Section titles and tag names.  expect_json: replies are JSON instead of tags."""
+
+    variables_section_title, inputs_section_title, outputs_section_title = "# Variables", "# Inputs", "# Outputs"
+    others_section_title, feedback_section_title, instruction_section_title = "# Others", "# Feedback", "# Instruction"
+    code_section_title, documentation_section_title = "# Code", "# Documentation"
+    node_tag, variable_tag, value_tag, constraint_tag = "node", "variable", "value", "constraint"
+    reasoning_tag, improved_variable_tag, name_tag = "reasoning", "variable", "name"
+    expect_json = False
+    custom_output_format_instruction: Optional[str] = None
+
+    @property
+    def output_format(self) -> str:
+        """The form that a reply must have."""
+        if self.custom_output_format_instruction is not None:
+            return self.custom_output_format_instruction.strip()
+        return self.example_output("reasoning", {"variable_name": "value"})
+
+    def example_output(self, reasoning: str, variables: Dict[str, Any]) -> str:
+        """A reply with these contents."""
+        parts = [f"<{self.reasoning_tag}>\n{reasoning}\n</{self.reasoning_tag}>"] if reasoning else []
+        for name, value in variables.items():
+            parts.append(f"<{self.improved_variable_tag}>\n<{self.name_tag}>{name}</{self.name_tag}>\n<{self.value_tag}>\n{value}\n</{self.value_tag}>\n"
+                         f"</{self.improved_variable_tag}>")
+        return "\n".join(parts)
+
+    def output_response_extractor(self, response: str) -> Dict[str, Any]:
+        """{"reasoning": text, "variables": {name: text}}; code with blank text is dropped."""
+        found = extract_xml_like_data(response, self.reasoning_tag, self.improved_variable_tag, self.name_tag, self.value_tag)
+        found["variables"] = {k: v for k, v in found["variables"].items() if not ("__code" in k and not v.strip())}
+        return found
+
+    @property
+    def default_prompt_symbols(self) -> Dict[str, str]:
+        names = ("variables", "inputs", "outputs", "others", "feedback", "instruction", "code", "documentation")
+        return {name: getattr(self, f"{name}_section_title") for name in names}
+
+
+class OptimizerPromptSymbolSetJSON(OptimizerPromptSymbolSet):
+    """Replies in JSON: {"reasoning": ..., "suggestion": {name: value}}."""
+
+    expect_json = True
+    custom_output_format_instruction = '{"reasoning": <text>, "suggestion": {<variable>: <value>, ...}}'
+
+    def example_output(self, reasoning: str, variables: Dict[str, Any]) -> str:
+        return json.dumps({"reasoning": reasoning, "suggestion": variables}, indent=2)
+
+    def output_response_extractor(self, response: str, suggestion_tag: str = "suggestion") -> Dict[str, Any]:
+        objects = balanced_objects(response)
+        whole = next((o for o in reversed(objects) if isinstance(o.get(suggestion_tag), dict)), objects[-1] if objects else {})
+        variables = whole.get(suggestion_tag) if isinstance(whole.get(suggestion_tag), dict) else whole
+        return {"reasoning": whole.get("reasoning", ""),
+                "variables": {k: v for k, v in variables.items() if not ("__code" in k and not str(v).strip())}}
+
+
+class OptimizerPromptSymbolSet2(OptimizerPromptSymbolSet):
+    """Short tags."""
+
+    node_tag, variable_tag, value_tag = "const", "var", "data"
+    reasoning_tag, improved_variable_tag, name_tag = "reason", "var", "name"
+
+
+class OptoPrimeV2(OptoPrime):
+    """initial_var_char_limit: characters shown of inputs, others and outputs.  optimizer_prompt_symbol_set: tags and titles; the default set is the server's,
+    with another one prompts and replies are translated here."""
+
+    server_name = "optoprime-v2"
+
+    def __init__(self, parameters: list, llm: Any = None, *args: Any, max_tokens: int = 8192, initial_var_char_limit: int = 2000,
+                 optimizer_prompt_symbol_set: Optional[OptimizerPromptSymbolSet] = None, use_json_object_format: bool = True,
+                 truncate_expression: Any = truncate_expression, **kwargs: Any) -> None:
+        self.initial_var_char_limit = initial_var_char_limit
+        self.optimizer_prompt_symbol_set = optimizer_prompt_symbol_set or OptimizerPromptSymbolSet()
+        self.truncate_expression = truncate_expression
+        super().__init__(parameters, llm, *args, max_tokens=max_tokens,
+                         use_json_object_format=use_json_object_format and self.optimizer_prompt_symbol_set.expect_json, **kwargs)
+
+    def _hyperparameters(self, temperature: Optional[float]) -> Dict[str, Any]:
+        return {**super()._hyperparameters(temperature), "initial_var_char_limit": self.initial_var_char_limit}
+
+    def extract_llm_suggestion(self, response: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """{"reasoning": text, "variables": {name: value}} of a reply."""
+        found = self.optimizer_prompt_symbol_set.output_response_extractor(response)
+        if not found.get("variables") and not self.ignore_extraction_error:
+            print(f"Cannot extract suggestion from LLM's response:\n{response}")
+        return found
+
+    def _reads_here(self) -> bool:
+        return type(self.optimizer_prompt_symbol_set) is not OptimizerPromptSymbolSet or super()._reads_here()
+
+
+_OWN["extract_llm_suggestion"].add(OptoPrimeV2.extract_llm_suggestion)
