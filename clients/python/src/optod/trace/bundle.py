@@ -13,13 +13,14 @@ from optod.trace.broadcast import detach_inputs, recursive_conversion, to_data
 from optod.trace.errors import ExecutionError, TraceMissingInputsError
 from optod.trace.modules import Module
 from optod.trace.naming import GRAPH, USED_NODES
-from optod.trace.nodes import ExceptionNode, Node, ParameterNode, get_op_name, message, node
+from optod.trace.nodes import NO_INPUTS, ExceptionNode, Node, ParameterNode, get_op_name, message, node, root
 from optod.trace.recursion import plain_twin
 from optod.trace.utils import contain
 
 __all__ = ["bundle", "FunModule", "ExecutionError", "TraceMissingInputsError", "trace_nodes", "to_data", "wrap_node", "detach_inputs",
            "disable_external_dependencies_check"]
 
+NO_KWARGS: Dict[str, Any] = {}
 _EVAL = "[eval] Runs the code in __code on the other arguments."
 ALLOW_EXTERNAL_DEPENDENCIES: Optional[bool] = None
 
@@ -125,6 +126,7 @@ class FunModule(Module):
         self.output_name = output_name
         self.parameter: Optional[ParameterNode] = None
         self._signature = _Signature(fun)
+        self._is_async = inspect.iscoroutinefunction(fun)
         self._compiled: Tuple[Optional[str], Any] = (None, None)
         self._twin: Optional[Callable] = None
         self._self_node: Optional[Node] = None
@@ -201,28 +203,28 @@ class FunModule(Module):
         """The result as a node; of an async function, an awaitable of it."""
         if self._self_node is not None:
             args = (self._self_node, *args)
-        fun = self._function()
-        if inspect.iscoroutinefunction(fun):
-            return self._forward_async(fun, args, kwargs)
+        fun = self._fun if self.parameter is None and not self.overwrite_python_recursion else self._function()
         inputs, args, kwargs = self._wrap_inputs(args, kwargs)
-        with trace_nodes() as used:
-            args, kwargs = self._unwrap(args, kwargs)
-            try:
-                output = fun(*args, **kwargs)
-            except Exception as error:
-                if not self.catch_execution_error:
-                    raise
-                failure = error
-            else:
-                failure = None
+        if self._is_async or self.parameter is not None and inspect.iscoroutinefunction(fun):
+            return self._forward_async(fun, inputs, args, kwargs)
+        used: set = set()
+        token = USED_NODES.set((*USED_NODES.get(), used))
+        try:
+            output = fun(*args, **kwargs)
+        except Exception as error:
+            if not self.catch_execution_error:
+                raise
+            failure = error
+        else:
+            failure = None
+        finally:
+            USED_NODES.reset(token)
         if failure is not None:
             self._raise(failure, inputs)
         return self._result(output, inputs, args, kwargs, used)
 
-    async def _forward_async(self, fun: Callable, args: tuple, kwargs: dict) -> Any:
-        inputs, args, kwargs = self._wrap_inputs(args, kwargs)
+    async def _forward_async(self, fun: Callable, inputs: Dict[str, Node], args: Any, kwargs: Any) -> Any:
         with trace_nodes() as used:
-            args, kwargs = self._unwrap(args, kwargs)
             try:
                 output = await fun(*args, **kwargs)
             except Exception as error:
@@ -236,8 +238,29 @@ class FunModule(Module):
         return self._result(output, inputs, args, kwargs, used)
 
     def _wrap_inputs(self, args: tuple, kwargs: dict) -> Tuple[Dict[str, Node], Any, Any]:
-        """(inputs of the result, args, kwargs): values as nodes named after their parameter, except for operators and unprocessed inputs."""
-        bound, call_args, call_kwargs = self._signature.bind(args, kwargs)
+        """(inputs of the result, args, kwargs that the function is called with).
+
+        Values become nodes named after their parameter; the function gets the nodes' values, copies of the nodes when its code is traceable, and the
+        arguments as they were given when inputs are not processed.
+        """
+        signature = self._signature
+        if signature.simple and not kwargs and len(args) == len(signature.positional) and self._process_inputs:
+            inputs: Dict[str, Node] = {}
+            values = []
+            for name, value in zip(signature.positional, args):
+                if isinstance(value, Node):
+                    inputs[name] = value
+                    values.append(value.detach() if self.traceable_code else value._data)
+                elif isinstance(value, FunModule):
+                    inputs[name] = value.parameter if value.parameter is not None else root(value, name)
+                    values.append(value)
+                else:
+                    inputs[name] = made = root(value, name)
+                    values.append(made.detach() if self.traceable_code else value)
+            return inputs, values, NO_KWARGS
+        return self._wrap_any_inputs(*signature.bind(args, kwargs))
+
+    def _wrap_any_inputs(self, bound: Dict[str, Any], call_args: tuple, call_kwargs: dict) -> Tuple[Dict[str, Node], Any, Any]:
         inputs: Dict[str, Node] = {}
         made: Dict[int, Node] = {}
         for key, value in bound.items():
@@ -246,21 +269,17 @@ class FunModule(Module):
             elif isinstance(value, FunModule) and value.parameter is not None:
                 inputs[key] = value.parameter
             else:
-                inputs[key] = made[id(value)] = Node(value, name=None if key.startswith("args_") and key not in self._signature.positional else key)
+                inputs[key] = made[id(value)] = root(value, None if key.startswith("args_") and key not in self._signature.positional else key)
         if not self._process_inputs:
             return inputs, call_args, call_kwargs
 
-        def wrapped(value: Any) -> Any:
-            return value if isinstance(value, FunModule) else made.get(id(value), value)
+        def given(value: Any) -> Any:
+            if isinstance(value, FunModule):
+                return value
+            at = made.get(id(value), value)
+            return at.detach() if self.traceable_code else at._data
 
-        return inputs, [wrapped(v) for v in call_args], {k: wrapped(v) for k, v in call_kwargs.items()}
-
-    def _unwrap(self, args: Any, kwargs: Any) -> Tuple[Any, Any]:
-        """What the function is called with."""
-        if not self._process_inputs:
-            return args, kwargs
-        convert = detach_inputs if self.traceable_code else to_data
-        return [convert(a) for a in args], {k: convert(v) for k, v in kwargs.items()}
+        return inputs, [given(v) for v in call_args], {k: given(v) for k, v in call_kwargs.items()}
 
     def _result(self, output: Any, inputs: Dict[str, Node], args: Any, kwargs: Any, used: set) -> Node:
         external = [n for n in used if not contain(inputs.values(), n)] if used else []
@@ -275,7 +294,7 @@ class FunModule(Module):
         if self.parameter is not None:
             inputs["__code"] = self.parameter
             base, description = "eval", _EVAL
-        return message(self, output, inputs if GRAPH.TRACE else {}, base, description, call)
+        return message(self, output, inputs if GRAPH.TRACE else NO_INPUTS, base, description, call)
 
     def _raise(self, error: Exception, inputs: Dict[str, Node]) -> None:
         base = self._tag

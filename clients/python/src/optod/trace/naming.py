@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 import threading
 import weakref
 from typing import Any, Dict, List, Optional
@@ -48,7 +49,7 @@ class Graph:
     ALLOW_NESTED_GRAPHS = True
 
     def __init__(self) -> None:
-        self._counts: Dict[str, int] = {}
+        self._counters: Dict[str, Any] = {}     # base -> itertools.count, whose next() is atomic
         self._nodes: Dict[str, List[Any]] = {}
         self._lock = threading.Lock()
         self._trace = True
@@ -65,32 +66,25 @@ class Graph:
     def clear(self) -> None:
         """Starts counting from 0 again; nodes that exist keep their names."""
         with self._lock:
-            self._counts = {}
+            self._counters = {}
             self._nodes = {}
-
-    def take(self, base: str) -> int:
-        """The index of a new node of this base."""
-        with self._lock:
-            index = self._counts.get(base, 0)
-            self._counts[base] = index + 1
-        return index
 
     def register(self, node: Any) -> None:
         """Gives the node the next index of its base (and the scope, if one is set)."""
         if NAME_SCOPES:
             node._base = NAME_SCOPES[-1] + "/" + node._base
-        node._index = self.take(node._base)
-        self.remember(node)
-
-    def remember(self, node: Any) -> None:
-        """Lets ``get`` find the node (LEGACY_GRAPH_BEHAVIOR only)."""
+        base = node._base
+        try:
+            node._index = next(self._counters[base])
+        except KeyError:
+            node._index = next(self._counters.setdefault(base, itertools.count()))
         if self.LEGACY_GRAPH_BEHAVIOR:
             with self._lock:
-                self._nodes.setdefault(node._base, []).append(weakref.ref(node))
+                self._nodes.setdefault(base, []).append(weakref.ref(node))
 
     def count(self, base: str) -> int:
         """Nodes made with this base so far; KeyError when there is none."""
-        return self._counts[base]
+        return _next_of(self._counters[base])
 
     def get(self, name: str) -> Any:
         """The living node ``base:index``; needs LEGACY_GRAPH_BEHAVIOR, KeyError when there is none."""
@@ -115,15 +109,20 @@ class Graph:
                 if not base[cut].isdigit():
                     break
                 number = plain[cut:]
-                if number == str(int(number)) and int(number) < self._counts.get(base[:cut], 0):
+                if number == str(int(number)) and base[:cut] in self._counters and int(number) < self.count(base[:cut]):
                     return f"{base}_{index}"
         return plain
 
     def __len__(self) -> int:
-        return sum(self._counts.values())
+        return sum(_next_of(counter) for counter in list(self._counters.values()))
 
     def __str__(self) -> str:
-        return str(self._counts)
+        return str({base: _next_of(counter) for base, counter in list(self._counters.items())})
+
+
+def _next_of(counter: Any) -> int:
+    """What an itertools.count will give next: its repr says so without taking it."""
+    return int(repr(counter)[len("count("):-1])
 
 
 GRAPH = Graph()

@@ -81,10 +81,13 @@ def adopt(child: "Node", parents: Any) -> None:
     child._level = level
 
 
+NO_INPUTS: Dict[str, "Node"] = {}
+"""Inputs of every root; never changed."""
+
 _LAZY = {
     "_children": lambda self: [],
     "_feedback": lambda self: defaultdict(list),
-    "_inputs": lambda self: {},
+    "_inputs": lambda self: NO_INPUTS,
     "_level": lambda self: 0,
     "trainable": lambda self: False,
     "_backwarded": lambda self: False,
@@ -116,6 +119,9 @@ class Node(Syntax):
             base = type(value).__name__ if name is None else name
         self._data = value
         self._base = base
+        self._level = 0
+        self._inputs = NO_INPUTS
+        self._children: list = []
         if not description:
             self._description = "[" + type(self).__name__ + "]"
         else:
@@ -362,7 +368,7 @@ class MessageNode(Node):
             if not isinstance(value_node, Node):
                 raise AssertionError(f"inputs[{key!r}]: {value_node!r} is no Node")
         super().__init__(value, name=name, description=description, constraint=constraint, info=info)
-        self._inputs = inputs if GRAPH.TRACE else {}
+        self._inputs = inputs if GRAPH.TRACE else NO_INPUTS
         adopt(self, self._inputs.values())
 
     @property
@@ -474,6 +480,20 @@ def message(maker: Any, value: Any, inputs: Dict[str, Node], base: str, descript
     made._maker = maker
     made._call = call
     made._inputs = inputs
+    made._children = []
     adopt(made, inputs.values())
+    GRAPH.register(made)
+    return made
+
+
+def root(value: Any, base: Optional[str] = None) -> Node:
+    """A Node on a value that is no node, without the checks of the constructor."""
+    made = Node.__new__(Node)
+    made._data = value
+    made._base = type(value).__name__ if base is None else base
+    made._description = "[Node]"
+    made._level = 0
+    made._inputs = NO_INPUTS
+    made._children = []
     GRAPH.register(made)
     return made

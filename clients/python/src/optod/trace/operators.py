@@ -12,9 +12,9 @@ import operator
 from typing import Any, Callable, List
 
 from optod.trace import naming, nodes, syntax
-from optod.trace.bundle import FunModule
+from optod.trace.bundle import NO_KWARGS, FunModule
 from optod.trace.naming import GRAPH
-from optod.trace.nodes import MessageNode, Node, adopt, node
+from optod.trace.nodes import NO_INPUTS, MessageNode, Node, adopt, node, root
 
 _PLAIN = frozenset({int, float, str, bool, bytes, complex, type(None)})
 _INDEXED = frozenset({list, tuple, dict, str})
@@ -55,15 +55,15 @@ class Operator(FunModule):
         made._base = self._tag
         made._description = self.description
         made._maker = self
-        made._call = (value, args, _NO_KWARGS, ())
-        if _scoped.get() is None and GRAPH._trace or GRAPH.TRACE:
+        made._call = (value, args, NO_KWARGS, ())
+        made._children = []
+        if GRAPH._trace if _scoped.get() is None else GRAPH.TRACE:
             made._inputs = inputs
             adopt(made, inputs.values())
+        else:
+            made._inputs, made._level = NO_INPUTS, 0
         GRAPH.register(made)
         return made
-
-
-_NO_KWARGS: dict = {}
 
 
 class GetItem(Operator):
@@ -79,16 +79,6 @@ class GetItem(Operator):
             if not isinstance(value, Node):
                 return self._short(value, {"x": x, "index": y}, (a, b))
         return self.forward(x, y)
-
-
-def _constant(value: Any) -> Node:
-    """A root on a value that is no node: what ``node(value)`` gives."""
-    made = Node.__new__(Node)
-    made._data = value
-    made._base = type(value).__name__
-    made._description = "[Node]"
-    GRAPH.register(made)
-    return made
 
 
 def _op(fun: Callable = None, *, kind: type = Operator, **options: Any) -> Any:  # type: ignore[assignment]
@@ -576,4 +566,4 @@ def call_llm(llm: Any, system_prompt: Any = None, *user_prompts, **kwargs):
 
 import sys as _sys
 
-syntax.bind(_sys.modules[__name__], _constant, nodes.Node)
+syntax.bind(_sys.modules[__name__], root, nodes.Node)
