@@ -177,12 +177,9 @@ absl::StatusOr<NodeId> RestoreNode(Graph& graph, std::string_view bytes) {
     in.constraint = &constraint;
   }
   if (!r.ok() || !r.AtEnd()) return DataLoss("node ", graph.size(), ": the record is cut or too long");
-  const uint32_t next = graph.NextIndex(in.base_name);
-  const std::string name = Cat(in.base_name, ":", index);
-  if (index < next ? graph.FindByName(name) != kNoNode : index - next > kMaxIndexGap) {
-    return DataLoss("node ", graph.size(), ": is ", name, " but the next free one is ", next);
+  if (const uint32_t expected = graph.NextIndex(in.base_name); expected != index) {
+    return DataLoss("node ", graph.size(), ": is ", in.base_name, ":", index, " but the next free one is ", expected);
   }
-  in.index = index;
   auto ids = graph.AddNodes({&in, 1});
   if (!ids.ok()) return DataLoss("node ", graph.size(), ": ", std::string(ids.status().message()));
   return ids->front();

@@ -11,6 +11,12 @@ from typing import Any, List, Optional, Tuple
 __all__ = ["describe", "mark_line", "message_of"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OPERATORS = os.path.join(_PACKAGE, "operators.py")       # its functions are what failed, the other files only called them
+
+
+def _is_ours(frame: Any) -> bool:
+    file = frame.f_code.co_filename
+    return file.startswith(_PACKAGE) and file != _OPERATORS
 
 
 def message_of(error: BaseException) -> str:
@@ -38,11 +44,11 @@ def describe(error: BaseException, code_file: Optional[str], code: Optional[str]
     """
     message = message_of(error)
     frames = [(f, n) for f, n in traceback.walk_tb(error.__traceback__)]
-    while frames and frames[0][0].f_code.co_filename.startswith(_PACKAGE):
+    while frames and _is_ours(frames[0][0]):
         frames.pop(0)                                       # our own call of the function
     shown: List[Tuple[str, int]] = []
     for frame, line in frames:
-        if frame.f_code.co_filename.startswith(_PACKAGE):    # a failed operator inside: its own text follows
+        if _is_ours(frame):    # a failed operator inside: its own text follows
             break
         found = _source(frame, line, code_file, code)
         if found is None:

@@ -14,7 +14,7 @@ import types
 import warnings
 import weakref
 from collections import defaultdict
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from optod.trace.naming import GRAPH, NAME_SCOPES, USED_NODES, Graph, dialect
 from optod.trace.syntax import Syntax
@@ -386,11 +386,11 @@ class MessageNode(Node):
 
     @property
     def hidden_dependencies(self) -> set:
-        """Parameters that a traceable body used and that are not among the node's own dependencies."""
-        inner = self._inner()
+        """Parameters that a traceable body used and that are not among the node's own dependencies (nor copies of its inputs)."""
+        inner, given = self._inside()
         if inner is None:
             return set()
-        hidden = inner.parameter_dependencies - self.parameter_dependencies
+        hidden = inner.parameter_dependencies - self.parameter_dependencies - set(given)
         above = set().union(*(p.expandable_dependencies for p in self.parents))
         for n in inner.expandable_dependencies - above - {self}:
             hidden = hidden | n.hidden_dependencies
@@ -398,17 +398,22 @@ class MessageNode(Node):
 
     def _inner(self) -> Optional[Node]:
         """The result inside a traceable body; None for other nodes."""
+        return self._inside()[0]
+
+    def _inside(self) -> Tuple[Optional[Node], tuple]:
+        """(result inside a traceable body, the nodes that the body was given); (None, ()) for other nodes."""
         try:
             output, args, kwargs, _ = self._call
         except AttributeError:
             info = self._info
             if not isinstance(info, dict):
-                return None
-            given = info.get("inputs") or {"args": [None], "kwargs": {}}
-            output, args, kwargs = info.get("output"), given["args"], given["kwargs"]
-        if isinstance(output, Node) and all(isinstance(a, Node) for a in (*args, *kwargs.values())):
-            return output
-        return None
+                return None, ()
+            inputs = info.get("inputs") or {"args": [None], "kwargs": {}}
+            output, args, kwargs = info.get("output"), inputs["args"], inputs["kwargs"]
+        if not isinstance(output, Node):
+            return None, ()
+        given = (*args, *kwargs.values())
+        return (output, given) if all(isinstance(a, Node) for a in given) else (None, ())
 
     def _make_dependencies(self) -> Dict[str, set]:
         """Of all ancestors that do not know theirs yet, oldest first: no recursion."""

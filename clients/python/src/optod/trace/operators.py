@@ -554,14 +554,14 @@ def call_llm(llm: Any, system_prompt: Any = None, *user_prompts, **kwargs):
 
     llm: a callable ``llm(messages=...)``; when it is a text, it is the system prompt and the default model is asked.
     """
+    from optod.llm import LLM, reply_text
     prompts: List[Any] = list(user_prompts)
     if not callable(llm):
-        from optod.llm import LLM
         prompts = ([] if system_prompt is None else [system_prompt]) + prompts
         llm, system_prompt = LLM(), llm
     messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     messages += [{"role": "user", "content": p} for p in prompts]
-    return llm(messages=messages, **kwargs).choices[0].message.content
+    return reply_text(llm(messages=messages, **kwargs))
 
 
 import sys as _sys
