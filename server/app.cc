@@ -41,6 +41,7 @@
 #include "server/services/byte_budget.h"
 #include "server/services/event_service.h"
 #include "server/services/request_meter.h"
+#include "server/services/search_service.h"
 #include "server/services/session_service.h"
 #include "server/services/trace_service.h"
 #include "server/services/unimplemented.h"
@@ -70,7 +71,7 @@ struct ServiceRow {
 };
 constexpr ServiceRow kServices[] = {
     {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
-    {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},
+    {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SearchService", true}, {"optod.v1.SessionService", true},
     {"optod.v1.TraceService", true},
 };
 
@@ -287,6 +288,7 @@ void App::Impl::MakeServices() {
   services.push_back(services::MakeArtifactService(artifact));
   services.push_back(services::MakeSessionService(*engine, *authenticator));
   services.push_back(services::MakeTraceService(*engine, *authenticator));
+  services.push_back(services::MakeSearchService(*engine, *authenticator));
   services.push_back(services::MakeOperationService(*operations, *authenticator));
   services.push_back(services::MakeUnimplementedJobService());
 }

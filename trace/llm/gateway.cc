@@ -271,7 +271,8 @@ std::vector<EndpointTotals> LlmGateway::Totals() const {
   std::lock_guard lock(impl_->mutex);
   std::vector<EndpointTotals> totals;
   for (const auto& [name, endpoint] : impl_->endpoints) {
-    totals.push_back({name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
+    totals.push_back(
+        {name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
   }
   return totals;
 }
@@ -283,6 +284,13 @@ absl::StatusOr<EndpointConfig> LlmGateway::Endpoint(const std::string& name) con
 
 absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, const ChatRequest& request, Budget* budget,
                                                const std::atomic<bool>* cancelled, Cassette* cassette) {
+  ASSIGN_OR_RETURN(ChatOutcome outcome, Exchange(endpoint, request, budget, cancelled, cassette));
+  return std::move(outcome).Result();
+}
+
+absl::StatusOr<ChatOutcome> LlmGateway::Exchange(const std::string& endpoint, const ChatRequest& request,
+                                                 Budget* budget, const std::atomic<bool>* cancelled,
+                                                 Cassette* cassette) {
   RETURN_IF_ERROR(CheckRequest(request));
   absl::StatusOr<CallContext> call = impl_->Prepare(endpoint, cancelled);
   const bool offline = cassette != nullptr && cassette->mode() == CassetteMode::kReplay;
@@ -304,10 +312,10 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
     if (std::optional<ChatOutcome> found = cassette->Find(*ticket)) {
       if (LlmErrorReason(found->error) == "not_recorded") {
         purse.Release();
-      } else {
-        purse.Charge(found->reply.usage);
+        return found->error;
       }
-      return std::move(*found).Result();
+      purse.Charge(found->reply.usage);
+      return *std::move(found);
     }
   }
   absl::StatusOr<ChatOutcome> answer = impl_->Ask(*call, safe);
@@ -321,7 +329,7 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
   call->endpoint->completion_tokens += answer->reply.usage.completion_tokens;
   purse.Charge(answer->reply.usage);
   if (ticket) cassette->Record(*ticket, *answer);
-  return std::move(*answer).Result();
+  return answer;
 }
 
 }  // namespace optod::trace

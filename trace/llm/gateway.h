@@ -46,7 +46,7 @@ struct GatewayOptions {
 /// What was asked of an endpoint since the start. Replies from a cassette are not counted: nobody was asked.
 struct EndpointTotals {
   std::string name;
-  int64_t answered = 0, failed = 0;   ///< calls of Complete, whatever the number of attempts
+  int64_t answered = 0, failed = 0;  ///< calls of Complete, whatever the number of attempts
   int64_t prompt_tokens = 0, completion_tokens = 0;
 };
 
@@ -64,6 +64,12 @@ class LlmGateway {
   std::vector<EndpointTotals> Totals() const;
   /// What prompts may be built for. NOT_FOUND names the endpoints there are, or says how to define one.
   absl::StatusOr<EndpointConfig> Endpoint(const std::string& name) const;
+
+  /// As Complete, but a paid answer that cannot be used (empty, malformed) comes back with its usage instead of as an
+  /// error.
+  absl::StatusOr<ChatOutcome> Exchange(const std::string& endpoint, const ChatRequest& request,
+                                       Budget* budget = nullptr, const std::atomic<bool>* cancelled = nullptr,
+                                       Cassette* cassette = nullptr);
 
   /// One reply. `budget`, `cancelled` and `cassette` may be null; `cancelled` is looked at about every 50 ms while
   /// waiting (a request that is already on the wire runs to its end or its timeout, since it is paid for). Replayed
