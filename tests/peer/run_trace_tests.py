@@ -5,7 +5,8 @@
 
 DIR: tests/unit_tests of a checkout of microsoft/Trace (dialect trace) or AgentOpt/OpenTrace (dialect opentrace, the default); it is read, nothing of it is kept.
 Files with test functions run under pytest; what such a file does when it is imported counts as one more test, "(import)".  Files without run as programs,
-each one test.  A private server is used unless OPTOD_ADDRESS is set.  Exit status: 0 when all that ran passed.
+each one test.  A private server is used unless OPTOD_ADDRESS is set; the model is scripted_model.py (so the tests that need one run too) unless --model none.
+Exit status: 0 when all that ran passed.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+
+from scripted_model import ScriptedModel
 
 PLUGIN = "import optod.compat\noptod.compat.install({dialect!r})\n"
 
@@ -32,7 +35,7 @@ def run_pytest(path, folder, environment, seconds):
     """[(test, outcome, message)]"""
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-x" if False else "-rN", "-p", "no:cacheprovider", "-p", "optod_peer_plugin", "--rootdir", str(folder),
+    command = [sys.executable, "-m", "pytest", "-q", "-rN", "-p", "no:cacheprovider", "-p", "optod_peer_plugin", "--rootdir", str(folder),
                f"--junit-xml={report}", str(path)]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
@@ -65,6 +68,7 @@ def main():
     parser.add_argument("--dialect", default="opentrace", choices=["opentrace", "trace"])
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of one file")
+    parser.add_argument("--model", default="scripted", choices=["scripted", "none"])
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     suite = options.suite.resolve()
@@ -76,10 +80,14 @@ def main():
         folder = pathlib.Path(temporary)
         (folder / "optod_peer_plugin.py").write_text(PLUGIN.format(dialect=options.dialect))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]), "MPLBACKEND": "Agg"}
+        if options.model == "scripted":
+            model = ScriptedModel()
+            environment.update(OPTOD_LLM_URL=model.url, OPTOD_LLM_MODEL="scripted", OPTOD_LLM_KEY="none", TRACE_LITELLM_MODEL="scripted",
+                               OPENAI_BASE_URL=model.url, OPENAI_API_KEY="none")
         print(f"{'file':44} {'passed':>6} {'failed':>6} {'skipped':>7}")
         for path in files:
             run = run_pytest if has_test_functions(path) else run_program
-            results = run(path, folder, environment, options.seconds)
+            results = run(path, folder, environment, options.seconds) or run_program(path, folder, environment, options.seconds)
             counts = {k: sum(1 for r in results if r[1] == k) for k in totals}
             for key in totals:
                 totals[key] += counts[key]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from optod.errors import OptodError
@@ -39,6 +41,9 @@ class OptoPrime(Optimizer):
                               ("Variables", "Constraints", "Inputs", "Outputs", "Others", "Feedback", "Instruction", "Code", "Documentation")}
     default_json_keys = {"reasoning": "reasoning", "answer": "answer", "suggestion": "suggestion"}
 
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "last_outcome": None, "_offers": []}
+
     def __init__(self, parameters: List[ParameterNode], llm: Union[None, str, Callable] = None, *args: Any, propagator: Optional[Propagator] = None,
                  objective: Optional[str] = None, ignore_extraction_error: bool = True, include_example: bool = False, memory_size: int = 0,
                  max_tokens: int = 4096, log: bool = True, prompt_symbols: Optional[Dict[str, str]] = None,
@@ -58,7 +63,7 @@ class OptoPrime(Optimizer):
         self._own_objective = objective
         self.remote = Remote(self.server_name, self._hyperparameters(temperature), llm if isinstance(llm, str) else "", seed, client)
         self.last_outcome: Optional[pb.ProposeResponse] = None
-        self._accepted: Optional[Tuple[int, Dict[ParameterNode, str]]] = None
+        self._offers: List[Tuple[int, Dict[ParameterNode, str]]] = []     # proposed versions and the texts that they hold
 
     def _hyperparameters(self, temperature: Optional[float]) -> Dict[str, Any]:
         out: Dict[str, Any] = {"max_tokens": self.max_tokens, "memory": self.memory.size, "include_example": self.include_example,
@@ -100,19 +105,19 @@ class OptoPrime(Optimizer):
     def construct_prompt(self, summary: Any = None, mask: Optional[Sequence[str]] = None, *args: Any, **kwargs: Any) -> Tuple[str, str]:
         """(system prompt, user prompt) as the server renders them for the feedback that it was told."""
         ids = [self.remote.id_of(p) for p in self.parameters]
-        problem = self.remote.session.problem(ids, _titles(mask))
-        user = problem.user_prompt
-        if self.highlight_variables:
-            names = ", ".join(v.name for v in problem.variables)
-            user += f"\nWhat are your suggestions on variables {names}?\n"
-        return self.replace_symbols(problem.system_prompt, self.prompt_symbols), self.replace_symbols(user, self.prompt_symbols)
+        problem = self.remote.session.problem(ids, _titles(mask), self._other_titles())
+        return problem.system_prompt, problem.user_prompt
+
+    def _other_titles(self) -> Dict[str, str]:
+        """{default title: title} of the sections that are called something else."""
+        return {old: self.prompt_symbols[key] for key, old in self.default_prompt_symbols.items() if self.prompt_symbols.get(key, old) != old}
 
     def replace_symbols(self, text: str, symbols: Dict[str, str]) -> str:
-        """Other section titles; only whole words at the start of a line or in the explanation, never inside values after ``=``."""
+        """Other section titles where a line begins with one, in a prompt that a subclass renders."""
         for key, title in symbols.items():
             old = self.default_prompt_symbols.get(key)
             if old is not None and old != title:
-                text = re.sub(rf"(?m)(?<![\w=]){re.escape(old)}\b", title.replace("\\", "\\\\"), text)
+                text = re.sub(rf"(?m)^{re.escape(old)}\b", title.replace("\\", "\\\\"), text)
         return text
 
     def call_llm(self, system_prompt: str, user_prompt: str, verbose: Union[bool, str] = False, max_tokens: int = 4096, **options: Any) -> str:
@@ -122,13 +127,14 @@ class OptoPrime(Optimizer):
         messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}]
         model = self.llm if callable(self.llm) else _default_model(self.llm)
         given = dict(messages=messages, max_tokens=max_tokens, **options)
-        try:
-            response = model(response_format={"type": "json_object"}, **given) if self.use_json_object_format else model(**given)
-        except AssertionError:
-            raise
-        except Exception:
-            if not self.use_json_object_format:
+        if self.use_json_object_format:
+            try:
+                response = model(response_format={"type": "json_object"}, **given)
+            except AssertionError:
                 raise
+            except Exception:
+                response = model(**given)
+        else:
             response = model(**given)
         text = reply_text(response)
         if verbose:
@@ -150,48 +156,89 @@ class OptoPrime(Optimizer):
     def _step(self, verbose: Union[bool, str] = False, mask: Optional[Sequence[str]] = None, *args: Any, **kwargs: Any) -> Dict[ParameterNode, Any]:
         if not isinstance(self.propagator, GraphPropagator):
             raise AssertionError(f"{type(self).__name__} needs a GraphPropagator, not {type(self.propagator).__name__}")
-        self._accepted = None
-        ids = self.remote.tell(self._pending(), self.parameters)
+        with self.remote.lock:
+            ids = self.remote.tell(self._pending(), self.parameters)
         summary = self.summarize() if self.log is not None or self._renders_here() else None
-        asked_here = callable(self.llm) or self._renders_here()
-        prompts = ("", "")
-        if asked_here or self.log is not None or verbose not in (False, "output"):
-            prompts = self.construct_prompt(summary, mask=mask)
-        if asked_here:
-            replies = self._replies(*prompts, verbose=verbose)
+        told = _Told(ids, _titles(mask), verbose)
+        if self._renders_here():
+            update = self._step_of_subclass(told, summary, mask)
+        elif callable(self.llm):
+            update = self._with_client_model(told)
         else:
-            replies = []
-            if verbose not in (False, "output"):
-                print("Prompt\n", prompts[0] + prompts[1])
-        if self._reads_here():
-            update = self._read_here(replies)
-        else:
-            update = self._propose(ids, replies, mask)
-            replies = replies or [c.reply for c in self.last_outcome.candidates]  # type: ignore[union-attr]
-            if verbose and not asked_here:
-                print("LLM response:\n", "\n".join(replies))
-        self._remember(prompts, replies, summary)
+            update = self._with_server_model(told)
+        self._remember(told, summary)
         return update
 
-    def _replies(self, system_prompt: str, user_prompt: str, verbose: Union[bool, str]) -> List[str]:
-        """The replies of a model that is asked here, one a candidate."""
-        return [self.call_llm(system_prompt=system_prompt, user_prompt=user_prompt, verbose=verbose, max_tokens=self.max_tokens)
-                for _ in range(self.candidates)]
+    def _with_server_model(self, told: "_Told") -> Dict[ParameterNode, Any]:
+        """The server asks its own endpoint."""
+        if self.log is not None or told.verbose not in (False, "output"):
+            told.prompts.append(self.construct_prompt(None, told.mask))
+        if told.verbose not in (False, "output"):
+            print("Prompt\n", *told.prompts[0])
+        outcome = self.remote.session.propose(apply=False, parameters=told.ids, mask=told.mask, titles=self._other_titles())
+        told.replies += [c.reply for c in outcome.candidates]
+        if told.verbose:
+            print("LLM response:\n", "\n".join(told.replies))
+        return self._read_here(told.replies) if self._reads_here() else self._take(outcome)
 
-    def _propose(self, ids: Sequence[int], replies: Sequence[str], mask: Optional[Sequence[str]]) -> Dict[ParameterNode, Any]:
-        """A proposal of the server, as values; the head stays where it is."""
-        self.last_outcome = self.remote.session.propose(candidates=0, apply=False, parameters=ids, mask=_titles(mask), replies=replies)
-        for candidate in self._preferred(list(self.last_outcome.candidates)):
+    def _with_client_model(self, told: "_Told") -> Dict[ParameterNode, Any]:
+        """``llm`` is asked here, with the server's prompts."""
+        if self._reads_here():
+            response = self.remote.session.propose(apply=False, parameters=told.ids, mask=told.mask, titles=self._other_titles(), client_model=True)
+            return self._read_here(self._answer(response.calls, told))
+        outcome = self.remote.session.propose_with(lambda calls: self._answer(calls, told), apply=False, parameters=told.ids, mask=told.mask,
+                                                   titles=self._other_titles())
+        return self._take(outcome)
+
+    def _step_of_subclass(self, told: "_Told", summary: Any, mask: Optional[Sequence[str]]) -> Dict[ParameterNode, Any]:
+        """A subclass renders the prompt."""
+        system, user = self.construct_prompt(summary, mask=mask)
+        prompts = (self.replace_symbols(system, self.prompt_symbols), self.replace_symbols(user, self.prompt_symbols))
+        told.prompts.append(prompts)
+        told.replies += [self.call_llm(system_prompt=prompts[0], user_prompt=prompts[1], verbose=told.verbose, max_tokens=self.max_tokens)
+                         for _ in range(self.candidates)]
+        if self._reads_here():
+            return self._read_here(told.replies)
+        return self._take(self.remote.session.propose(apply=False, parameters=told.ids, mask=told.mask, client_model=True, replies=told.replies))
+
+    def _answer(self, calls: Sequence[pb.ClientCall], told: "_Told") -> List[str]:
+        """The model's replies, asked side by side when there are several."""
+        prompts = [(c.system, self._highlighted(c.user)) for c in calls]
+
+        def ask(i: int) -> str:
+            options = {"temperature": calls[i].temperature} if len(calls) > 1 and calls[i].HasField("temperature") else {}
+            return self.call_llm(system_prompt=prompts[i][0], user_prompt=prompts[i][1], verbose=told.verbose, max_tokens=self.max_tokens, **options)
+
+        if len(calls) == 1:
+            replies = [ask(0)]
+        else:
+            with ThreadPoolExecutor(max_workers=min(len(calls), 16)) as pool:
+                replies = list(pool.map(ask, range(len(calls))))
+        told.prompts += prompts
+        told.replies += replies
+        return replies
+
+    def _highlighted(self, user: str) -> str:
+        if not self.highlight_variables:
+            return user
+        return f"{user}\nWhat are your suggestions on variables {', '.join(p.py_name for p in self.parameters if p.trainable)}?\n"
+
+    def _take(self, outcome: pb.ProposeResponse) -> Dict[ParameterNode, Any]:
+        """The values of the candidate to take; the head stays where it is until ``update``."""
+        self.last_outcome = outcome
+        for candidate in self._preferred(outcome):
             if candidate.HasField("version"):
-                update = self.remote.values_of(candidate.version, self.parameters)
-                self._accepted = (candidate.version, {p: text_of(v) for p, v in update.items()})
+                with self.remote.lock:
+                    update = self.remote.values_of(candidate.version, self.parameters)
+                    self._offers = [*self._offers[-63:], (candidate.version, {p: text_of(v) for p, v in update.items()})]
                 return update
-        self._explain(self.last_outcome)
+        self._explain(outcome)
         return {}
 
-    def _preferred(self, candidates: List[pb.CandidateOutcome]) -> List[pb.CandidateOutcome]:
+    def _preferred(self, outcome: pb.ProposeResponse) -> List[pb.CandidateOutcome]:
         """Candidates, the one to take first."""
-        return candidates
+        chosen = [outcome.candidates[outcome.selected]] if outcome.HasField("selected") else []
+        return [*chosen, *outcome.candidates]
 
     def _explain(self, outcome: pb.ProposeResponse) -> None:
         """Nothing usable: says why, or raises when asked to."""
@@ -204,22 +251,25 @@ class OptoPrime(Optimizer):
         if reasons:
             warnings.warn("the proposal changes nothing: " + "; ".join(reasons)[:1000])
 
-    def _remember(self, prompts: Tuple[str, str], replies: Sequence[str], summary: Any) -> None:
+    def _remember(self, told: "_Told", summary: Any) -> None:
         if summary is not None:
             self.memory.add((summary.variables, summary.user_feedback))
         if self.log is not None and self.summary_log is not None:
-            self.log.append({"system_prompt": prompts[0], "user_prompt": prompts[1], "response": replies[0] if len(replies) == 1 else list(replies)})
+            system, user = told.prompts[0] if told.prompts else ("", "")
+            self.log.append({"system_prompt": system, "user_prompt": user,
+                             "response": told.replies[0] if len(told.replies) == 1 else list(told.replies)})
             self.summary_log.append({"problem_instance": self.problem_instance(summary), "summary": summary})
 
     def update(self, update_dict: Dict[ParameterNode, Any]) -> None:
-        """Sets the values here, and makes the proposed version the server's head (a value changed since becomes a version of its own)."""
+        """Sets the values here, and makes the proposed version the server's head (values that no proposal holds become a version before the next)."""
         super().update(update_dict)
-        accepted, self._accepted = self._accepted, None
-        if accepted is None:
-            return
         taken = {p: text_of(v) for p, v in update_dict.items() if p.trainable}
-        if taken == accepted[1]:
-            self.remote.accept(accepted[0], update_dict)
+        with self.remote.lock:
+            for version, offered in reversed(self._offers):
+                if taken == offered:
+                    self.remote.accept(version, update_dict)
+                    self._offers = []
+                    return
 
     # ---- subclasses that render or read themselves
 
@@ -233,7 +283,7 @@ class OptoPrime(Optimizer):
     def _read_here(self, replies: Sequence[str]) -> Dict[ParameterNode, Any]:
         """As the peer does it: extract_llm_suggestion, then construct_update_dict."""
         if not replies:
-            raise OptodError("a subclass that reads replies itself needs llm= as a callable")
+            raise OptodError("the model gave no reply")
         for reply in replies:
             if "TERMINATE" in reply:
                 continue
@@ -274,6 +324,17 @@ class OptoPrime(Optimizer):
                     raise ValueError(f"{parameter.py_name}: {error}") from error
                 warnings.warn(f"Cannot convert the suggestion {suggestion[key]!r} for {parameter.py_name}: {error}")
         return out
+
+
+@dataclasses.dataclass
+class _Told:
+    """A step under way: ids of the parameters on the server, masked sections, and what was asked and answered."""
+
+    ids: Sequence[int]
+    mask: Sequence[str]
+    verbose: Union[bool, str]
+    prompts: List[Tuple[str, str]] = dataclasses.field(default_factory=list)
+    replies: List[str] = dataclasses.field(default_factory=list)
 
 
 def _titles(mask: Optional[Sequence[str]]) -> List[str]:

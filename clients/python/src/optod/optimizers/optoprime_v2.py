@@ -77,8 +77,8 @@ class OptimizerPromptSymbolSet2(OptimizerPromptSymbolSet):
 
 
 class OptoPrimeV2(OptoPrime):
-    """initial_var_char_limit: characters shown of inputs, others and outputs.  optimizer_prompt_symbol_set: tags and titles; the default set is the server's,
-    with another one prompts and replies are translated here."""
+    """initial_var_char_limit: characters shown of inputs, others and outputs.  optimizer_prompt_symbol_set: the default one, or
+    OptimizerPromptSymbolSetJSON for replies in JSON; NotImplementedError for other tags."""
 
     server_name = "optoprime-v2"
 
@@ -87,12 +87,17 @@ class OptoPrimeV2(OptoPrime):
                  truncate_expression: Any = truncate_expression, **kwargs: Any) -> None:
         self.initial_var_char_limit = initial_var_char_limit
         self.optimizer_prompt_symbol_set = optimizer_prompt_symbol_set or OptimizerPromptSymbolSet()
+        if self.optimizer_prompt_symbol_set.expect_json:
+            self.server_name = "optoprime"         # the same problem, replies in JSON
+        elif _tags(self.optimizer_prompt_symbol_set) != _tags(OptimizerPromptSymbolSet()):
+            raise NotImplementedError("optimizer_prompt_symbol_set: the server writes the default tags; other tags can be read, but not asked for")
         self.truncate_expression = truncate_expression
         super().__init__(parameters, llm, *args, max_tokens=max_tokens,
                          use_json_object_format=use_json_object_format and self.optimizer_prompt_symbol_set.expect_json, **kwargs)
 
     def _hyperparameters(self, temperature: Optional[float]) -> Dict[str, Any]:
-        return {**super()._hyperparameters(temperature), "initial_var_char_limit": self.initial_var_char_limit}
+        limit = {"initial_var_char_limit": self.initial_var_char_limit} if self.server_name == "optoprime-v2" else {}
+        return {**super()._hyperparameters(temperature), **limit}
 
     def extract_llm_suggestion(self, response: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """{"reasoning": text, "variables": {name: value}} of a reply."""
@@ -101,8 +106,9 @@ class OptoPrimeV2(OptoPrime):
             print(f"Cannot extract suggestion from LLM's response:\n{response}")
         return found
 
-    def _reads_here(self) -> bool:
-        return type(self.optimizer_prompt_symbol_set) is not OptimizerPromptSymbolSet or super()._reads_here()
+
+def _tags(symbols: OptimizerPromptSymbolSet) -> tuple:
+    return tuple(getattr(symbols, f"{name}_tag") for name in ("node", "variable", "value", "constraint", "reasoning", "improved_variable", "name"))
 
 
 _OWN["extract_llm_suggestion"].add(OptoPrimeV2.extract_llm_suggestion)

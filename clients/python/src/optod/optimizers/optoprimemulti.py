@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+import copy
+import itertools
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from optod.llm import LLMFactory, reply_text
 from optod.optimizers.optoprime import OptoPrime
@@ -20,8 +21,8 @@ class OptoPrimeMulti(OptoPrime):
     """num_responses: replies a step.  temperature_min_max: of the coolest (last) and the hottest (first).
 
     selector: function on the list of replies (texts) that returns one.  Without it, by ``selection_technique``.  generation_technique,
-    selection_technique: as the server's hyperparameters ``generation`` and ``selection``; with a callable ``llm`` the replies differ by temperature and
-    the last usable one is taken.  llm_profiles: names of LLMFactory, asked in turn.
+    selection_technique: as the server's hyperparameters ``generation`` and ``selection``.  llm_profiles: names of LLMFactory, asked in turn (here).
+    llm_weights, experts_list: accepted for compatibility; the server's model names its own experts.
     """
 
     server_name = "optoprime-multi"
@@ -34,9 +35,12 @@ class OptoPrimeMulti(OptoPrime):
         self.num_responses, self.selector = num_responses, selector
         self.generation_technique, self.selection_technique = generation_technique, selection_technique
         self.experts_list, self.llm_profiles, self.llm_weights = experts_list, llm_profiles, llm_weights
+        if llm_profiles:
+            kwargs.setdefault("llm", LLMFactory.get_llm(llm_profiles[0]))
         kwargs.setdefault("candidates", num_responses)
         super().__init__(*args, **kwargs)
         self.selected_candidate: Any = None
+        self._turn = itertools.count()
 
     def _hyperparameters(self, temperature: Optional[float]) -> Dict[str, Any]:
         out = super()._hyperparameters(temperature)
@@ -47,40 +51,19 @@ class OptoPrimeMulti(OptoPrime):
             out["selection"] = _SELECTION.get(self.selection_technique.lower(), self.selection_technique)
         return out
 
-    def _replies(self, system_prompt: str, user_prompt: str, verbose: Union[bool, str]) -> List[str]:
-        """Asked in parallel, at temperatures that fall evenly from the hottest to the coolest."""
-        low, high = self.temperature_min_max[:2]
-        n = self.num_responses
-        models = [LLMFactory.get_llm(self.llm_profiles[i % len(self.llm_profiles)]) if self.llm_profiles else self.llm for i in range(n)]
-        messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}]
+    def call_llm(self, *args: Any, **kwargs: Any) -> str:
+        """Asks ``llm``, or the profiles in turn."""
+        if not self.llm_profiles:
+            return super().call_llm(*args, **kwargs)
+        profile = self.llm_profiles[next(self._turn) % len(self.llm_profiles)]
+        asked = copy.copy(self)
+        asked.llm, asked.llm_profiles = LLMFactory.get_llm(profile), None
+        return asked.call_llm(*args, **kwargs)
 
-        def ask(i: int) -> Optional[str]:
-            temperature = high - (high - low) * i / max(1, n - 1)
-            try:
-                return reply_text(models[i](messages=messages, max_tokens=self.max_tokens, temperature=temperature))  # type: ignore[misc, operator]
-            except Exception as error:
-                if verbose:
-                    print(f"candidate {i}: {error}")
-                return None
-
-        with ThreadPoolExecutor(max_workers=max(1, n)) as pool:
-            replies = [r for r in pool.map(ask, range(n)) if r is not None]
-        if not replies:
-            raise RuntimeError("llm: none of the calls was answered")
-        if self.selector is not None:
-            self.selected_candidate = self.selector(replies)
-            return [self.selected_candidate if isinstance(self.selected_candidate, str) else reply_text(self.selected_candidate)]
-        return replies
-
-    def _preferred(self, candidates: List[pb.CandidateOutcome]) -> List[pb.CandidateOutcome]:
-        outcome = self.last_outcome
-        chosen = getattr(outcome, "selected", None) if outcome is not None and _has_selected(outcome) else None
-        if chosen is not None:
-            return [candidates[chosen], *candidates]
-        return list(reversed(candidates))
-
-
-def _has_selected(outcome: Any) -> bool:
-    return "selected" in outcome.DESCRIPTOR.fields_by_name and outcome.HasField("selected")
-
-
+    def _preferred(self, outcome: pb.ProposeResponse) -> List[pb.CandidateOutcome]:
+        candidates = list(outcome.candidates)
+        if self.selector is None:
+            return super()._preferred(outcome)
+        chosen = self.selector([c.reply for c in candidates])
+        self.selected_candidate = chosen if isinstance(chosen, str) else reply_text(chosen)
+        return [c for c in candidates if c.reply == self.selected_candidate]

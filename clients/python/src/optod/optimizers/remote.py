@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import threading
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from optod import specs
@@ -57,6 +58,7 @@ class Remote:
     def __init__(self, optimizer: str, hyperparameters: Mapping[str, Any], llm: str = "", seed: int = 0, client: Any = None) -> None:
         self.optimizer, self.hyperparameters, self.llm, self.seed = optimizer, dict(hyperparameters), llm, seed
         self._client, self._session = client, None
+        self.lock = threading.RLock()          # several steps of one optimizer may run side by side
         self._token = next(_tokens)
         self._names: Dict[int, str] = {}        # id on the server -> base:index there
         self._values: Dict[int, str] = {}       # id of a parameter -> its text there
