@@ -7,6 +7,7 @@ import pytest
 from optod.optimizers import OptoPrime, OptoPrimeV2
 from optod.optimizers.buffers import FIFOBuffer
 from optod.optimizers.optimizer import Optimizer
+from optod.optimizers.optoprime import _Told
 from optod.optimizers.optoprime_v2 import OptimizerPromptSymbolSet, OptimizerPromptSymbolSet2, OptimizerPromptSymbolSetJSON
 from optod.optimizers.remote import Remote, text_of
 from optod.optimizers.replies import balanced_objects, cast_like
@@ -74,8 +75,11 @@ def test_symbol_sets():
     assert json_form.output_response_extractor(json_form.example_output("r", {"a": 1})) == {"reasoning": "r", "variables": {"a": 1}}
     x = node(1, trainable=True)
     assert OptoPrimeV2([x], optimizer_prompt_symbol_set=json_form).remote.optimizer == "optoprime"
-    with pytest.raises(NotImplementedError, match="tags"):
-        OptoPrimeV2([x], optimizer_prompt_symbol_set=OptimizerPromptSymbolSet2())
+    short = OptoPrimeV2([x], optimizer_prompt_symbol_set=OptimizerPromptSymbolSet2(), llm=lambda messages, **_: (
+        f"<reason>r</reason><var><name>x0</name><data>{messages[1]['content'].count('<data>')}</data></var>"))
+    call = pb.ClientCall(system="answer as <variable>", user='<variable name="x0" type="str">\n<value>\nsee <value>\n</value>\n</variable>')
+    assert short._in_own_tags(call.system, call.user) == ("answer as <var>", '<var name="x0" type="str">\n<data>\nsee <value>\n</data>\n</var>')
+    assert plain.output_response_extractor(short._answer([call], _Told([], [], False))[0])["variables"] == {"x0": "1"}
 
 
 def test_summaries():
@@ -91,7 +95,7 @@ def test_summaries():
     o = OptoPrime([x], llm=lambda **_: "")
     summary = o.summarize()
     assert summary.variables == {"x0": (2.0, "positive")} and set(summary.inputs) == {"c0", "test_summaries.zero0"} and summary.user_feedback == "words"
-    assert [line for _, line in sorted(summary.graph)] == ["multiply0 = multiply(x=x0, y=c0)", "add0 = add(x=multiply0, y=zero0)"]
+    assert [line for _, line in sorted(summary.graph)] == ["multiply0 = multiply(x=x0, y=c0)", "add0 = add(x=multiply0, y=test_summaries.zero0)"]
     text = str(o.problem_instance(summary, mask=["#Inputs"]))
     assert "(float) x0=2.0" in text and "(float) x0: positive" in text and "(int) c0=3" not in text and "#Feedback\nwords" in text
     assert set(summary.output) == {"add0"} and set(summary.others) == {"multiply0"}

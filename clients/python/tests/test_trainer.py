@@ -189,3 +189,24 @@ def test_copies_of_modules_are_recognized():
     other = Adder(4)
     assert not is_module_copy(agent, other)
     assert list(np.array(evaluate(copied, Distance(), [1], [5], num_threads=1))) == [0.0]
+
+
+def test_agents_to_begin_with():
+    from optod.flows import ChatHistory, TracedLLM
+    from optod.predefined_agents import BasicLearner
+
+    def said(messages, **_):
+        return " | ".join(m["content"] for m in messages)
+
+    learner = BasicLearner("sys", "Q: {message}", llm=said)
+    assert learner("why").data == "sys | Q: why" and len(learner.parameters()) == 1
+    chat = TracedLLM("sys", llm=said, chat_history_on=True, trainable=True)
+    first, second = chat("a"), chat("b")
+    assert first.data == "sys | a" and second.data == "sys | a | sys | a | b"
+    assert any(p is first for p in second.parents) and second.parameter_dependencies == {chat.system_prompt}
+    history = ChatHistory(max_len=2)
+    for text in "abc":
+        history.add(text, "user")
+    assert [m["content"] for m in history] == ["a", "c"]
+    with pytest.raises(ValueError, match="role"):
+        history.add("x", "system")

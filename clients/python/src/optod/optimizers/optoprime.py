@@ -103,9 +103,12 @@ class OptoPrime(Optimizer):
         return "\n".join(constraint_line(name, shown) for name, shown in node_dict.items() if shown[1] is not None)
 
     def construct_prompt(self, summary: Any = None, mask: Optional[Sequence[str]] = None, *args: Any, **kwargs: Any) -> Tuple[str, str]:
-        """(system prompt, user prompt) as the server renders them for the feedback that it was told."""
-        ids = [self.remote.id_of(p) for p in self.parameters]
-        problem = self.remote.session.problem(ids, _titles(mask), self._other_titles())
+        """(system prompt, user prompt) as the server renders them for the feedback that is pending."""
+        with self.remote.lock:
+            return self._prompts_of(self.remote.tell(self._pending(), self.parameters), _titles(mask))
+
+    def _prompts_of(self, ids: Sequence[int], mask: Sequence[str]) -> Tuple[str, str]:
+        problem = self.remote.session.problem(ids, mask, self._other_titles())
         return problem.system_prompt, problem.user_prompt
 
     def _other_titles(self) -> Dict[str, str]:
@@ -172,7 +175,7 @@ class OptoPrime(Optimizer):
     def _with_server_model(self, told: "_Told") -> Dict[ParameterNode, Any]:
         """The server asks its own endpoint."""
         if self.log is not None or told.verbose not in (False, "output"):
-            told.prompts.append(self.construct_prompt(None, told.mask))
+            told.prompts.append(self._prompts_of(told.ids, told.mask))
         if told.verbose not in (False, "output"):
             print("Prompt\n", *told.prompts[0])
         outcome = self.remote.session.propose(apply=False, parameters=told.ids, mask=told.mask, titles=self._other_titles())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Optional
+import re
+from typing import Any, Dict, List, Optional, Tuple
 
 from optod.optimizers.optoprime import _OWN, OptoPrime
 from optod.optimizers.replies import balanced_objects
 from optod.optimizers.summary import FunctionFeedback, ProblemInstance
 from optod.optimizers.utils import extract_xml_like_data, truncate_expression
+from optod.v1 import trace_pb2 as pb
 
 __all__ = ["OptoPrimeV2", "OptimizerPromptSymbolSet", "OptimizerPromptSymbolSetJSON", "OptimizerPromptSymbolSet2", "extract_xml_like_data",
            "truncate_expression", "FunctionFeedback", "ProblemInstance"]
@@ -77,8 +79,8 @@ class OptimizerPromptSymbolSet2(OptimizerPromptSymbolSet):
 
 
 class OptoPrimeV2(OptoPrime):
-    """initial_var_char_limit: characters shown of inputs, others and outputs.  optimizer_prompt_symbol_set: the default one, or
-    OptimizerPromptSymbolSetJSON for replies in JSON; NotImplementedError for other tags."""
+    """initial_var_char_limit: characters shown of inputs, others and outputs.  optimizer_prompt_symbol_set: tag names; other
+    than the default ones need a callable ``llm``, since the server writes and reads the default ones.  OptimizerPromptSymbolSetJSON: replies in JSON."""
 
     server_name = "optoprime-v2"
 
@@ -89,8 +91,7 @@ class OptoPrimeV2(OptoPrime):
         self.optimizer_prompt_symbol_set = optimizer_prompt_symbol_set or OptimizerPromptSymbolSet()
         if self.optimizer_prompt_symbol_set.expect_json:
             self.server_name = "optoprime"         # the same problem, replies in JSON
-        elif _tags(self.optimizer_prompt_symbol_set) != _tags(OptimizerPromptSymbolSet()):
-            raise NotImplementedError("optimizer_prompt_symbol_set: the server writes the default tags; other tags can be read, but not asked for")
+        self._other_tags = {old: new for old, new in zip(_tags(OptimizerPromptSymbolSet()), _tags(self.optimizer_prompt_symbol_set)) if old != new}
         self.truncate_expression = truncate_expression
         super().__init__(parameters, llm, *args, max_tokens=max_tokens,
                          use_json_object_format=use_json_object_format and self.optimizer_prompt_symbol_set.expect_json, **kwargs)
@@ -106,9 +107,35 @@ class OptoPrimeV2(OptoPrime):
             print(f"Cannot extract suggestion from LLM's response:\n{response}")
         return found
 
+    def construct_prompt(self, summary: Any = None, mask: Any = None, *args: Any, **kwargs: Any) -> Tuple[str, str]:
+        return self._in_own_tags(*super().construct_prompt(summary, mask, *args, **kwargs))
+
+    def _in_own_tags(self, system: str, user: str) -> Tuple[str, str]:
+        """The server's prompts with other tags: everywhere in the explanation, where a line begins with a tag in the problem (values come behind one)."""
+        for old, new in self._other_tags.items():
+            system = re.sub(rf"<(/?){old}\b", rf"<\1{new}", system)
+            user = re.sub(rf"(?m)^<(/?){old}\b", rf"<\1{new}", user)
+        return system, user
+
+    def _answer(self, calls: Any, told: Any) -> List[str]:
+        """Other tags are put into the prompts, and the default ones into the replies that go back to the server."""
+        if not self._other_tags:
+            return super()._answer(calls, told)
+        changed = []
+        for call in calls:
+            system, user = self._in_own_tags(call.system, call.user)
+            copied = pb.ClientCall()
+            copied.CopyFrom(call)
+            copied.system, copied.user = system, user
+            changed.append(copied)
+        default = OptimizerPromptSymbolSet()
+        found = [self.optimizer_prompt_symbol_set.output_response_extractor(r) for r in super()._answer(changed, told)]
+        return [default.example_output(f.get("reasoning") or "none given", f.get("variables") or {}) for f in found]
+
 
 def _tags(symbols: OptimizerPromptSymbolSet) -> tuple:
-    return tuple(getattr(symbols, f"{name}_tag") for name in ("node", "variable", "value", "constraint", "reasoning", "improved_variable", "name"))
+    return tuple(getattr(symbols, f"{name}_tag") for name in ("node", "variable", "value", "constraint", "reasoning", "name"))
 
 
 _OWN["extract_llm_suggestion"].add(OptoPrimeV2.extract_llm_suggestion)
+_OWN["construct_prompt"].add(OptoPrimeV2.construct_prompt)
