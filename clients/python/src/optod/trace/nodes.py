@@ -302,11 +302,13 @@ class Node(Syntax):
         if self.projections:
             made.projections = list(self.projections)
         made._data = copy.deepcopy(self._data, memo)
+        for key, value in self.__dict__.items():        # what the program put there
+            made.__dict__[key] = copy.deepcopy(value, memo)
         GRAPH.register(made)
         return made
 
     def __getstate__(self) -> dict:
-        state = {"_data": self._data, "_base": self._base, "_index": self._index, "_level": self._level, "_description": self._description}
+        state = {**self.__dict__, "_data": self._data, "_base": self._base, "_index": self._index, "_level": self._level, "_description": self._description}
         if self.trainable:
             state["trainable"] = True
         if self._constraint is not None:
