@@ -1,5 +1,7 @@
 #include "server/services/llm_run.h"
 
+#include <algorithm>
+
 #include "base/sha256.h"
 #include "base/status.h"
 
@@ -51,10 +53,30 @@ void LlmRun::NextRound() {
     return done_(std::move(result_));
   }
   first_call_ = result_.costs.size();
+  if (proposal_.client_model) return AnswerByClient();
   result_.costs.resize(first_call_ + calls_.size());
   answers_.assign(calls_.size(), {});
   waiting_ = calls_.size();
   Lookup();
+}
+
+void LlmRun::AnswerByClient() {
+  const std::vector<std::string>& given = proposal_.given;
+  if (given.size() < first_call_ + calls_.size()) {
+    const size_t known = std::max(given.size(), first_call_) - first_call_;
+    result_.pending.assign(calls_.begin() + static_cast<ptrdiff_t>(known), calls_.end());
+    return done_(std::move(result_));
+  }
+  std::vector<trace::CallAnswer> answers;
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    const std::string& text = given[first_call_ + i];
+    const auto kind = text.empty() ? trace::CallAnswer::Kind::kEmpty : trace::CallAnswer::Kind::kText;
+    answers.push_back({kind, text, text.empty() ? "the reply is empty" : ""});
+    result_.costs.push_back({true, 0, 0, 0});
+  }
+  any_answered_ = true;
+  proposal_.proposer->Answer(std::move(answers));
+  NextRound();
 }
 
 std::string LlmRun::KeyOf(size_t i) const {
