@@ -183,6 +183,7 @@ class Session(Recording):
     def pull_state(self) -> Dict[str, np.ndarray]:
         """Optimizer state of the head: {"m/<tensor>": array, ...}."""
         header, flat = raw_streams.pull(self.transport, "PullState", pb.PullStateRequest(session=self.name))
+        self._head = header.version
         return self.layout.views(flat, header.index)
 
     # ---- ask and tell
