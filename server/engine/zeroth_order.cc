@@ -510,6 +510,15 @@ absl::Status ZerothOrder::SetInitial(LiveSession& session, std::shared_ptr<Tenso
   return absl::OkStatus();
 }
 
+void ZerothOrder::DescribeMemory(v1::MemoryReport* report) const {
+  report->set_gradient_bytes(0);
+  report->set_resident(theta_.flat != nullptr);
+  const uint64_t moments = (hyper_.base == zo::Base::kAdam || hyper_.momentum > 0) + (hyper_.base == zo::Base::kAdam);
+  for (size_t t = 0; t < layout_->size() && theta_.flat != nullptr; ++t)
+    report->mutable_tensors(static_cast<int>(t))->set_state_bytes(moments * zo_layout_.tensor(t).size * sizeof(float));
+  report->set_state_bytes((theta_.state.m.size() + theta_.state.v.size()) * sizeof(float));
+}
+
 size_t ZerothOrder::ResidentBytes() const {
   size_t total = layout_->size() * 128 + queries_.size() * sizeof(Query) + tail_.size() * 96 +
                  static_cast<size_t>(tail_queries_) * 24;

@@ -61,6 +61,8 @@ class ZerothOrder final : public NumericFamily {
                           Effects* effects) override;
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
+  /// State as it is once the head's values are in use; until then nothing of it is allocated.
+  void DescribeMemory(v1::MemoryReport* report) const override;
 
   static constexpr int64_t kReplaySteps = 10'000;     ///< of one answer
   static constexpr int64_t kReplayQueries = 100'000;  ///< of one answer: keeps it below gRPC's message limit

@@ -186,6 +186,10 @@ class Session(Recording):
         self._head = header.version
         return self.layout.views(flat, header.index)
 
+    def memory(self) -> pb.MemoryReport:
+        """Bytes of parameters, optimizer state and working memory, tensor by tensor: see MemoryReport in session.proto."""
+        return self.transport.call(self.stub.DescribeMemory, pb.DescribeMemoryRequest(session=self.name))
+
     # ---- ask and tell
 
     def ask(self, count: int = 0, *, worker: str = "", lease: Optional[float] = None, wait: Optional[float] = None,
