@@ -53,7 +53,7 @@ const Key kKeys[] = {
     {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE",
      "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
     {"executor", Kind::kChoice, &Config::executor, "disabled|sandbox|client",
-     "where code written by a model may run [sandbox]"},
+     "where declared workflows run: here in a sandbox, at the client, or not at all [client]"},
     {"cassette", Kind::kText, &Config::cassette, "FILE", "recorded LLM traffic"},
     {"cassette-mode", Kind::kChoice, &Config::cassette_mode, "auto|record|replay",
      "auto replays what is there and records the rest [auto]"},
