@@ -183,7 +183,12 @@ class Session(Recording):
     def pull_state(self) -> Dict[str, np.ndarray]:
         """Optimizer state of the head: {"m/<tensor>": array, ...}."""
         header, flat = raw_streams.pull(self.transport, "PullState", pb.PullStateRequest(session=self.name))
+        self._head = header.version
         return self.layout.views(flat, header.index)
+
+    def memory(self) -> pb.MemoryReport:
+        """Bytes of parameters, optimizer state and working memory, tensor by tensor: see MemoryReport in session.proto."""
+        return self.transport.call(self.stub.DescribeMemory, pb.DescribeMemoryRequest(session=self.name))
 
     # ---- ask and tell
 
