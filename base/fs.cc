@@ -15,6 +15,30 @@ absl::Status Fs::AppendFile(const std::string& path, std::span<const std::byte> 
   return WriteFileAtomic(path, BytesOf(content), mode);
 }
 
+namespace {
+
+/// Fs::Stage over WriteFileAtomic.
+class CollectedFile final : public StagedFile {
+ public:
+  CollectedFile(Fs& fs, int mode) : fs_(fs), mode_(mode) {}
+  absl::Status Append(std::span<const std::byte> data) override {
+    content_.append(reinterpret_cast<const char*>(data.data()), data.size());
+    return absl::OkStatus();
+  }
+  absl::Status Commit(const std::string& path) override { return fs_.WriteFileAtomic(path, BytesOf(content_), mode_); }
+
+ private:
+  Fs& fs_;
+  const int mode_;
+  std::string content_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<StagedFile>> Fs::Stage(const std::string&, int mode) {
+  return std::make_unique<CollectedFile>(*this, mode);
+}
+
 absl::StatusOr<int> Fs::FileMode(const std::string& path) {
   return Unimplemented("mode of ", path, ": this file system keeps no permissions");
 }

@@ -14,6 +14,18 @@
 
 namespace optod {
 
+/// A file that is written piece by piece under a temporary name and appears whole or not at all. One thread at a time.
+/// Dropped without Commit: the temporary is removed.
+class StagedFile {
+ public:
+  virtual ~StagedFile() = default;
+  /// RESOURCE_EXHAUSTED when the disk is full. After an error only dropping it makes sense.
+  virtual absl::Status Append(std::span<const std::byte> data) = 0;
+  /// fsyncs, renames over `path` (same file system), fsyncs its directory. DATA_LOSS when an fsync failed: `path` is as
+  /// before and the temporary is gone. Once.
+  virtual absl::Status Commit(const std::string& path) = 0;
+};
+
 class Fs {
  public:
   virtual ~Fs() = default;
@@ -23,6 +35,9 @@ class Fs {
   /// error the temporary is removed and `path` is as before. RESOURCE_EXHAUSTED when the disk is full, DATA_LOSS when
   /// an fsync failed.
   virtual absl::Status WriteFileAtomic(const std::string& path, std::span<const std::byte> data, int mode = 0644) = 0;
+  /// Begins a file whose temporary lies in `directory`, which must exist. The base version collects the bytes in memory
+  /// and writes them through WriteFileAtomic at Commit: right, and wasteful for long files.
+  virtual absl::StatusOr<std::unique_ptr<StagedFile>> Stage(const std::string& directory, int mode = 0644);
   /// Durable, not atomic: adds `data` to the end of `path` (made when absent) and fsyncs. A failed append is cut off
   /// again where that can be done. The base version rewrites the whole file through WriteFileAtomic: right, and slow
   /// for long files.

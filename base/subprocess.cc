@@ -87,18 +87,44 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   return pointers;
 }
 
+/// Where the child's descriptors come from: {ours, its number}. Ours lie above every number that it gets, so that no
+/// dup2 overwrites the source of a later one.
+class ChildFds {
+ public:
+  absl::Status Add(int ours, int its) {
+    constexpr int kAbove = 200;
+    UniqueFd high(fcntl(ours, F_DUPFD_CLOEXEC, kAbove));
+    if (!high.ok()) return Internal("run: cannot pass a descriptor: ", std::strerror(errno));
+    highest_ = std::max(highest_, its);
+    fds_.emplace_back(std::move(high), its);
+    return absl::OkStatus();
+  }
+
+  void Apply(posix_spawn_file_actions_t* actions) const {
+    std::vector<bool> used(static_cast<size_t>(highest_) + 1, false);
+    for (const auto& [fd, its] : fds_) {
+      posix_spawn_file_actions_adddup2(actions, fd.get(), its);
+      used[static_cast<size_t>(its)] = true;
+    }
+    for (int fd = 0; fd <= highest_; ++fd)
+      if (!used[static_cast<size_t>(fd)]) posix_spawn_file_actions_addclose(actions, fd);
+    posix_spawn_file_actions_addclosefrom_np(actions, highest_ + 1);
+  }
+
+ private:
+  std::vector<std::pair<UniqueFd, int>> fds_;
+  int highest_ = 2;
+};
+
 /// posix_spawn: unlike fork it is safe whatever locks other threads hold, and does not copy page tables. The child gets
-/// default signal handling, an empty mask, its own group, and no descriptor but the three.
+/// default signal handling, an empty mask, its own group, and no descriptor but those given.
 absl::StatusOr<pid_t> Spawn(const SubprocessOptions& options, const std::string& program,
-                            const std::vector<std::string>& environment, int in, int out, int err) {
+                            const std::vector<std::string>& environment, const ChildFds& fds) {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   if (!options.working_directory.empty())
     posix_spawn_file_actions_addchdir_np(&actions, options.working_directory.c_str());
-  posix_spawn_file_actions_adddup2(&actions, in, 0);
-  posix_spawn_file_actions_adddup2(&actions, out, 1);
-  posix_spawn_file_actions_adddup2(&actions, err, 2);
-  posix_spawn_file_actions_addclosefrom_np(&actions, 3);
+  fds.Apply(&actions);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   sigset_t all, none;
@@ -144,9 +170,15 @@ class SigpipeGuard {
 /// while the number of the group can belong to nobody else.
 class Child {
  public:
-  Child(const SubprocessOptions& options, pid_t pid, UniqueFd in, UniqueFd out, UniqueFd err)
-      : options_(options), pid_(pid), in_(std::move(in)), out_(std::move(out)), err_(std::move(err)) {
-    for (const UniqueFd* fd : {&in_, &out_, &err_}) fcntl(fd->get(), F_SETFL, fcntl(fd->get(), F_GETFL) | O_NONBLOCK);
+  Child(const SubprocessOptions& options, pid_t pid, UniqueFd in, UniqueFd out, UniqueFd err, UniqueFd result)
+      : options_(options),
+        pid_(pid),
+        in_(std::move(in)),
+        out_(std::move(out)),
+        err_(std::move(err)),
+        answer_(std::move(result)) {
+    for (const UniqueFd* fd : {&in_, &out_, &err_, &answer_})
+      if (fd->ok()) fcntl(fd->get(), F_SETFL, fcntl(fd->get(), F_GETFL) | O_NONBLOCK);
     exited_ = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   }
 
@@ -156,15 +188,18 @@ class Child {
     while (!Exited()) {
       if (options_.cancelled != nullptr && options_.cancelled->load()) result_.cancelled = true;
       if (options_.timeout.count() > 0 && SteadyClock::now() - start >= options_.timeout) result_.timed_out = true;
-      if (result_.cancelled || result_.timed_out) break;
+      if (options_.end_at_max_output) result_.flooded = Flooded();
+      if (options_.watchdog && WatchDue()) result_.stopped = options_.watchdog(pid_);
+      if (result_.cancelled || result_.timed_out || result_.flooded || result_.stopped) break;
       PumpOnce(NextWait(start), /*watch_exit=*/true);
     }
     kill(-pid_, SIGKILL);
     in_.Reset();
     const auto killed = SteadyClock::now();
-    while ((out_.ok() || err_.ok()) && SteadyClock::now() - killed < kDrainLimit)
+    while ((out_.ok() || err_.ok() || answer_.ok()) && SteadyClock::now() - killed < kDrainLimit)
       PumpOnce(kPollInterval, /*watch_exit=*/false);
     Reap();
+    if (options_.end_at_max_output) result_.flooded = Flooded();
     result_.wall = std::chrono::duration_cast<milliseconds>(SteadyClock::now() - start);
     return std::move(result_);
   }
@@ -180,6 +215,18 @@ class Child {
     return exited_.ok() ? wait : std::min(wait, milliseconds{5});
   }
 
+  bool Flooded() const {
+    return std::max({result_.out_bytes, result_.err_bytes, result_.result_bytes}) > options_.max_output_bytes;
+  }
+
+  /// Output may wake the loop much more often than the watchdog needs to look.
+  bool WatchDue() {
+    const auto now = SteadyClock::now();
+    if (now < next_watch_) return false;
+    next_watch_ = now + kPollInterval;
+    return true;
+  }
+
   bool Exited() const {
     siginfo_t info{};
     const int rc = waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
@@ -189,14 +236,16 @@ class Child {
   void PumpOnce(milliseconds wait, bool watch_exit) {
     if (fed_ == options_.stdin_data.size()) in_.Reset();
     // poll skips negative descriptors.
-    pollfd fds[4] = {{out_.get(), POLLIN, 0},
+    pollfd fds[5] = {{out_.get(), POLLIN, 0},
                      {err_.get(), POLLIN, 0},
                      {in_.get(), POLLOUT, 0},
-                     {watch_exit ? exited_.get() : -1, POLLIN, 0}};
-    if (poll(fds, 4, static_cast<int>(wait.count())) <= 0) return;
+                     {watch_exit ? exited_.get() : -1, POLLIN, 0},
+                     {answer_.get(), POLLIN, 0}};
+    if (poll(fds, 5, static_cast<int>(wait.count())) <= 0) return;
     if (fds[0].revents != 0) Drain(out_, &result_.out, &result_.out_bytes);
     if (fds[1].revents != 0) Drain(err_, &result_.err, &result_.err_bytes);
     if (fds[2].revents != 0) Feed();
+    if (fds[4].revents != 0) Drain(answer_, &result_.result, &result_.result_bytes);
   }
 
   void Drain(UniqueFd& fd, std::string* kept, size_t* total) {
@@ -232,7 +281,8 @@ class Child {
 
   const SubprocessOptions& options_;
   const pid_t pid_;
-  UniqueFd in_, out_, err_, exited_;
+  UniqueFd in_, out_, err_, answer_, exited_;
+  SteadyClock::time_point next_watch_{};
   size_t fed_ = 0;
   SubprocessResult result_;
 };
@@ -251,6 +301,9 @@ absl::Status Check(const SubprocessOptions& options) {
   if (!options.working_directory.empty() && !IsDirectory(options.working_directory)) {
     return InvalidArgument("run: working_directory: is not a directory");
   }
+  for (const auto& [ours, its] : options.inherit) {
+    if (ours < 0 || its < 4 || its > 99) return InvalidArgument("run: inherit: the child's numbers must be 4 to 99");
+  }
   return absl::OkStatus();
 }
 
@@ -263,12 +316,26 @@ absl::StatusOr<SubprocessResult> RunSubprocess(const SubprocessOptions& options)
   ASSIGN_OR_RETURN(Pipe in, MakePipe());
   ASSIGN_OR_RETURN(Pipe out, MakePipe());
   ASSIGN_OR_RETURN(Pipe err, MakePipe());
-  ASSIGN_OR_RETURN(const pid_t pid,
-                   Spawn(options, program, environment, in.read.get(), out.write.get(), err.write.get()));
+  Pipe result;
+  if (options.result_pipe) {
+    ASSIGN_OR_RETURN(result, MakePipe());
+  }
+  pid_t pid = -1;
+  {
+    ChildFds fds;
+    RETURN_IF_ERROR(fds.Add(in.read.get(), 0));
+    RETURN_IF_ERROR(fds.Add(out.write.get(), 1));
+    RETURN_IF_ERROR(fds.Add(err.write.get(), 2));
+    if (options.result_pipe) RETURN_IF_ERROR(fds.Add(result.write.get(), 3));
+    for (const auto& [ours, its] : options.inherit) RETURN_IF_ERROR(fds.Add(ours, its));
+    ASSIGN_OR_RETURN(pid, Spawn(options, program, environment, fds));
+  }
   in.read.Reset();
   out.write.Reset();
   err.write.Reset();
-  return Child(options, pid, std::move(in.write), std::move(out.read), std::move(err.read)).Run();
+  result.write.Reset();
+  return Child(options, pid, std::move(in.write), std::move(out.read), std::move(err.read), std::move(result.read))
+      .Run();
 }
 
 }  // namespace optod

@@ -3,8 +3,11 @@
 /// model-written code. The child gets its own process group; at a timeout or a cancel the whole group is killed, so
 /// nothing it started is left behind.
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +25,10 @@ struct SubprocessOptions {
   std::chrono::milliseconds timeout{0};                            ///< 0 = none
   size_t max_output_bytes = 1u << 20;            ///< kept per stream; more is drained and counted, not kept
   const std::atomic<bool>* cancelled = nullptr;  ///< polled about every 50 ms; true = kill
+  bool end_at_max_output = false;  ///< kill it when a stream passes max_output_bytes, instead of draining on
+  bool result_pipe = false;  ///< the child's descriptor 3 is a pipe of its own, read into `SubprocessResult::result`
+  std::vector<std::pair<int, int>> inherit{};  ///< {descriptor here, its number in the child}; 4 or more there
+  std::function<bool(pid_t)> watchdog{};       ///< called about every 50 ms while it runs; true = kill
 };
 
 struct SubprocessResult {
@@ -29,8 +36,10 @@ struct SubprocessResult {
   int signal = 0;      ///< when a signal ended it
   bool timed_out = false;
   bool cancelled = false;
-  std::string out, err;                 ///< first max_output_bytes of each stream
-  size_t out_bytes = 0, err_bytes = 0;  ///< what it really wrote
+  bool flooded = false;                                   ///< ended by end_at_max_output
+  bool stopped = false;                                   ///< ended by the watchdog
+  std::string out, err, result;                           ///< first max_output_bytes of each stream
+  size_t out_bytes = 0, err_bytes = 0, result_bytes = 0;  ///< what it really wrote
   std::chrono::milliseconds wall{0};
 };
 

@@ -22,6 +22,7 @@ build_packages=(
   libsqlite3-dev libcurl4-openssl-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev
   libspdlog-dev prometheus-cpp-dev libcpp-httplib-dev libsodium-dev zlib1g-dev
   libopenblas-openmp-dev liblapacke-dev
+  bubblewrap libseccomp-dev util-linux
   libgtest-dev libgmock-dev libbenchmark-dev sqlite3
 )
 python_packages=(python3 python3-venv python3-dev libgomp1 bible-kjv bible-kjv-text graphviz)

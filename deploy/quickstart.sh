@@ -65,11 +65,11 @@ export OPTOD_ADDRESS
 echo "serving on $OPTOD_ADDRESS, status page http://$web/"
 
 step "5/6 job A: a language model tunes a program by what it prints (optoctl optimize)"
-echo "which testament is a verse from? deploy/quickstart/testament: 2 parameters, scored by eval.py on 3,000 verses"
-sed "s/seed: 1/seed: $seed/" deploy/quickstart/testament/optimize.yaml >deploy/quickstart/testament/.optimize.run.yaml
+echo "how wide must the columns of a table be? deploy/quickstart/concordance: 3 parameters, judged by eval.py on 66 rows"
+sed "s/seed: 1/seed: $seed/" deploy/quickstart/concordance/optimize.yaml >deploy/quickstart/concordance/.optimize.run.yaml
 gate=0
-build/bin/optoctl optimize deploy/quickstart/testament/.optimize.run.yaml --summary "$run/job-a.md" --junit "$run/job-a.xml" || gate=$?
-rm -f deploy/quickstart/testament/.optimize.run.yaml
+build/bin/optoctl optimize deploy/quickstart/concordance/.optimize.run.yaml --summary "$run/job-a.md" --junit "$run/job-a.xml" || gate=$?
+rm -f deploy/quickstart/concordance/.optimize.run.yaml
 [ $gate -le 1 ] || { echo "quickstart: job A did not run (exit $gate)"; exit $gate; }
 
 step "6/6 job B: two models learn handwritten digits through the server (gradients; losses only)"

@@ -47,12 +47,14 @@
 #include "server/services/session_service.h"
 #include "server/services/trace_service.h"
 #include "server/store/blob_store.h"
+#include "server/store/caretaker.h"
 #include "server/store/directory_lock.h"
 #include "server/store/memory_store.h"
 #include "server/store/sqlite_store.h"
 #include "server/web/http_server.h"
 #include "server/web/metrics.h"
 #include "server/web/status_page.h"
+#include "trace/sandbox/sandbox.h"
 
 namespace optod::server {
 namespace {
@@ -61,8 +63,7 @@ constexpr char kMemory[] = ":memory:";
 constexpr int64_t kTransferBudgetBytes = int64_t{1} << 30;
 
 constexpr int kLlmThreads = 16;  // model calls under way at once; each waits on the network
-constexpr std::chrono::hours kSweepInterval{1};
-constexpr int64_t kSweepMinAgeMs = 3'600'000;
+constexpr std::chrono::hours kCareInterval{1};
 constexpr std::chrono::milliseconds kJobTick{250};
 
 /// The public services. `implemented` is what GetServerInfo reports.
@@ -154,6 +155,8 @@ struct App::Impl {
   std::unique_ptr<Timers> care_timers;   ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
   LanguageModels models;
+  std::once_flag sandbox_once;
+  std::unique_ptr<trace::Sandbox> sandbox;  ///< behind CodeSandbox()
   std::unique_ptr<engine::Operations> operations;
   engine::TraceServices trace;
   std::unique_ptr<engine::Engine> engine;
@@ -179,9 +182,15 @@ struct App::Impl {
   services::ServerState State();
   web::Page StatusPage();
   std::vector<std::string> LlmEndpoints() const { return models.gateway->EndpointNames(); }
+  /// Of code that models wrote; features() says whether there is one. Looked for when first asked: the probe takes some 60 ms,
+  /// which a server that runs no such code need not spend at its start.
+  const trace::Sandbox& CodeSandbox() {
+    std::call_once(sandbox_once, [this] { sandbox = trace::Sandbox::Detect(environment.get_env("PATH").value_or("")); });
+    return *sandbox;
+  }
   int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
   void SetServing(bool now);
-  void ScheduleSweep();
+  void ScheduleCare();
   absl::Status StartJobs();
   void ScheduleJobs();
   bool DrainEngine(std::chrono::steady_clock::time_point deadline, std::thread* drainer);
@@ -224,6 +233,8 @@ absl::Status App::Impl::StartEngine() {
   context.clock = &clock;
   context.pool = pool.get();
   context.timers = timers.get();
+  if (config.executor == "sandbox" && !CodeSandbox().features().available)
+    log::Warn("sandbox", {{"executor", config.executor}, {"reason", CodeSandbox().features().reason}});
   ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
   for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
   llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
@@ -232,6 +243,7 @@ absl::Status App::Impl::StartEngine() {
   trace = {models.gateway.get(), models.cassette.get(), llm_pool.get(), operations.get()};
   context.trace = &trace;
   engine = std::make_unique<engine::Engine>(context, Families());
+  engine->SetMemoryBudget(config.memory_budget_bytes);
   engine->SetMaxLoaded(static_cast<size_t>(config.max_sessions_loaded));
   return absl::OkStatus();
 }
@@ -289,7 +301,7 @@ services::ServerState App::Impl::State() {
   state.sessions_loaded = [this] { return engine->LoadedSessions(); };
   state.resident_bytes = [] { return web::ProcessResidentBytes(); };
   state.uptime_ms = [this] { return UptimeMs(); };
-  state.checks = [this] { return RunChecks(config, {store->CommitsPerSecond(), LlmEndpoints(), environment.get_env}); };
+  state.checks = [this] { return RunChecks(config, {store->CommitsPerSecond(), LlmEndpoints(), CodeSandbox().features().Text()}); };
   state.request_drain = environment.on_drain_request;
   return state;
 }
@@ -397,18 +409,16 @@ void App::Impl::SetServing(bool now) {
   for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && row.implemented);
 }
 
-/// Blobs that no row points to any more go once an hour.
-void App::Impl::ScheduleSweep() {
-  care_timers->After(kSweepInterval, [this] {
-    absl::StatusOr<std::vector<std::string>> live = store->LiveBlobs();
-    absl::StatusOr<int64_t> freed =
-        live.ok() ? blobs->Sweep(*live, kSweepMinAgeMs, clock.NowUnixMs()) : absl::StatusOr<int64_t>(live.status());
-    if (!freed.ok()) {
-      log::Warn("sweep_failed", {{"message", std::string(freed.status().message())}});
-    } else if (*freed > 0) {
-      log::Info("swept", {{"bytes", *freed}});
+/// What age removes goes once an hour.
+void App::Impl::ScheduleCare() {
+  care_timers->After(kCareInterval, [this] {
+    const absl::StatusOr<store::CareReport> report = store::TakeCare(*store, *blobs, clock);
+    if (!report.ok()) {
+      log::Warn("care_failed", {{"message", std::string(report.status().message())}});
+    } else if (report->blob_bytes_freed > 0 || report->sessions_purged > 0) {
+      log::Info("care", {{"bytes_freed", report->blob_bytes_freed}, {"sessions_purged", report->sessions_purged}});
     }
-    ScheduleSweep();
+    ScheduleCare();
   });
 }
 
@@ -427,7 +437,7 @@ absl::StatusOr<std::unique_ptr<App>> App::Start(const config::Config& config, En
   parts.AddMetrics();
   RETURN_IF_ERROR(parts.StartGrpc());
   RETURN_IF_ERROR(parts.StartHttp());
-  parts.ScheduleSweep();
+  parts.ScheduleCare();
   parts.queue->Start(WorkerAddress(parts.addresses));
   parts.ScheduleJobs();
   if (parts.lock != nullptr) RETURN_IF_ERROR(parts.lock->SetAddress(parts.addresses.front()));

@@ -15,7 +15,7 @@ namespace optod::server {
 struct Facts {
   double commits_per_second = 0;  ///< 0 = not measured
   std::vector<std::string> llm_endpoints;
-  std::function<std::optional<std::string>(const std::string&)> get_env;  ///< PATH, for finding bwrap
+  std::string sandbox;  ///< SandboxFeatures::Text(); "none: ..." without one
 };
 
 std::vector<services::HealthCheck> RunChecks(const config::Config& config, const Facts& facts);

@@ -21,13 +21,20 @@ Row ZerothOrder(const char* name, const char* summary, std::vector<HyperInfo> mo
 }
 
 std::vector<HyperInfo> ProposalHyper(int64_t candidates, int64_t memory, int64_t max_tokens) {
-  return {Int("candidates", candidates, 1, 64, "proposals a step"),
-          Int("memory", memory, 0, 1 << 20, "past (variables, feedback) pairs shown to the model"),
-          Int("max_tokens", max_tokens, 1, 1 << 20, "longest reply, tokens"),
-          Range("temperature", 0.7, 0, 2, "of the model; of several candidates the hottest, the others fall evenly to 0"),
-          Text("objective", "", "what the model is asked to do; empty = the optimizer's own sentence"),
-          Flag("include_example", false, "show a worked example in the prompt"),
-          Int("seed", 0, 0, int64_t{1} << 31, "passed to endpoints that take one")};
+  return {
+      Int("candidates", candidates, 1, 64, "proposals a step"),
+      Int("memory", memory, 0, 1 << 20, "past (variables, feedback) pairs shown to the model"),
+      Int("max_tokens", max_tokens, 1, 1 << 20, "longest reply, tokens"),
+      Range("temperature", 0.7, 0, 2, "of the model; of several candidates the hottest, the others fall evenly to 0"),
+      Text("objective", "", "what the model is asked to do; empty = the optimizer's own sentence"),
+      Flag("include_example", false, "show a worked example in the prompt"),
+      Int("seed", 0, 0, int64_t{1} << 31, "passed to endpoints that take one")};
+}
+
+std::vector<HyperInfo> WithPromptForm(std::vector<HyperInfo> hyper) {
+  hyper.push_back(Choice("prompt", "full", {"full", "brief"},
+                         "brief: the feedback and one question, for models too small to follow the full format"));
+  return hyper;
 }
 
 Row Trace(const char* name, const char* summary, std::vector<HyperInfo> hyper, const char* state, const char* source) {
@@ -63,13 +70,13 @@ std::vector<Row> ZerothOrderRows() {
 std::vector<Row> TraceRows() {
   std::vector<HyperInfo> v2 = ProposalHyper(1, 0, 8192);
   v2.push_back(Int("initial_var_char_limit", 2000, 1, 1 << 30, "characters of a value shown in the prompt"));
-  std::vector<HyperInfo> multi = ProposalHyper(5, 0, 4096);
+  std::vector<HyperInfo> multi = WithPromptForm(ProposalHyper(5, 0, 4096));
   multi.push_back(Range("temperature_max", 1.3, 0, 2, "of the first candidate; the last has temperature"));
   std::vector<HyperInfo> opro = ProposalHyper(1, 0, 4096);
   opro[1].doc = "past (variables, feedback) pairs shown to the model; 0 = all";
   return {
-      Trace("optoprime", "one model call on the minimal subgraph of the execution trace", ProposalHyper(1, 0, 4096),
-            "the last `memory` pairs", "Cheng et al. 2024, Sec. 3"),
+      Trace("optoprime", "one model call on the minimal subgraph of the execution trace",
+            WithPromptForm(ProposalHyper(1, 0, 4096)), "the last `memory` pairs", "Cheng et al. 2024, Sec. 3"),
       Trace("optoprime-v2", "OptoPrime with tagged sections and per-variable replies", std::move(v2),
             "the last `memory` rounds", "Cheng et al. 2024; OpenTrace"),
       Trace("optoprime-multi", "OptoPrime with several candidates at falling temperatures", std::move(multi),

@@ -53,7 +53,7 @@ const Key kKeys[] = {
     {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE",
      "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
     {"executor", Kind::kChoice, &Config::executor, "disabled|sandbox|client",
-     "where code written by a model may run [sandbox]"},
+     "where declared workflows run: here in a sandbox, at the client, or not at all [client]"},
     {"worker", Kind::kText, &Config::worker, "FILE",
      "program that runs training jobs; none = no jobs [optod-worker beside this program]"},
     {"max-workers", Kind::kCount, &Config::max_workers, "N", "training jobs at once [1]"},

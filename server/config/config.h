@@ -29,7 +29,7 @@ struct Config {
   int64_t max_artifact_bytes = int64_t{256} << 20;
   std::string synchronous = "full";    ///< "full" (survives power loss) | "normal" (survives a crash of the process)
   std::string llm_secrets;             ///< file of `endpoint: key` lines, mode 0600; "" = none
-  std::string executor = "sandbox";    ///< "disabled" | "sandbox" | "client"
+  std::string executor = "client";     ///< "disabled" | "sandbox" | "client"
   std::string cassette;                ///< file of recorded LLM traffic; "" = none
   std::string cassette_mode = "auto";  ///< "auto" | "record" | "replay"
   std::string tls_cert, tls_key;       ///< PEM files; both or neither

@@ -75,7 +75,7 @@ SessionPtr Engine::Impl::Acquire(const SessionName& name) {
     SessionPtr& slot = sessions[name.Full()];
     if (!slot) slot = std::make_shared<LiveSession>(*context.pool);
     live = slot;
-    crowded = sessions.size() > max_loaded;
+    crowded = sessions.size() > max_loaded || resident_total > memory_budget;
   }
   live->last_used_ms = NowMs();
   if (crowded) EvictIdle();
@@ -87,10 +87,18 @@ void Engine::Impl::Drop(const SessionPtr& live) {
   std::lock_guard lock(mutex);
   for (auto it = sessions.begin(); it != sessions.end(); ++it) {
     if (it->second == live) {
+      resident_total -= live->resident_bytes.exchange(0);
       sessions.erase(it);
       return;
     }
   }
+}
+
+void Engine::Impl::NoteResident(LiveSession& live) {
+  std::lock_guard lock(mutex);
+  if (live.poisoned) return;  // dropped: no longer counted
+  const int64_t bytes = static_cast<int64_t>(live.family->ResidentBytes());
+  resident_total += bytes - live.resident_bytes.exchange(bytes);
 }
 
 const FamilyFactory& Engine::Impl::Factory(const v1::Session& session) const {
@@ -127,6 +135,7 @@ absl::Status Engine::Impl::EnsureLoaded(const SessionPtr& live, const SessionNam
   }
   live->family = *std::move(family);
   live->loaded = true;
+  NoteResident(*live);
   return absl::OkStatus();
 }
 
@@ -289,10 +298,7 @@ int64_t Engine::LoadedSessions() {
 }
 
 int64_t Engine::ResidentBytes() {
-  std::lock_guard lock(impl_->mutex);
-  int64_t total = 0;
-  for (const auto& [name, live] : impl_->sessions) total += live->resident_bytes;
-  return total;
+  return impl_->resident_total;
 }
 
 std::shared_ptr<void> Engine::HoldDrain() {
@@ -301,6 +307,7 @@ std::shared_ptr<void> Engine::HoldDrain() {
 }
 
 void Engine::SetMaxLoaded(size_t sessions) { impl_->max_loaded = sessions; }
+void Engine::SetMemoryBudget(int64_t bytes) { impl_->memory_budget = bytes; }
 
 /// One mutating call on its way: looked up, run, committed, answered.
 struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
@@ -341,7 +348,7 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
     std::string bytes;
     auto effects = work(*live, &bytes);
     if (!effects.ok()) return Answer(effects.status());
-    live->resident_bytes = static_cast<int64_t>(live->family->ResidentBytes());
+    impl->NoteResident(*live);
     if (effects->mutations.empty() && !effects->row_changed && request_id.empty()) {
       impl->AfterDurable(live, [self = shared_from_this(), bytes = std::move(bytes)](absl::Status status) mutable {
         self->Answer(status.ok() ? absl::StatusOr<std::string>(std::move(bytes)) : std::move(status));

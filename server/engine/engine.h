@@ -216,6 +216,9 @@ class Engine {
   int64_t ResidentBytes();
   /// Sessions kept in memory; the least recently used idle one is unloaded beyond that. Default 1024.
   void SetMaxLoaded(size_t sessions);
+  /// Idle sessions leave memory while those that are loaded hold more than this; they come back when asked for. What one
+  /// session needs for itself is not limited by it.
+  void SetMemoryBudget(int64_t bytes);
 
  private:
   struct Mutation;

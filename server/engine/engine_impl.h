@@ -31,6 +31,8 @@ struct Engine::Impl {
   bool draining = false;
   int64_t running = 0;
   size_t max_loaded = 1024;
+  int64_t memory_budget = INT64_MAX;         ///< bytes of families in memory before idle sessions leave
+  std::atomic<int64_t> resident_total{0};    ///< sum of LiveSession::resident_bytes over `sessions`
 
   /// Counts a call in; UNAVAILABLE while draining. Every success is paired with Leave.
   absl::Status Enter(bool internal = false);
@@ -44,6 +46,8 @@ struct Engine::Impl {
   absl::Status EnsureLoaded(const SessionPtr& live, const SessionName& name);
   absl::StatusOr<std::unique_ptr<Family>> LoadFamily(LiveSession& live);
   const FamilyFactory& Factory(const v1::Session& session) const;
+  /// Asks the family how much memory it holds. On the strand.
+  void NoteResident(LiveSession& live);
   void EvictIdle();
 
   void WaitDurable(LiveSession& live) { engine::WaitDurable(*context.store, live); }

@@ -47,8 +47,10 @@ absl::Status FirstOrder::Precheck(LiveSession& session, const Told& told, v1::Te
     return InvalidArgument("return_values: the parameters have ", layout_->total_bytes(), " bytes; at most ",
                            kUnaryTensorBytes, "; use StepStream or PullParameters");
   if (told.seq > 0 && told.seq <= last) {
-    for (const auto& [seq, answer] : answers_) {
+    for (const auto& [seq, fingerprint, answer] : answers_) {
       if (seq != told.seq) continue;
+      if (fingerprint != 0 && fingerprint != told.fingerprint)
+        return Aborted("seq: ", seq, " was taken by a tell with other gradients; expected ", last + 1);
       if (!response->ParseFromString(answer)) return Internal("seq: stored answer of ", seq, " cannot be parsed");
       if (told.return_values && response->head_version() == session.row.head_version && head_)
         TensorsFromFlat(*layout_, head_->params->data(), response->mutable_values());
@@ -71,24 +73,24 @@ absl::Status FirstOrder::Tell(LiveSession& session, const v1::TellRequest& reque
   if (!request.has_gradients())
     return InvalidArgument("gradients: missing; ", spec_.name(), " sessions are told gradients");
   const v1::GradientTell& tell = request.gradients();
-  Told told{request.seq(), tell.base_version(), std::nullopt, tell.return_values()};
+  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromTell(*layout_, tell));
+  Told told{request.seq(), tell.base_version(), std::nullopt, tell.return_values(), Fingerprint(*layout_, gradients)};
   if (tell.has_loss() && !std::isnan(tell.loss())) told.loss = tell.loss();  // NaN = not given, here and in a replay
   bool answered = false;
   RETURN_IF_ERROR(Precheck(session, told, response, effects, &answered));
   if (answered) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromTell(*layout_, tell));
   return Apply(
       session, told, gradients, [&] { return RecordTell(*context_.blobs, tell); }, response, effects);
 }
 
 absl::Status FirstOrder::TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response,
                                   Effects* effects) {
-  Told told{step.seq, step.base_version, step.loss, false};
+  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.dtype));
+  Told told{step.seq, step.base_version, step.loss, false, Fingerprint(*layout_, gradients)};
   if (told.loss && std::isnan(*told.loss)) told.loss.reset();
   bool answered = false;
   RETURN_IF_ERROR(Precheck(session, told, response, effects, &answered));
   if (answered) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.dtype));
   return Apply(
       session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.dtype, step.blob); },
       response, effects);
@@ -189,14 +191,14 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   row.blob = std::move(blob);
   response->set_lr(version.lr());
   for (const auto& [name, value] : figures) (*response->mutable_figures())[name] = value;
-  Publish(session, std::move(row), std::move(gradient), response, effects);
+  Publish(session, std::move(row), std::move(gradient), told.fingerprint, response, effects);
   if (told.return_values) TensorsFromFlat(*layout_, head_->params->data(), response->mutable_values());
   return absl::OkStatus();
 }
 
 /// Moves the session to the new version and says what becomes durable, now or with the next snapshot.
 void FirstOrder::Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient,
-                         v1::TellResponse* response, Effects* effects) {
+                         int64_t fingerprint, v1::TellResponse* response, Effects* effects) {
   const int64_t uid = session.row.uid, number = row.number;
   const bool snapshot = !row.blob.empty();
   session.row.head_version = number;
@@ -223,8 +225,8 @@ void FirstOrder::Publish(LiveSession& session, store::VersionRow row, std::optio
   response->set_seq(session.row.seq);
   response->set_durable_version(durable ? number : DurableVersion(session));
   response->set_updated(true);
-  store::ObservationRow answer{uid, "answer", session.row.seq, 0, response->SerializeAsString(), ""};
-  answers_.emplace_back(session.row.seq, answer.payload);
+  store::ObservationRow answer{uid, "answer", session.row.seq, fingerprint, response->SerializeAsString(), ""};
+  answers_.push_back({session.row.seq, fingerprint, answer.payload});
   if (answers_.size() > kAnswersKept) answers_.pop_front();
   mutations.push_back(store::PutObservation{std::move(answer)});
   if (session.row.seq % kAnswersKept == 0)

@@ -82,6 +82,7 @@ class FirstOrder final : public NumericFamily {
     int64_t seq = 0, base_version = 0;
     std::optional<double> loss;
     bool return_values = false;
+    int64_t fingerprint = 0;  ///< of the gradients: tells a retry of a seq from another writer's tell
   };
 
   FirstOrder(Context& context, const LiveSession& session);
@@ -100,7 +101,7 @@ class FirstOrder final : public NumericFamily {
                      Effects* effects);
   absl::StatusOr<std::string> PutSnapshot(const Point& point, int64_t version, int64_t step) const;
   void Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient,
-               v1::TellResponse* response, Effects* effects);
+               int64_t fingerprint, v1::TellResponse* response, Effects* effects);
   int64_t DurableVersion(const LiveSession& session) const;
   void LoadAnswers(int64_t uid);
   bool every_step() const { return mode_ == v1::Durability::EVERY_STEP; }
@@ -110,7 +111,11 @@ class FirstOrder final : public NumericFamily {
   v1::Durability::Mode mode_;
   int64_t cadence_;                                      ///< steps from snapshot to snapshot
   std::optional<Point> head_;                            ///< absent until there are values
-  std::deque<std::pair<int64_t, std::string>> answers_;  ///< (seq, serialized TellResponse), oldest first
+  struct StoredAnswer {
+    int64_t seq = 0, fingerprint = 0;  ///< fingerprint 0: unknown
+    std::string response;              ///< serialized TellResponse
+  };
+  std::deque<StoredAnswer> answers_;  ///< oldest first
   std::vector<store::Mutation> pending_;                 ///< made and not durable by choice
   int64_t durable_before_ = 0;  ///< durable version before the one whose commit may be in flight
   std::pair<int64_t, std::shared_ptr<TensorBuffer>> pulled_{-1, nullptr};  ///< the last rebuilt version

@@ -94,7 +94,7 @@ absl::StatusOr<std::unique_ptr<Family>> FirstOrder::Load(Context& context, LiveS
 void FirstOrder::LoadAnswers(int64_t uid) {
   auto rows = context_.store->ListObservations(uid, "answer", 0, INT64_MAX);
   if (!rows.ok()) return;  // answers only spare a client an error
-  for (store::ObservationRow& row : *rows) answers_.emplace_back(row.a, std::move(row.payload));
+  for (store::ObservationRow& row : *rows) answers_.push_back({row.a, row.b, std::move(row.payload)});
   while (answers_.size() > 64) answers_.pop_front();
 }
 

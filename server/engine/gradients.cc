@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 
+#include "base/crc32c.h"
 #include "base/status.h"
 #include "optim/rules/half.h"
 
@@ -130,6 +131,28 @@ absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_pt
   }
   out.owner = std::move(flat);
   return out;
+}
+
+int64_t Fingerprint(const Layout& layout, const Gradients& gradients) {
+  constexpr size_t kWhole = 64 << 10, kBlock = 4 << 10, kBlocks = 16;
+  uint32_t crc = 1;
+  auto add = [&crc](const void* data, optim::DType dtype, size_t size) {
+    const uint64_t head[2] = {static_cast<uint64_t>(dtype), size};
+    crc = Crc32c(head, sizeof(head), crc);
+    const auto* bytes = static_cast<const std::byte*>(data);
+    if (size <= kWhole) {
+      crc = Crc32c(bytes, size, crc);
+      return;
+    }
+    for (size_t i = 0; i < kBlocks; ++i) crc = Crc32c(bytes + (size - kBlock) / (kBlocks - 1) * i, kBlock, crc);
+  };
+  for (size_t i = 0; i < gradients.views.size(); ++i) {
+    const GradientView& view = gradients.views[i];
+    const size_t size = view.data == nullptr ? 0 : static_cast<size_t>(layout.spec(i).elements()) * optim::DTypeSize(view.dtype);
+    add(view.data, view.dtype, size);
+  }
+  for (const optim::OwnedTensor& extra : gradients.extra) add(extra.data.data(), extra.spec.dtype, extra.data.size());
+  return (int64_t{1} << 32) | crc;
 }
 
 absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_norm) {

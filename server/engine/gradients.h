@@ -39,6 +39,10 @@ uint64_t FlatBytes(const Layout& layout, optim::DType dtype);
 absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat,
                                             optim::DType dtype);
 
+/// Tells two writers' gradients apart: CRC-32C of every small tensor and of blocks spread over the large ones, with the
+/// dtypes. Never 0; the same for equal bytes however they came.
+int64_t Fingerprint(const Layout& layout, const Gradients& gradients);
+
 /// What Rule::Step takes: aligned pointers of the parameter's dtype, or float32 for all half-precision parameters;
 /// scratch where a copy was needed.
 struct Prepared {

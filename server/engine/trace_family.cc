@@ -458,6 +458,8 @@ absl::StatusOr<TraceFamily::Proposal> TraceFamily::PrepareProposal(LiveSession& 
   options.render.max_prompt_tokens = static_cast<uint32_t>(std::max(256, endpoint->context_tokens - out.max_tokens));
   const auto& hyper = session.proto.optimizer().hyperparameters();
   if (auto it = hyper.find("objective"); it != hyper.end()) options.problem.instruction = it->second.text();
+  if (auto it = hyper.find("prompt"); it != hyper.end() && it->second.text() == "brief")
+    options.render.form = trace::PromptForm::kBrief;
   if (auto it = hyper.find("include_example"); it != hyper.end()) options.render.include_example = it->second.flag();
   for (const std::string& title : request.mask()) {
     auto section = trace::ParseSection(title);

@@ -38,7 +38,8 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
   void AskModel(size_t i) {
     const trace::CandidateRequest& wanted = proposal.requests[i];
     trace::ChatRequest chat;
-    chat.messages = {{"system", wanted.prompt.system}, {"user", wanted.prompt.user}};
+    if (!wanted.prompt.system.empty()) chat.messages.push_back({"system", wanted.prompt.system});
+    chat.messages.push_back({"user", wanted.prompt.user});
     chat.temperature = wanted.temperature;
     chat.max_tokens = proposal.max_tokens;
     chat.seed = proposal.first_seed + static_cast<int64_t>(i);

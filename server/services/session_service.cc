@@ -18,7 +18,10 @@ using engine::Engine;
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
-grpc::Status PlainStatus(const absl::Status& status) { return ToGrpc(status, nullptr); }
+/// Errors of a streaming call with their details in its trailing metadata. Used while the call lives.
+ToGrpcStatus WithDetails(CallbackServerContext* context) {
+  return [context](const absl::Status& status) { return ToGrpc(status, context); };
+}
 
 /// Ask and tell over one stream. One message is in work at a time, so answers keep the order of the questions.
 /// States: reading -> telling -> asking -> writing -> reading ... -> finished.
@@ -73,7 +76,7 @@ class RefusedAskTell final : public grpc::ServerBidiReactor<v1::AskTellRequest, 
 /// An export on its way: the engine hands over lines, which leave in pieces of about 256 KiB. The producer waits while a few pieces are unsent.
 class ExportReactor final : public grpc::ServerWriteReactor<v1::ExportSessionResponse> {
  public:
-  ExportReactor() = default;
+  explicit ExportReactor(ToGrpcStatus to_grpc) : to_grpc_(std::move(to_grpc)) {}
   explicit ExportReactor(grpc::Status refused) { Finish(std::move(refused)); }
 
   void Start(Engine& engine, const Caller& caller, const v1::ExportSessionRequest& request) {
@@ -84,7 +87,7 @@ class ExportReactor final : public grpc::ServerWriteReactor<v1::ExportSessionRes
           std::unique_lock lock(mutex_);
           if (result.ok() && !piece_.empty()) pieces_.push_back(std::move(piece_));
           ended_ = true;
-          end_status_ = PlainStatus(result.status());
+          end_status_ = to_grpc_(result.status());
           Pump(lock);
           lock.unlock();
           Unref();
@@ -139,6 +142,7 @@ class ExportReactor final : public grpc::ServerWriteReactor<v1::ExportSessionRes
   }
 
   std::atomic<int> refs_{1};
+  const ToGrpcStatus to_grpc_;
   std::mutex mutex_;
   std::condition_variable room_;
   std::deque<std::string> pieces_;
@@ -189,7 +193,7 @@ class SessionService final : public SessionServiceBase {
                                                                      const v1::ExportSessionRequest* request) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return new ExportReactor(ToGrpc(caller.status(), context));
-    auto* reactor = new ExportReactor();
+    auto* reactor = new ExportReactor(WithDetails(context));
     reactor->Start(engine_, *caller, *request);
     return reactor;
   }
@@ -197,22 +201,22 @@ class SessionService final : public SessionServiceBase {
   RawReadReactor* PushParameters(CallbackServerContext* context, grpc::ByteBuffer* response) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseRead(ToGrpc(caller.status(), context));
-    return MakePushParameters(engine_, *caller, response, &PlainStatus);
+    return MakePushParameters(engine_, *caller, response, WithDetails(context));
   }
   RawWriteReactor* PullParameters(CallbackServerContext* context, const grpc::ByteBuffer* request) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseWrite(ToGrpc(caller.status(), context));
-    return MakePullParameters(engine_, *caller, request, &PlainStatus);
+    return MakePullParameters(engine_, *caller, request, WithDetails(context));
   }
   RawWriteReactor* PullState(CallbackServerContext* context, const grpc::ByteBuffer* request) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseWrite(ToGrpc(caller.status(), context));
-    return MakePullState(engine_, *caller, request, &PlainStatus);
+    return MakePullState(engine_, *caller, request, WithDetails(context));
   }
   RawBidiReactor* StepStream(CallbackServerContext* context) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));
-    return MakeStepStream(engine_, *caller, &PlainStatus);
+    return MakeStepStream(engine_, *caller, WithDetails(context));
   }
 
  private:

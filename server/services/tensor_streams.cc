@@ -17,8 +17,53 @@ using engine::Engine;
 using engine::LiveSession;
 using engine::TensorBuffer;
 
-/// Header, then chunks into a buffer, then (client half-closed) the blob store and the session. One step at a time: no
-/// locks.
+/// Hashes and writes a buffer into the blob store while it is being filled, on the engine's pool. Shared by the reactor
+/// and the tasks it posted, so that a cancelled call may go while a write is still running.
+class BlobFeed : public std::enable_shared_from_this<BlobFeed> {
+ public:
+  BlobFeed(Engine& engine, std::shared_ptr<TensorBuffer> buffer)
+      : strand_(*engine.context().pool), blobs_(*engine.context().blobs), buffer_(std::move(buffer)) {}
+
+  /// The first `size` bytes are final. Cheap: work is handed on in pieces of several chunks.
+  void Received(uint64_t size) {
+    if (size - handed_on_ < kPieceBytes) return;
+    handed_on_ = size;
+    strand_.Post([self = shared_from_this(), size] { self->Take(size); });
+  }
+  /// Everything is there. `done` runs on the pool with the blob's name.
+  void Finish(std::function<void(absl::StatusOr<std::string>)> done) {
+    strand_.Post([self = shared_from_this(), done = std::move(done)] {
+      self->Take(self->buffer_->size());
+      done(self->status_.ok() ? self->writer_->Finish() : absl::StatusOr<std::string>(self->status_));
+    });
+  }
+
+ private:
+  static constexpr uint64_t kPieceBytes = 8u << 20;
+
+  void Take(uint64_t size) {
+    if (status_.ok() && writer_ == nullptr) {
+      auto writer = blobs_.Begin();
+      status_ = writer.status();
+      if (writer.ok()) writer_ = *std::move(writer);
+    }
+    if (!status_.ok()) return;
+    status_ = writer_->Append(buffer_->bytes().subspan(taken_, size - taken_));
+    taken_ = size;
+  }
+
+  Strand strand_;
+  store::BlobStore& blobs_;
+  const std::shared_ptr<TensorBuffer> buffer_;
+  uint64_t handed_on_ = 0;  ///< the reactor's
+  // The strand's:
+  uint64_t taken_ = 0;
+  std::unique_ptr<store::BlobWriter> writer_;
+  absl::Status status_;
+};
+
+/// Header, then chunks into a buffer and from there into the blob store, then (client half-closed) the session. One step
+/// at a time: no locks.
 class PushReactor final : public RawReadReactor {
  public:
   PushReactor(Engine& engine, Caller caller, grpc::ByteBuffer* response, ToGrpcStatus to_grpc)
@@ -33,6 +78,7 @@ class PushReactor final : public RawReadReactor {
       return;
     }
     if (absl::Status status = OnChunk(); !status.ok()) return Finish(to_grpc_(status));
+    feed_->Received(receiver_.received());
     StartRead(&message_);
   }
   void OnCancel() override { cancelled_ = true; }
@@ -66,6 +112,7 @@ class PushReactor final : public RawReadReactor {
       status = InvalidArgument("header.total_bytes: ", header_.total_bytes(), "; the layout has ", *total);
     if (status.ok()) status = receiver_.Start(*total);
     if (!status.ok()) return Finish(to_grpc_(status));
+    feed_ = std::make_shared<BlobFeed>(engine_, receiver_.buffer());
     state_ = State::kChunks;
     StartRead(&message_);
   }
@@ -87,12 +134,11 @@ class PushReactor final : public RawReadReactor {
     absl::Status status = state_ == State::kChunks ? receiver_.CheckComplete() : InvalidArgument("header: missing");
     if (!status.ok()) return Finish(to_grpc_(status));
     state_ = State::kStoring;
-    engine_.context().pool->Post([this] { Store(); });
+    feed_->Finish([this](absl::StatusOr<std::string> sha256) { OnStored(std::move(sha256)); });
   }
 
-  void Store() {
+  void OnStored(absl::StatusOr<std::string> sha256) {
     std::shared_ptr<TensorBuffer> values = receiver_.Take();
-    auto sha256 = engine_.context().blobs->Put(values->bytes());
     if (!sha256.ok()) return Finish(to_grpc_(sha256.status()));
     if (!header_.sha256().empty() && header_.sha256() != *sha256)
       return Finish(to_grpc_(DataLoss("header.sha256: ", header_.sha256(), "; what came has ", *sha256)));
@@ -127,6 +173,7 @@ class PushReactor final : public RawReadReactor {
   grpc::ByteBuffer message_;
   v1::PushParametersHeader header_;
   FlatReceiver receiver_;
+  std::shared_ptr<BlobFeed> feed_;
 };
 
 /// What a pull sends: the header and ranges of a buffer.

@@ -43,6 +43,9 @@ class FlatReceiver {
   /// INVALID_ARGUMENT when bytes are missing.
   absl::Status CheckComplete() const;
   std::shared_ptr<engine::TensorBuffer> Take();
+  /// What is filled so far is the first `received()` bytes of `buffer()`; they no longer change.
+  const std::shared_ptr<engine::TensorBuffer>& buffer() const { return buffer_; }
+  uint64_t received() const { return received_; }
 
  private:
   absl::Status CheckPlace(uint64_t offset, size_t size) const;

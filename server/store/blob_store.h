@@ -16,9 +16,22 @@
 
 namespace optod::store {
 
+/// A blob that arrives piece by piece: hashed and written as it comes. One thread at a time. Dropped without Finish:
+/// nothing is left behind.
+class BlobWriter {
+ public:
+  virtual ~BlobWriter() = default;
+  /// RESOURCE_EXHAUSTED (disk full). After an error only dropping it makes sense.
+  virtual absl::Status Append(std::span<const std::byte> data) = 0;
+  /// As Put of everything appended. Once.
+  virtual absl::StatusOr<std::string> Finish() = 0;
+};
+
 class BlobStore {
  public:
   virtual ~BlobStore() = default;
+  /// The store must outlive the writer. The base version collects in memory and puts.
+  virtual absl::StatusOr<std::unique_ptr<BlobWriter>> Begin();
   /// Hex SHA-256. Already there: returns at once. RESOURCE_EXHAUSTED (disk full), DATA_LOSS (fsync failed): nothing is left behind.
   virtual absl::StatusOr<std::string> Put(std::span<const std::byte> data) = 0;
   /// INVALID_ARGUMENT when it is no hash, NOT_FOUND; DATA_LOSS when the bytes no longer have their hash.

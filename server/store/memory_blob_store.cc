@@ -1,6 +1,7 @@
 #include <map>
 #include <mutex>
 #include <unordered_set>
+#include <vector>
 
 #include "base/sha256.h"
 #include "base/status.h"
@@ -9,6 +10,20 @@
 
 namespace optod::store {
 namespace {
+
+class CollectingWriter final : public BlobWriter {
+ public:
+  explicit CollectingWriter(BlobStore& store) : store_(store) {}
+  absl::Status Append(std::span<const std::byte> data) override {
+    bytes_.insert(bytes_.end(), data.begin(), data.end());
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::string> Finish() override { return store_.Put(bytes_); }
+
+ private:
+  BlobStore& store_;
+  std::vector<std::byte> bytes_;
+};
 
 class MemoryBlobStore final : public BlobStore {
  public:
@@ -73,6 +88,8 @@ class MemoryBlobStore final : public BlobStore {
 };
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<BlobWriter>> BlobStore::Begin() { return std::make_unique<CollectingWriter>(*this); }
 
 std::unique_ptr<BlobStore> MakeMemoryBlobStore(Clock& clock) { return std::make_unique<MemoryBlobStore>(clock); }
 

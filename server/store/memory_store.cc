@@ -139,6 +139,12 @@ class MemoryStore final : public Store {
     return it->second.first;
   }
 
+  absl::StatusOr<int64_t> OldestRequestMs() override {
+    std::lock_guard lock(mutex_);
+    if (tables_.request_order.empty()) return NotFound("no request is kept");
+    return tables_.requests.at(tables_.request_order.begin()->second).first.create_ms;
+  }
+
   absl::StatusOr<std::vector<NodeRow>> ListNodes(int64_t uid, int64_t first, int64_t limit) override {
     std::lock_guard lock(mutex_);
     return Values(tables_.nodes, {uid, first}, {uid + 1, kMin}, limit, [](const NodeRow&) { return true; });

@@ -60,6 +60,7 @@ namespace optod::store {
   X(kInsertRequest, "INSERT INTO requests(key_hash, user, method, request_id, request_sha256, response, session_uid, create_ms) " \
                     "VALUES(?,?,?,?,?,?,?,?)") \
   X(kGetRequest, "SELECT user, method, request_id, request_sha256, response, session_uid, create_ms FROM requests WHERE key_hash=?") \
+  X(kOldestRequest, "SELECT create_ms FROM requests ORDER BY id LIMIT 1") \
   X(kPruneRequests, "DELETE FROM requests WHERE id < ifnull((SELECT id FROM requests WHERE create_ms>=? ORDER BY id LIMIT 1), " \
                     "9223372036854775807)") \
   /* events */ \

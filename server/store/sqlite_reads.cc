@@ -200,6 +200,12 @@ absl::StatusOr<RequestRow> SqliteStore::GetRequest(const std::string& user, cons
   }
 }
 
+absl::StatusOr<int64_t> SqliteStore::OldestRequestMs() {
+  ASSIGN_OR_RETURN(auto oldest, One<int64_t>(Query::kOldestRequest, DecodeInt));
+  if (!oldest) return NotFound("no request is kept");
+  return *oldest;
+}
+
 absl::StatusOr<std::vector<NodeRow>> SqliteStore::ListNodes(int64_t uid, int64_t first, int64_t limit) {
   return All<NodeRow>(Query::kListNodes, DecodeNode, uid, first, limit);
 }

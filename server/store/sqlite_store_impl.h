@@ -54,6 +54,7 @@ class SqliteStore final : public Store {
   absl::StatusOr<ArtifactRow> GetArtifact(const std::string& user, const std::string& sha256) override;
   absl::StatusOr<std::vector<ArtifactRow>> ListArtifacts(const std::string& user, int64_t before_ms, int64_t limit,
                                                          const std::string& before_sha256) override;
+  absl::StatusOr<int64_t> OldestRequestMs() override;
   absl::StatusOr<std::string> GetMeta(const std::string& key) override;
   absl::StatusOr<std::vector<std::string>> LiveBlobs() override;
 

@@ -186,6 +186,8 @@ class Store {
   /// Observations of a kind with first_a <= a < end_a, by (a, b).
   virtual absl::StatusOr<std::vector<ObservationRow>> ListObservations(int64_t session_uid, const std::string& kind, int64_t first_a, int64_t end_a) = 0;
   virtual absl::StatusOr<RequestRow> GetRequest(const std::string& user, const std::string& method, const std::string& request_id) = 0;
+  /// create_ms of the request that was committed first and is still kept; NOT_FOUND when none is.
+  virtual absl::StatusOr<int64_t> OldestRequestMs() = 0;
   /// Nodes first <= id, ascending, at most limit.
   virtual absl::StatusOr<std::vector<NodeRow>> ListNodes(int64_t session_uid, int64_t first, int64_t limit) = 0;
   /// Events with sequence > after, ascending. `oldest` of the log via FirstEventSequence.

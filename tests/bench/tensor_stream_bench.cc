@@ -51,6 +51,20 @@ double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 /// Keeps nothing; hashes when asked to.
 class NullBlobStore final : public store::BlobStore {
  public:
+  class Writer final : public store::BlobWriter {
+   public:
+    explicit Writer(bool hash) : hash_(hash) {}
+    absl::Status Append(std::span<const std::byte> data) override {
+      if (hash_) hasher_.Update(data);
+      return absl::OkStatus();
+    }
+    absl::StatusOr<std::string> Finish() override { return hash_ ? hasher_.FinishHex() : std::string(64, '0'); }
+
+   private:
+    const bool hash_;
+    Sha256 hasher_;
+  };
+  absl::StatusOr<std::unique_ptr<store::BlobWriter>> Begin() override { return std::make_unique<Writer>(hash_); }
   explicit NullBlobStore(bool hash) : hash_(hash) {}
   absl::StatusOr<std::string> Put(std::span<const std::byte> data) override {
     return hash_ ? Sha256Hex(data) : std::string(64, '0');

@@ -71,16 +71,22 @@ std::vector<CandidateRequest> SpreadCandidates(const CandidateRequest& request, 
   return out;
 }
 
-std::string ReplySchema(const std::vector<ReplyParameter>& parameters) {
-  std::string values;
+std::string ReplySchema(const std::vector<ReplyParameter>& parameters, PromptForm form) {
+  std::string values, names;
   for (const ReplyParameter& p : parameters) {
     if (!p.trainable) continue;
-    if (!values.empty()) values += ',';
-    values += QuoteJson(p.py_name) + ":" + ValueSchema(p);
+    const std::string_view comma = values.empty() ? "" : ",";
+    values += Cat(comma, QuoteJson(p.py_name), ":", ValueSchema(p));
+    names += Cat(comma, QuoteJson(p.py_name));
   }
-  return R"({"type":"object","properties":{"reasoning":{"type":"string"},"answer":{"type":"string"},"suggestion":{"type":"object","properties":{)" +
-         values +
-         R"(},"additionalProperties":false}},"required":["reasoning","answer","suggestion"],"additionalProperties":false})";
+  const std::string object = R"({"type":"object","properties":{)";
+  const std::string closed = R"("additionalProperties":false})";
+  if (form == PromptForm::kBrief) {
+    return Cat(object, R"("suggestion":)", object, values, R"(},"required":[)", names, "],", closed,
+               R"(},"required":["suggestion"],)", closed);
+  }
+  return Cat(object, R"("reasoning":{"type":"string"},"answer":{"type":"string"},"suggestion":)", object, values, "},",
+             closed, R"(},"required":["reasoning","answer","suggestion"],)", closed);
 }
 
 absl::StatusOr<std::vector<CandidateRequest>> BuildOptoPrimeRequests(const Graph& graph, const FeedbackStore& feedback,
@@ -95,7 +101,7 @@ absl::StatusOr<std::vector<CandidateRequest>> BuildOptoPrimeRequests(const Graph
   if (!any) return FailedPrecondition("parameters: none is trainable");
   RenderOptions render = options.render;
   render.memory = memory;
-  CandidateRequest request{Render(problem, render), std::nullopt, ReplySchema(reply_parameters)};
+  CandidateRequest request{Render(problem, render), std::nullopt, ReplySchema(reply_parameters, render.form)};
   return SpreadCandidates(request, options.candidates, options.temperature);
 }
 

@@ -41,7 +41,8 @@ std::vector<CandidateRequest> SpreadCandidates(const CandidateRequest& request, 
                                                std::optional<double> temperature);
 
 /// JSON schema of `{"reasoning", "answer", "suggestion": {py_name: value}}` with the types and bounds of the variables.
-std::string ReplySchema(const std::vector<ReplyParameter>& parameters);
+/// Brief: `{"suggestion": {...}}` with every variable required.
+std::string ReplySchema(const std::vector<ReplyParameter>& parameters, PromptForm form = PromptForm::kFull);
 
 struct NewValue {
   NodeId node = kNoNode;

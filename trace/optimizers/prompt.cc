@@ -194,6 +194,7 @@ std::optional<Section> ParseSection(std::string_view title) {
 }
 
 Prompt Render(const ProblemInstance& problem, const RenderOptions& options) {
+  if (options.form == PromptForm::kBrief) return RenderBrief(problem, options);
   Renderer renderer(problem, options);
   uint32_t limit = options.value_limit;
   uint32_t lines = kAllLines;

@@ -36,7 +36,14 @@ struct MemoryRound {
   std::optional<double> score{};
 };
 
+/// How much of the run the model is told.
+enum class PromptForm {
+  kFull,   ///< the whole problem instance, with a system message that explains it
+  kBrief,  ///< the judgement and one question, for models too small to follow the format: no graph, no current values
+};
+
 struct RenderOptions {
+  PromptForm form = PromptForm::kFull;
   std::vector<Section> mask{};                            ///< sections left empty
   std::vector<std::pair<Section, std::string>> titles{};  ///< replacements of default titles; values are never touched
   uint32_t value_limit =
@@ -48,7 +55,7 @@ struct RenderOptions {
 };
 
 struct Prompt {
-  std::string system;
+  std::string system;  ///< empty: no system message
   std::string user;
   uint32_t truncated_values = 0;  ///< values that were cut
   uint32_t omitted_lines = 0;     ///< code lines and intermediate values left out to fit max_prompt_tokens
@@ -56,6 +63,10 @@ struct Prompt {
 };
 
 Prompt Render(const ProblemInstance& problem, const RenderOptions& options = {});
+
+/// Render's short form (RenderOptions::form). It asks for `{"suggestion": {name: value}}`. Masks, titles, the example
+/// and value limits do not concern it; the feedback is cut to fit max_prompt_tokens.
+Prompt RenderBrief(const ProblemInstance& problem, const RenderOptions& options);
 
 /// Rough count of a byte-pair tokenizer: never far below the truth for English, code and JSON. Within 30 % of GPT-like
 /// tokenizers on such text; non-ASCII counts one token a code point.

@@ -2,10 +2,11 @@
 
 import re
 
+import grpc
 import numpy as np
 import optod
 import pytest
-from optod.v1 import session_pb2, tensor_pb2
+from optod.v1 import session_pb2, session_pb2_grpc, tensor_pb2
 
 W = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float32)}
 F32 = np.float32
@@ -187,3 +188,22 @@ def test_a_spent_budget_is_named(client, name, limits, text):
     answer = session.ask()
     assert answer.budget_spent and not answer.probes
     assert re.search(text, answer.budget_reason)
+
+
+STREAMS = [
+    ("PullParameters", lambda stub, name: list(stub.PullParameters(session_pb2.PullParametersRequest(session=name, tensors=["nope"])))),
+    ("PullState", lambda stub, name: list(stub.PullState(session_pb2.PullStateRequest(session="nobody")))),
+    ("ExportSession", lambda stub, name: list(stub.ExportSession(session_pb2.ExportSessionRequest(session="nobody")))),
+    ("PushParameters", lambda stub, name: stub.PushParameters(iter([session_pb2.PushParametersRequest()]))),
+    ("StepStream", lambda stub, name: list(stub.StepStream(iter([session_pb2.StepStreamRequest()])))),
+]
+
+
+@pytest.mark.parametrize("name,call", STREAMS, ids=[case[0] for case in STREAMS])
+def test_errors_of_streams_carry_their_reason(client, server, name, call):
+    session = client.sessions.create("sgd", W)
+    with grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            call(session_pb2_grpc.SessionServiceStub(channel), session.name)
+    details = dict(refused.value.trailing_metadata())
+    assert details.get("optod-reason") == refused.value.code().name, details

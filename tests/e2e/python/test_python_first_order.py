@@ -123,6 +123,8 @@ def test_order_of_steps(client):
     session.tell_gradients(gradients(2, params), seq=2)
     again = session.tell_gradients(gradients(1, params), seq=1, base_version=0)
     assert (again.seq, again.head_version) == (first.seq, first.head_version)
+    with pytest.raises(optod.errors.Aborted, match="seq: 1 was taken by a tell with other gradients; expected 3"):
+        session.tell_gradients(gradients(2, params), seq=1, base_version=0)
     with pytest.raises(optod.errors.FailedPrecondition, match="seq: 9 leaves a gap; expected 3"):
         session.tell_gradients(gradients(3, params), seq=9, base_version=2)
     with pytest.raises(optod.errors.Aborted, match="base_version: 1 is not the head 2; ask again"):

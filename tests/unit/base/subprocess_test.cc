@@ -196,5 +196,56 @@ TEST(Subprocess, BadRequests) {
   ExpectNoChildLeft();
 }
 
+TEST(Subprocess, IgnoredSignalsAreNotInherited) {
+  struct sigaction before, ignore{};
+  ignore.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &ignore, &before);
+  // The lower 31 bits: 32 and 33 belong to the C library, which leaves them as its own parent set them.
+  const auto result = RunOk(Shell("sed -n 's/SigIgn:.*\\(........\\)$/\\1/p' /proc/self/status"));
+  // What really matters: a writer whose reader has gone ends instead of going on for ever.
+  const auto writer = RunOk(Shell("(yes; echo $? >&2) | head -n 1"));
+  sigaction(SIGPIPE, &before, nullptr);
+  EXPECT_EQ(std::stoul("0" + result.out, nullptr, 16) & 0x7fffffff, 0u);
+  EXPECT_EQ(writer.err, "141\n");  // 128 + SIGPIPE
+}
+
+TEST(Subprocess, ResultPipeIsAStreamOfItsOwn) {
+  auto options = Shell("echo out; echo answer >&3");
+  options.result_pipe = true;
+  const auto result = RunOk(options);
+  EXPECT_EQ(result.out, "out\n");
+  EXPECT_EQ(result.result, "answer\n");
+}
+
+TEST(Subprocess, InheritsOnlyWhatIsGiven) {
+  int fds[2];
+  ASSERT_EQ(pipe(fds), 0);  // both without CLOEXEC
+  auto options = Shell("cat <&7; ls /proc/self/fd | wc -l");
+  options.inherit = {{fds[0], 7}};
+  ASSERT_EQ(write(fds[1], "seven\n", 6), 6);
+  close(fds[1]);
+  const auto result = RunOk(options);
+  close(fds[0]);
+  EXPECT_EQ(result.out, "seven\n5\n");  // 0, 1, 2, 7 and the folder that ls reads
+  options.inherit = {{0, 3}};
+  EXPECT_EQ(RunSubprocess(options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Subprocess, FloodEndsItWhenAsked) {
+  auto options = Shell("yes");
+  options.max_output_bytes = 100'000;
+  options.end_at_max_output = true;
+  const auto result = RunOk(options);
+  EXPECT_TRUE(result.flooded);
+  EXPECT_EQ(result.out.size(), 100'000u);
+}
+
+TEST(Subprocess, WatchdogEndsIt) {
+  auto options = Shell("sleep 1000");
+  int looks = 0;
+  options.watchdog = [&](pid_t pid) { return pid > 0 && ++looks == 2; };
+  EXPECT_TRUE(RunOk(options).stopped);
+}
+
 }  // namespace
 }  // namespace optod

@@ -298,6 +298,25 @@ TEST(FirstOrder, SessionWithoutValuesAsksForThem) {
   EXPECT_FALSE(server.Get("s")->has_values());
 }
 
+TEST(FirstOrder, IdleSessionsLeaveMemoryBeyondTheBudget) {
+  Server kept, evicted;
+  evicted.engine().SetMemoryBudget(1);  // less than any session holds
+  for (Server* server : {&kept, &evicted}) {
+    for (const std::string name : {"a", "b", "c"}) ASSERT_TRUE(server->Create(Request(name, "adamw")).ok());
+    for (int64_t step = 0; step < 6; ++step) {
+      for (const std::string name : {"a", "b", "c"}) {
+        const auto told = server->Tell(Gradient(name, step, step));
+        ASSERT_TRUE(told.ok()) << told.status();
+      }
+    }
+    for (const std::string name : {"a", "b", "c"}) EXPECT_EQ(server->Get(name)->seq(), 6);
+  }
+  EXPECT_EQ(kept.engine().LoadedSessions(), 3);
+  EXPECT_LT(evicted.engine().LoadedSessions(), 3);
+  EXPECT_LT(evicted.engine().ResidentBytes(), kept.engine().ResidentBytes());
+  for (const std::string name : {"a", "b", "c"}) EXPECT_EQ(*kept.Parameters(name), *evicted.Parameters(name));
+}
+
 TEST(FirstOrder, ToldSeqReturnsTheStoredAnswerAlsoAfterACrash) {
   Server server;
   ASSERT_TRUE(server.Create(Request("s", "sgd")).ok());
@@ -311,7 +330,12 @@ TEST(FirstOrder, ToldSeqReturnsTheStoredAnswerAlsoAfterACrash) {
   }
   for (int round = 0; round < 2; ++round) {
     for (const int64_t seq : {7, 42, 70}) {
-      auto request = Gradient("s", seq - 1, seq + 100);  // the content does not matter any more
+      auto other = Gradient("s", seq - 1, seq + 100);
+      other.set_seq(seq);
+      const auto refused = server.Tell(other);
+      EXPECT_EQ(refused.status().code(), absl::StatusCode::kAborted) << "another writer's gradients";
+      EXPECT_THAT(std::string(refused.status().message()), HasSubstr("expected 71"));
+      auto request = Gradient("s", seq - 1, seq - 1);
       request.set_seq(seq);
       auto again = server.Tell(request);
       ASSERT_TRUE(again.ok()) << again.status();

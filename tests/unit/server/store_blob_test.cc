@@ -49,6 +49,37 @@ TEST_P(BlobConformance, PutGetSize) {
   EXPECT_EQ(blobs_->BytesStored(), 3);
 }
 
+TEST_P(BlobConformance, PieceByPieceIsTheSameBlob) {
+  const std::vector<std::vector<std::string>> ways = {{"abc"}, {"a", "b", "c"}, {"", "ab", "", "c"}};
+  for (const auto& pieces : ways) {
+    auto writer = blobs_->Begin();
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    for (const std::string& piece : pieces) ASSERT_TRUE((*writer)->Append(BytesOf(piece)).ok());
+    EXPECT_FALSE(pieces.size() == 1 && blobs_->Has(kAbc)) << "before Finish there is nothing";
+    EXPECT_EQ(*(*writer)->Finish(), kAbc);
+    EXPECT_EQ(*blobs_->Get(kAbc), "abc");
+    EXPECT_EQ(blobs_->BytesStored(), 3);
+  }
+  const std::string long_text(40 << 20, 'x');  // beyond every buffer and write-back step on the way
+  auto writer = blobs_->Begin();
+  for (size_t at = 0; at < long_text.size(); at += 3'000'000)
+    ASSERT_TRUE((*writer)->Append(BytesOf(long_text.substr(at, 3'000'000))).ok());
+  const std::string name = *(*writer)->Finish();
+  EXPECT_EQ(*blobs_->Get(name), long_text);
+}
+
+TEST_P(BlobConformance, AWriterThatIsDroppedLeavesNothing) {
+  {
+    auto writer = blobs_->Begin();
+    ASSERT_TRUE((*writer)->Append(BytesOf("abc")).ok());
+    EXPECT_EQ(*blobs_->Sweep({}, 1000, clock_.NowUnixMs()), 0) << "what is being written is no leftover";
+    ASSERT_TRUE((*writer)->Append(BytesOf("d")).ok());
+  }
+  EXPECT_EQ(*blobs_->Sweep({}, 1000, clock_.NowUnixMs()), 0) << "nothing is left to sweep";
+  EXPECT_FALSE(blobs_->Has(kAbc));
+  EXPECT_EQ(blobs_->BytesStored(), 0);
+}
+
 TEST_P(BlobConformance, WrongNames) {
   const std::string absent(64, 'a');
   EXPECT_EQ(blobs_->Get(absent).status().code(), StatusCode::kNotFound);
@@ -141,6 +172,9 @@ TEST(FileBlobStore, AFullDiskLeavesNothingAndPasses) {
   for (const absl::Status& status : {absl::ResourceExhaustedError("full"), absl::DataLossError("fsync")}) {
     fs.write_status = status;
     EXPECT_EQ(blobs->Put(BytesOf("abc")).status().code(), status.code());
+    auto writer = blobs->Begin();
+    ASSERT_TRUE((*writer)->Append(BytesOf("abc")).ok());
+    EXPECT_EQ((*writer)->Finish().status().code(), status.code());
     EXPECT_FALSE(blobs->Has(kAbc));
     EXPECT_EQ(blobs->BytesStored(), 0);
   }

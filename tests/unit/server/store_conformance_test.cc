@@ -429,6 +429,7 @@ TEST_P(StoreConformance, ObservationsByKindAndRange) {
 }
 
 TEST_P(StoreConformance, RequestsAndPruning) {
+  EXPECT_EQ(store_->OldestRequestMs().status().code(), StatusCode::kNotFound);
   for (int i = 0; i < 10; ++i)
     ASSERT_TRUE(Do(InsertRequest{MakeRequest("ann", "Tell", "r" + std::to_string(i), 100 + i)}).ok());
   ASSERT_TRUE(
@@ -436,7 +437,9 @@ TEST_P(StoreConformance, RequestsAndPruning) {
           .ok());
   EXPECT_EQ(store_->GetRequest("ann", "Tell", "r4")->response, "answer to r4");
   EXPECT_EQ(store_->GetRequest("ann", "Tell", "r4")->request_sha256, std::string(32, '\1'));
+  EXPECT_EQ(*store_->OldestRequestMs(), 100);
   ASSERT_TRUE(Do(PruneRequests{105}).ok());
+  EXPECT_EQ(*store_->OldestRequestMs(), 105);
   EXPECT_EQ(store_->GetRequest("ann", "Tell", "r4").status().code(), StatusCode::kNotFound);
   EXPECT_TRUE(store_->GetRequest("ann", "Tell", "r5").ok());
   EXPECT_EQ(store_->GetRequest("bob", "Tell", "r1")->create_ms, 201);

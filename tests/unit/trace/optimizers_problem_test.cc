@@ -222,6 +222,44 @@ TEST(Prompt, FitsTheTokenLimit) {
   EXPECT_TRUE(Render(problem, {.max_prompt_tokens = 50}).over_limit);
 }
 
+TEST(Prompt, BriefIsTheJudgementAndAQuestion) {
+  ProblemInstance problem;
+  problem.instruction = std::string(DefaultInstruction());
+  problem.variables = {{0, "width0", "int", "6", "at least 1", false}};
+  problem.feedback = "width should be 18";
+  RenderOptions options;
+  options.form = PromptForm::kBrief;
+  const Prompt prompt = Render(problem, options);
+  EXPECT_EQ(prompt.system, "");
+  EXPECT_EQ(prompt.user,
+            "Feedback:\nwidth should be 18\n\n"
+            "What values does the feedback ask for? Reply as JSON: {\"suggestion\": {name: value}}.");
+  problem.instruction = "Make the table readable.";
+  options.memory = {{{{"width0", "4"}}, "width should be more", std::nullopt}};
+  EXPECT_THAT(Render(problem, options).user,
+              testing::StartsWith("Make the table readable.\n\nTried before: width0=4\nwidth should be more\n\n"));
+  problem.feedback = std::string(40'000, 'x');
+  options.max_prompt_tokens = 500;
+  const Prompt cut = Render(problem, options);
+  EXPECT_EQ(cut.truncated_values, 1u);
+  EXPECT_FALSE(cut.over_limit);
+  EXPECT_LE(EstimateTokens(cut.user), 500u);
+  EXPECT_THAT(cut.user, testing::HasSubstr("more characters]"));
+  options.max_prompt_tokens = 10;
+  EXPECT_TRUE(Render(problem, options).over_limit);
+}
+
+TEST(Prompt, BriefRepliesAreTheSuggestionAlone) {
+  ReplyParameter width;
+  width.py_name = "width0";
+  width.type_name = "int";
+  width.trainable = true;
+  EXPECT_EQ(
+      ReplySchema({width}, PromptForm::kBrief),
+      R"({"type":"object","properties":{"suggestion":{"type":"object","properties":{"width0":{"type":"integer"}},)"
+      R"("required":["width0"],"additionalProperties":false}},"required":["suggestion"],"additionalProperties":false})");
+}
+
 TEST(Prompt, TokensAndTruncation) {
   struct Row {
     const char* text;
