@@ -174,7 +174,7 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   std::map<std::string, double> figures;
   const absl::Status stepped = StepOnce(&*head_, gradients, told.loss, &figures);
   if (spec_.non_finite() == v1::SKIP && stepped.GetPayload(optim::kNotFinitePayload).has_value())
-    return ApplySkipped(session, told, response, effects);
+    return ApplySkipped(session, told, gradients.lr, response, effects);
   RETURN_IF_ERROR(stepped);
   std::string blob;
   if (due) {
@@ -204,14 +204,14 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
 
 /// A version with the values of the one before. It has no snapshot of its own, whatever the cadence: the next step's
 /// will do.
-absl::Status FirstOrder::ApplySkipped(LiveSession& session, const Told& told, v1::TellResponse* response,
-                                      Effects* effects) {
+absl::Status FirstOrder::ApplySkipped(LiveSession& session, const Told& told, const std::vector<double>& told_lr,
+                                      v1::TellResponse* response, Effects* effects) {
   ++head_->step;
   ++head_->since_snapshot;
   v1::Version version;
   version.set_kind("skipped");
   version.set_loss(told.loss.value_or(std::nan("")));
-  version.set_lr(LrOfStep(head_->step).value_or(BaseLr()));
+  version.set_lr(LrOfStep(head_->step, told_lr).value_or(BaseLr()));
   store::VersionRow row = session.NewVersion(&version, head_->step - 1, context_.clock->NowUnixMs());
   response->set_lr(version.lr());
   response->set_skipped(true);

@@ -103,7 +103,8 @@ class FirstOrder final : public NumericFamily {
                      const std::function<absl::StatusOr<store::ObservationRow>()>& record, v1::TellResponse* response,
                      Effects* effects);
   absl::StatusOr<std::string> PutSnapshot(const Point& point, int64_t version, int64_t step) const;
-  absl::Status ApplySkipped(LiveSession& session, const Told& told, v1::TellResponse* response, Effects* effects);
+  absl::Status ApplySkipped(LiveSession& session, const Told& told, const std::vector<double>& told_lr,
+                            v1::TellResponse* response, Effects* effects);
   void Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient,
                int64_t fingerprint, v1::TellResponse* response, Effects* effects);
   int64_t DurableVersion(const LiveSession& session) const;
