@@ -61,6 +61,7 @@ absl::Status FillRender(const v1::Session& session, const google::protobuf::Repe
   }
   for (const auto& [section, title] : titles) RETURN_IF_ERROR(AddTitle("titles", section, title, render));
   render->value_limit = static_cast<uint32_t>(HyperNumber(session, "initial_var_char_limit", render->value_limit));
+  if (HyperText(session, "prompt", "full") == "brief") render->form = trace::PromptForm::kBrief;
   const auto& hyper = session.optimizer().hyperparameters();
   if (auto it = hyper.find("include_example"); it != hyper.end()) render->include_example = it->second.flag();
   return absl::OkStatus();
@@ -97,7 +98,6 @@ absl::StatusOr<ProposalSpec> MakeProposalSpec(const v1::Session& session,
                        .value_or(trace::Selection::kFirst);
   spec.problem.instruction = HyperText(session, "objective", "");
   RETURN_IF_ERROR(FillRender(session, mask, titles, &spec.render));
-  if (HyperText(session, "prompt", "full") == "brief") spec.render.form = trace::PromptForm::kBrief;
   spec.reply.check_python = CheckWithPython;
 
   out.memory.size = static_cast<size_t>(HyperNumber(session, "memory", 0));

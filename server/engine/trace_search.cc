@@ -31,13 +31,12 @@ store::ObservationRow Row(const LiveSession& session, const char* kind, int64_t 
 /// Fills the defaults in and translates.
 absl::StatusOr<trace::SearchOptions> OptionsOf(v1::SearchSpec* spec, bool maximize) {
   const auto fill = [](int32_t value, int32_t fallback) { return value == 0 ? fallback : value; };
-  for (const auto& [name, value] : {std::pair{"tasks", spec->tasks()},
-                                    {"validation_tasks", spec->validation_tasks()},
-                                    {"batch", spec->batch()},
-                                    {"candidates", spec->candidates()},
-                                    {"proposals", spec->proposals()},
-                                    {"memory", spec->memory()},
-                                    {"max_steps", spec->max_steps()}}) {
+  const std::pair<const char*, int32_t> counts[] = {
+      {"tasks", spec->tasks()},         {"validation_tasks", spec->validation_tasks()},
+      {"batch", spec->batch()},         {"candidates", spec->candidates()},
+      {"proposals", spec->proposals()}, {"memory", spec->memory()},
+      {"max_steps", spec->max_steps()}};
+  for (const auto& [name, value] : counts) {
     if (value < 0) return InvalidArgument("spec.", name, ": ", value, " is negative");
   }
   if (spec->max_evaluations() < 0)

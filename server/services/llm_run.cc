@@ -13,10 +13,9 @@ using engine::TraceFamily;
 
 namespace {
 
-/// Empty and malformed answers were paid for: they are outcomes, not errors.
-std::string UnusableReason(const absl::Status& error) {
-  const std::string word = trace::LlmErrorReason(error);
-  return word == "empty" || word == "malformed" ? std::string(error.message()) : std::string();
+/// Why an answered call has no text, or "": an empty reply is an outcome, not an error.
+std::string EmptyReason(const absl::Status& error) {
+  return trace::LlmErrorReason(error) == "empty" ? std::string(error.message()) : std::string();
 }
 
 trace::CallAnswer AnswerOf(const v1::ReceivedReply& reply) {
@@ -124,20 +123,20 @@ void LlmRun::AskModel(size_t i) {
   chat.seed = (proposal_.first_seed + static_cast<int64_t>(first_call_ + i)) & 0x7fffffff;
   if (!call.response_schema.empty()) chat.json_schema = trace::JsonSchema{"suggestion", call.response_schema};
   auto outcome = services_.gateway->Exchange(proposal_.endpoint, chat, &budget_, cancelled_.get(), services_.cassette);
-  const std::string unusable = outcome.ok() ? UnusableReason(outcome->error) : UnusableReason(outcome.status());
-  if (!outcome.ok() && unusable.empty()) {
-    std::string reason(outcome.status().message());
+  const absl::Status error = outcome.ok() ? outcome->error : outcome.status();
+  const std::string empty = EmptyReason(error);
+  if (!error.ok() && empty.empty()) {
     {
       std::lock_guard lock(mutex_);
-      if (first_error_.ok()) first_error_ = outcome.status();
+      if (first_error_.ok()) first_error_ = error;
     }
-    return Answered(i, {trace::CallAnswer::Kind::kFailed, "", std::move(reason)}, {});
+    return Answered(i, {trace::CallAnswer::Kind::kFailed, "", std::string(error.message())}, {});
   }
   v1::ReceivedReply reply;
   reply.set_key(KeyOf(i));
-  reply.set_reason(unusable);
+  reply.set_reason(empty);
   if (outcome.ok()) {
-    if (unusable.empty()) reply.set_text(outcome->reply.text);
+    if (empty.empty()) reply.set_text(outcome->reply.text);
     reply.set_prompt_tokens(outcome->reply.usage.prompt_tokens);
     reply.set_completion_tokens(outcome->reply.usage.completion_tokens);
     reply.set_usd(outcome->reply.usage.usd);

@@ -72,15 +72,14 @@ class Collapser {
     uint32_t found = kNone;
     for (NodeId parent : parents) {
       const uint32_t p = place_[parent];
-      if (p == kNone || roles_[p] != NodeRole::kIntermediate) continue;
-      if (found != kNone && found != p) return kNone;
+      if (p == kNone || p == found || roles_[p] != NodeRole::kIntermediate || children_[p] != 1) continue;
+      const bool same = g_.FunctionName(parent).data() == g_.FunctionName(nodes_[i]).data() &&
+                        g_.Parents(parent).size() == parents.size();
+      if (!same) continue;
+      if (found != kNone) return kNone;  // two of them meet here: a tree, no chain
       found = p;
     }
-    if (found == kNone || children_[found] != 1) return kNone;
-    const NodeId parent = nodes_[found];
-    const bool same = g_.FunctionName(parent).data() == g_.FunctionName(nodes_[i]).data() &&
-                      g_.Parents(parent).size() == parents.size();
-    return same ? found : kNone;
+    return found;
   }
 
   void Chains() {

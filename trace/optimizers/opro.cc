@@ -65,7 +65,9 @@ absl::StatusOr<std::vector<CandidateRequest>> BuildOproRequests(const Graph& gra
     if (skipped > 0) prompt.user += Cat("...[", skipped, " earlier rounds]\n");
     for (size_t i = skipped; i < rounds.size(); ++i) {
       MemoryRound round = rounds[i];
-      round.feedback = CutMiddle(round.feedback, i + 1 == rounds.size() ? cut.feedback_limit : cut.value_limit);
+      const bool current = i + 1 == rounds.size();
+      round.feedback = CutMiddle(round.feedback, current ? cut.feedback_limit : cut.value_limit);
+      prompt.truncated_values += !current && round.feedback != rounds[i].feedback;
       prompt.user += RoundText(round);
     }
     prompt.user += "\nYour JSON object:\n";

@@ -152,11 +152,9 @@ struct SelectionCase {
 TEST(Multi, SelectionsChoose) {
   const World w = World::Small();
   // Candidates 0..3 propose 10, 20, 20, 30; the third call of the judge says 1.
-  for (const SelectionCase& c : {SelectionCase{"first", 0, 4},
-                                 {"last_of_n", 3, 4},
-                                 {"best_of_n", 0, 5},
-                                 {"majority", 1, 4},
-                                 {"mixture", 4, 5}}) {
+  static const SelectionCase kCases[] = {
+      {"first", 0, 4}, {"last_of_n", 3, 4}, {"best_of_n", 0, 5}, {"majority", 1, 4}, {"mixture", 4, 5}};
+  for (const SelectionCase& c : kCases) {
     SCOPED_TRACE(c.selection);
     ProposerSpec spec{.optimizer = "optoprime-multi", .candidates = 4, .selection = *ParseSelection(c.selection)};
     const Driven d = Run(w, spec, [](const ProposerCall& call, size_t i) {
@@ -418,20 +416,21 @@ struct SignatureCase {
   const char* source;
   const char* broken;
 };
-TEST(Signature, NamesKindsAndOrderMustStay) {
-  for (const SignatureCase& c :
-       {SignatureCase{"def f(x, y=1)", "import re\ndef f(x: int, y=2) -> int:\n  return x\n", ""},
-        {"def f(x, y=1)", "def f(x):\n  return x\n", "arguments are (x), must be (x, y=)"},
-        {"def f(x, y=1)", "def f(x, y):\n  return x\n", "must be (x, y=)"},
-        {"def f(x)", "def g(x):\n  return x\n", "does not define the function f"},
-        {"def f(*args, k=(1, 2), **kw)", "def f(*args, k=[3, {}], **kw):\n  pass\n", ""},
-        {"def f(x)", "def g(x): pass\ndef f(x): pass\n", ""},
-        {"def f(a, /, b, *, c)", "def f(a, /, b, *, c): pass", ""}}) {
-    const std::string broken = CheckSignature(c.signature, c.source);
-    EXPECT_THAT(broken, *c.broken ? HasSubstr(c.broken) : HasSubstr("")) << c.source;
-    EXPECT_EQ(broken.empty(), *c.broken == '\0') << c.source << broken;
-  }
-  EXPECT_FALSE(ValidateConstraint({.python_signature = "f(x)"}).ok());
+TEST(Signature,
+     NamesKindsAndOrderMustStay){static const SignatureCase kCases[] = {
+                                     {"def f(x, y=1)", "import re\ndef f(x: int, y=2) -> int:\n  return x\n", ""},
+                                     {"def f(x, y=1)", "def f(x):\n  return x\n", "arguments are (x), must be (x, y=)"},
+                                     {"def f(x, y=1)", "def f(x, y):\n  return x\n", "must be (x, y=)"},
+                                     {"def f(x)", "def g(x):\n  return x\n", "does not define the function f"},
+                                     {"def f(*args, k=(1, 2), **kw)", "def f(*args, k=[3, {}], **kw):\n  pass\n", ""},
+                                     {"def f(x)", "def g(x): pass\ndef f(x): pass\n", ""},
+                                     {"def f(a, /, b, *, c)", "def f(a, /, b, *, c): pass", ""}}};
+for (const SignatureCase& c : kCases) {
+  const std::string broken = CheckSignature(c.signature, c.source);
+  EXPECT_THAT(broken, *c.broken ? HasSubstr(c.broken) : HasSubstr("")) << c.source;
+  EXPECT_EQ(broken.empty(), *c.broken == '\0') << c.source << broken;
+}
+EXPECT_FALSE(ValidateConstraint({.python_signature = "f(x)"}).ok());
 }
 
 TEST(Constraints, AreTypedRejectionsForEveryForm) {
