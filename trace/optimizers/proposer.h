@@ -77,7 +77,7 @@ std::optional<Selection> ParseSelection(std::string_view name);    ///< first la
 struct ProposerSpec {
   std::string optimizer = "optoprime";  ///< optoprime, optoprime-v2, optoprime-multi, opro, textgrad
   uint32_t candidates = 1;              ///< k >= 1
-  std::optional<double> temperature;    ///< one candidate: as given; several: the top of the spread
+  std::optional<double> temperature{};  ///< one candidate: as given; several: the top of the spread
   double temperature_low = 0;           ///< several: its end
   Generation generation = Generation::kTemperature;
   Selection selection = Selection::kFirst;
