@@ -207,7 +207,7 @@ class OptoPrime(Optimizer):
 
     def _answer(self, calls: Sequence[pb.ClientCall], told: "_Told") -> List[str]:
         """The model's replies, asked side by side when there are several."""
-        prompts = [(c.system, self._highlighted(c.user)) for c in calls]
+        prompts = [(self._with_own_keys(c.system), self._highlighted(c.user)) for c in calls]
 
         def ask(i: int) -> str:
             options = {"temperature": calls[i].temperature} if len(calls) > 1 and calls[i].HasField("temperature") else {}
@@ -221,6 +221,14 @@ class OptoPrime(Optimizer):
         told.prompts += prompts
         told.replies += replies
         return replies
+
+    def _with_own_keys(self, system: str) -> str:
+        """The explanation of the reply's form, with the keys of ``json_keys``."""
+        for key, default in self.default_json_keys.items():
+            name = self.json_keys.get(key)
+            if name and name != default:
+                system = system.replace(f'"{default}"', f'"{name}"')
+        return system
 
     def _highlighted(self, user: str) -> str:
         if not self.highlight_variables:
