@@ -98,7 +98,6 @@ absl::StatusOr<ProposalSpec> MakeProposalSpec(const v1::Session& session,
                        .value_or(trace::Selection::kFirst);
   spec.problem.instruction = HyperText(session, "objective", "");
   RETURN_IF_ERROR(FillRender(session, mask, titles, &spec.render));
-  if (HyperText(session, "prompt", "full") == "brief") spec.render.form = trace::PromptForm::kBrief;
   spec.reply.check_python = CheckWithPython;
 
   out.memory.size = static_cast<size_t>(HyperNumber(session, "memory", 0));

@@ -361,3 +361,60 @@ def test_operators_as_arguments():
 
     assert apply(trained, 2).data == 3 and apply(trained, 2).inputs["fun"] is trained.parameter
     assert apply(scale, 2).data == 4
+
+
+# ---- files
+
+def test_models_are_saved_and_loaded(tmp_path):
+    path = str(tmp_path / "new" / "agent.pkl")
+    a = Counter(1)
+    a.start._data, a.note, a.socket = 9, "kept", threading.Lock()
+    a.step.parameter._data = "def step(self, x):\n    return x + 100"
+    a.save(path)
+    b = Counter(2)
+    b.load(path)
+    assert b.start.data == 9 and b.step(1).data == 101 and b.note == "kept" and not hasattr(b, "socket")
+    trained.detach().save(str(tmp_path / "fun.pkl"))
+    f = trained.detach()
+    f.parameter._data = "changed"
+    f.load(str(tmp_path / "fun.pkl"))
+    assert f(1).data == 2
+
+
+def test_a_failed_save_leaves_the_file(tmp_path):
+    from optod.trace import Map
+    from optod.trace.modules import Module
+
+    class Holder(Module):
+        def __init__(self):
+            self.p = node(1, trainable=True)
+
+    path = str(tmp_path / "m.pkl")
+    good = Holder()
+    good.save(path)
+    good.p._data = threading.Lock()
+    with pytest.raises(TypeError):
+        good.save(path)
+    back = Holder()
+    back.load(path)
+    assert back.p.data == 1 and Map({"a": back.p}).parameters() == [back.p]
+
+
+def test_a_parameter_that_the_file_lacks(tmp_path):
+    path = str(tmp_path / "m.pkl")
+    Counter(1).save(path)
+    other = Counter(1)
+    other.extra = node(1, trainable=True)
+    with pytest.raises(AssertionError, match="extra"):
+        other.load(path)
+
+
+def test_export_writes_plain_python(tmp_path):
+    a = Counter(4)
+    a.step.parameter._data = "def step(self, x):\n    return x + self.start + 1"
+    path = tmp_path / "exported.py"
+    a.export(str(path), projections=[])
+    text = path.read_text()
+    space = {}
+    exec(text, space)
+    assert "node(" not in text and "@bundle" not in text and space["Counter"](0).step(1) == 6

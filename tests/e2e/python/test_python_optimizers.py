@@ -229,6 +229,16 @@ def test_masks_and_titles(client):
     assert "#Knobs" in user and "double0 = double" not in user and "the #Variables are bad" in user
 
 
+def test_other_keys_and_highlighted_variables(client):
+    x = node(1.0, trainable=True, name="x")
+    seen = []
+    optimizer = OptoPrime([x], llm=lambda messages, **_: seen.extend(messages) or '{"changes": {"x0": 2.5}}', client=client,
+                          json_keys={"suggestion": "changes"}, highlight_variables=True)
+    told(optimizer, x)
+    assert optimizer.step() == {x: 2.5}
+    assert '"changes"' in seen[0]["content"] and '"suggestion"' not in seen[0]["content"] and "suggestions on variables x0?" in seen[1]["content"]
+
+
 def test_a_subclass_renders_and_reads_itself(client):
     class Own(OptoPrime):
         def construct_prompt(self, summary, mask=None, *args, **kwargs):

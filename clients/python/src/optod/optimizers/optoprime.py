@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -206,7 +207,7 @@ class OptoPrime(Optimizer):
 
     def _answer(self, calls: Sequence[pb.ClientCall], told: "_Told") -> List[str]:
         """The model's replies, asked side by side when there are several."""
-        prompts = [(c.system, self._highlighted(c.user)) for c in calls]
+        prompts = [(self._with_own_keys(c.system), self._highlighted(c.user)) for c in calls]
 
         def ask(i: int) -> str:
             options = {"temperature": calls[i].temperature} if len(calls) > 1 and calls[i].HasField("temperature") else {}
@@ -221,6 +222,14 @@ class OptoPrime(Optimizer):
         told.replies += replies
         return replies
 
+    def _with_own_keys(self, system: str) -> str:
+        """The explanation of the reply's form, with the keys of ``json_keys``."""
+        for key, default in self.default_json_keys.items():
+            name = self.json_keys.get(key)
+            if name and name != default:
+                system = system.replace(f'"{default}"', f'"{name}"')
+        return system
+
     def _highlighted(self, user: str) -> str:
         if not self.highlight_variables:
             return user
@@ -229,14 +238,24 @@ class OptoPrime(Optimizer):
     def _take(self, outcome: pb.ProposeResponse) -> Dict[ParameterNode, Any]:
         """The values of the candidate to take; the head stays where it is until ``update``."""
         self.last_outcome = outcome
-        for candidate in self._preferred(outcome):
+        preferred = self._preferred(outcome)
+        for candidate in preferred:
             if candidate.HasField("version"):
                 with self.remote.lock:
-                    update = self.remote.values_of(candidate.version, self.parameters)
+                    update = {**self._confirmed(candidate), **self.remote.values_of(candidate.version, self.parameters)}
                     self._offers = [*self._offers[-63:], (candidate.version, {p: text_of(v) for p, v in update.items()})]
                 return update
+        for candidate in preferred:
+            confirmed = self._confirmed(candidate)
+            if confirmed:
+                return confirmed
         self._explain(outcome)
         return {}
+
+    def _confirmed(self, candidate: pb.CandidateOutcome) -> Dict[ParameterNode, Any]:
+        """Parameters that the reply names with the value that they have."""
+        kept = {k.key for k in candidate.keys if k.kind == pb.KEY_UNCHANGED}
+        return {p: p._data for p in self.parameters if p.trainable and kept & self.remote.names_of(p)}
 
     def _preferred(self, outcome: pb.ProposeResponse) -> List[pb.CandidateOutcome]:
         """Candidates, the one to take first."""
@@ -251,8 +270,8 @@ class OptoPrime(Optimizer):
         failed = any(c.kind in (pb.REPLY_UNPARSABLE, pb.REPLY_FAILED) or any(k.kind == pb.KEY_CAST_FAILED for k in c.keys) for c in outcome.candidates)
         if failed and not self.ignore_extraction_error:
             raise ValueError("; ".join(reasons) or "no suggestion could be read from the reply")
-        if reasons:
-            warnings.warn("the proposal changes nothing: " + "; ".join(reasons)[:1000])
+        if reasons and not all(c.kind == pb.REPLY_STOP for c in outcome.candidates):
+            warnings.warn("the proposal changes nothing: " + "; ".join(reasons)[:1000], stacklevel=3)
 
     def _remember(self, told: "_Told", summary: Any) -> None:
         if summary is not None:
@@ -300,6 +319,13 @@ class OptoPrime(Optimizer):
                                return_only_suggestion: bool = True, ignore_extraction_error: Optional[bool] = None) -> Dict[str, Any]:
         """The suggestion of a reply in JSON: the last object that has one, else the last object whole; code keys with blank text are dropped."""
         suggestion_tag = suggestion_tag or self.json_keys["suggestion"]
+        if return_only_suggestion:
+            try:                                # a reply that is one object, as it should be
+                plain = json.loads(response)[suggestion_tag]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                plain = None
+            if plain and type(plain) is dict:
+                return _without_blank_code(plain)
         reasoning_tag = reasoning_tag or self.json_keys["reasoning"]
         found = balanced_objects(response)
         with_tag = [o for o in found if isinstance(o.get(suggestion_tag), dict)]
@@ -307,7 +333,7 @@ class OptoPrime(Optimizer):
         suggestion = dict(whole[suggestion_tag]) if with_tag else dict(whole)
         if not suggestion and not (self.ignore_extraction_error if ignore_extraction_error is None else ignore_extraction_error):
             print(f"Cannot extract {suggestion_tag} from LLM's response:\n{response}")
-        suggestion = {k: v for k, v in suggestion.items() if not ("__code" in k and str(v).strip() == "")}
+        suggestion = _without_blank_code(suggestion)
         return suggestion if return_only_suggestion else {"reasoning": whole.get(reasoning_tag, ""), "variables": suggestion}
 
     def construct_update_dict(self, suggestion: Dict[str, Any]) -> Dict[ParameterNode, Any]:
@@ -338,6 +364,10 @@ class _Told:
     verbose: Union[bool, str]
     prompts: List[Tuple[str, str]] = dataclasses.field(default_factory=list)
     replies: List[str] = dataclasses.field(default_factory=list)
+
+
+def _without_blank_code(suggestion: Dict[str, Any]) -> Dict[str, Any]:
+    return {k: v for k, v in suggestion.items() if "__code" not in k or str(v).strip()}
 
 
 def _titles(mask: Optional[Sequence[str]]) -> List[str]:

@@ -63,6 +63,7 @@ class Remote:
         self._names: Dict[int, str] = {}        # id on the server -> base:index there
         self._values: Dict[int, str] = {}       # id of a parameter -> its text there
         self._types: Dict[int, str] = {}
+        self._feedback: list = []               # [(id of the output, words)] that the server holds
 
     def __getstate__(self) -> dict:
         return {"optimizer": self.optimizer, "hyperparameters": self.hyperparameters, "llm": self.llm, "seed": self.seed}
@@ -82,10 +83,16 @@ class Remote:
             self._session = client.sessions.create(self.optimizer, hyperparameters=self.hyperparameters, llm=self.llm, seed=self.seed)
         return self._session
 
+    def names_of(self, parameter: ParameterNode) -> set:
+        """What replies may call it: its names here and on the server, with and without the colon."""
+        names = {parameter.name, parameter.py_name}
+        there = self._names.get(self.id_of(parameter))  # type: ignore[arg-type]
+        return names | {there, there.replace(":", "")} if there else names
+
     def restart(self) -> None:
         """Forgets the session; the next call makes a new one and records anew."""
         self._session, self._token = None, next(_tokens)
-        self._names, self._values, self._types = {}, {}, {}
+        self._names, self._values, self._types, self._feedback = {}, {}, {}, []
 
     # ---- recording
 
@@ -168,6 +175,7 @@ class Remote:
             changed[at] = parameter
         if not changed:
             return
+        self._feedback = []
         self.session.set_values({self._names[at]: _wire_value(p._data) for at, p in changed.items()}, note="set by the program")
         for at, parameter in changed.items():
             self._values[at] = text_of(parameter._data)
@@ -183,14 +191,18 @@ class Remote:
             raise ValueError("feedback: none; call backward on an output before step")
         self.sync(parameters)
         self.record([*(n for n, _ in outputs), *parameters])
-        self.session.zero_feedback()
-        for node, words in outputs:
-            self.session.backward(self.id_of(node), str(words))
+        feedback = [(self.id_of(node), str(words)) for node, words in outputs]
+        if feedback != self._feedback:          # told already: nothing moved the head since
+            self.session.zero_feedback()
+            for at, words in feedback:
+                self.session.backward(at, words)
+            self._feedback = feedback
         return [self.id_of(p) for p in parameters]  # type: ignore[misc]
 
     def accept(self, version: int, update: Mapping[ParameterNode, Any]) -> None:
         """A proposed version becomes the head."""
         self.session.rollback(version)
+        self._feedback = []                     # the server drops what was said about other values
         self.took(update)
 
     def took(self, update: Mapping[ParameterNode, Any]) -> None:

@@ -15,6 +15,12 @@ _DECODER = json.JSONDecoder(strict=False)
 
 def balanced_objects(text: str) -> List[Dict[str, Any]]:
     """All JSON objects of a text, outermost ones, in order; whatever stands around them does not matter."""
+    try:                                    # the usual case
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return [{k.strip(): v for k, v in value.items()}] if isinstance(value, dict) else []
     found: List[Dict[str, Any]] = []
     at = text.find("{")
     while at >= 0:

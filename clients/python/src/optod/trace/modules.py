@@ -31,7 +31,7 @@ class Module(ParameterContainer):
 
     def save(self, file_name: str) -> None:
         """Writes the parameters (pickle); the folder is made when it is missing."""
-        _write(file_name, copy.deepcopy(self.parameters_dict()))
+        _write(file_name, self.parameters_dict())
 
     def load(self, file_name: str) -> None:
         """Reads parameters back.  AssertionError when the file lacks one that is here."""
@@ -85,11 +85,18 @@ class Model(Module):
         self._set(state["parameters_dict"])
 
     def save(self, file_name: str) -> None:
-        """Writes parameters and other members (pickle)."""
-        _write(file_name, copy.deepcopy(self.__getstate__()))
+        """Writes the parameters and those other members that can be pickled."""
+        state = self.__getstate__()
+        state["non_parameters_dict"] = {k: v for k, v in state["non_parameters_dict"].items() if _can_be_pickled(v)}
+        _write(file_name, state)
 
     def load(self, file_name: str) -> None:
-        self.__setstate__(_read(file_name))
+        """Reads back what ``save`` wrote, or parameters alone."""
+        state = _read(file_name)
+        if "parameters_dict" in state and "non_parameters_dict" in state:
+            self.__setstate__(state)
+        else:
+            self._set(state)
 
 
 def model(cls: type) -> type:
@@ -108,8 +115,17 @@ def _write(file_name: str, value: Any) -> None:
     folder = os.path.dirname(file_name)
     if folder:
         os.makedirs(folder, exist_ok=True)
+    whole = pickle.dumps(value)             # a value that cannot be pickled leaves the file as it was
     with open(file_name, "wb") as file:
-        pickle.dump(value, file)
+        file.write(whole)
+
+
+def _can_be_pickled(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 def _read(file_name: str) -> Any:
