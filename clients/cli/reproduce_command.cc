@@ -20,6 +20,8 @@ struct Study {
 constexpr Study kStudies[] = {
     {"digits", "logistic regression on handwritten-digit-like images: adamw by gradients, zo-sgd by losses alone",
      "optod-example-digits"},
+    {"zo-bench", "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs (needs OPTOD_DATA)",
+     "optod-study-zo-bench"},
 };
 
 int Reproduce(App& app, const std::string& name) {

@@ -1,6 +1,7 @@
 #include "server/jobs/job_queue.h"
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
