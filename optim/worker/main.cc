@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   optod::worker::AddInferenceCommands(app, &code);
   optod::worker::AddTrainCommand(app, &code);
   optod::worker::AddAttachCommand(app, &code);
+  optod::worker::AddBenchCommand(app, &code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
