@@ -72,6 +72,7 @@ constexpr std::chrono::hours kCareInterval{1};
 constexpr std::chrono::milliseconds kJobTick{250};
 
 /// The public services. `implemented` is what GetServerInfo reports.
+constexpr std::string_view kJobService = "optod.v1.JobService";
 struct ServiceRow {
   const char* name;
   bool implemented;
@@ -200,6 +201,8 @@ struct App::Impl {
   }
   int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
   void SetServing(bool now);
+  /// Jobs need a program of their own.
+  bool Serves(const ServiceRow& row) const { return row.implemented && (row.name != kJobService || queue->has_worker()); }
   void ScheduleCare();
   absl::Status StartJobs();
   void ScheduleJobs();
@@ -307,7 +310,7 @@ services::ServerState App::Impl::State() {
   services::ServerState state;
   state.version = config::Version();
   state.normal_path = zo::NormalPathName();
-  for (const ServiceRow& row : kServices) state.services.emplace_back(row.name, row.implemented);
+  for (const ServiceRow& row : kServices) state.services.emplace_back(row.name, Serves(row));
   state.llm_endpoints = [this] { return LlmEndpoints(); };
   state.commits_per_second = [this] { return store->CommitsPerSecond(); };
   state.sessions_loaded = [this] { return engine->LoadedSessions(); };
@@ -413,7 +416,7 @@ web::Page App::Impl::StatusPage() {
   page.resident_bytes = web::ProcessResidentBytes();
   page.requests_total = metrics->RequestsTotal();
   page.commits_per_second = store->CommitsPerSecond();
-  for (const ServiceRow& row : kServices) page.services.emplace_back(row.name, row.implemented);
+  for (const ServiceRow& row : kServices) page.services.emplace_back(row.name, Serves(row));
   page.llm_endpoints = LlmEndpoints();
   return {200, "text/html; charset=utf-8", web::RenderStatusPage(page)};
 }
@@ -422,7 +425,7 @@ void App::Impl::SetServing(bool now) {
   serving = now;
   grpc::HealthCheckServiceInterface* health = grpc->GetHealthCheckService();
   health->SetServingStatus(now);
-  for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && row.implemented);
+  for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && Serves(row));
 }
 
 /// What age removes goes once an hour.
