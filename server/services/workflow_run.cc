@@ -193,7 +193,7 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
         });
   }
 
-  const WorkflowParts& parts_;
+  const WorkflowParts parts_;
   engine::Engine& engine_;
   engine::TraceServices& services_;
   Caller caller_;

@@ -101,18 +101,38 @@ class CompletionStream final : public grpc::ServerWriteReactor<v1::CompleteChunk
   absl::Status end_;
 };
 
+/// One plain call. Whoever asked may go away: then the call stops waiting for its turn or for another attempt.
+class CompletionCall final : public grpc::ServerUnaryReactor {
+ public:
+  CompletionCall(CallbackServerContext* context, v1::CompleteResponse* response)
+      : context_(context), response_(response) {}
+  void Start(engine::Engine& engine, const Caller& caller, const v1::CompleteRequest& request) {
+    CompleteForSession(engine, caller, request, &cancelled_, {}, [this](absl::StatusOr<v1::CompleteResponse> reply) {
+      if (reply.ok()) *response_ = *std::move(reply);
+      Finish(ToGrpc(reply.status(), context_));
+    });
+  }
+  void OnCancel() override { cancelled_ = true; }
+  void OnDone() override { delete this; }
+
+ private:
+  CallbackServerContext* context_;
+  v1::CompleteResponse* response_;
+  std::atomic<bool> cancelled_{false};
+};
+
 class WorkflowService final : public v1::WorkflowService::CallbackService {
  public:
   explicit WorkflowService(WorkflowParts parts) : parts_(std::move(parts)) {}
 
   grpc::ServerUnaryReactor* Complete(CallbackServerContext* context, const v1::CompleteRequest* request,
                                      v1::CompleteResponse* response) override {
-    return RunUnary(*parts_.authenticator, context, response,
-                    [this, request](const Caller& caller, Done<v1::CompleteResponse> done) {
-                      absl::Status good = Check(caller, *request);
-                      if (!good.ok()) return done(good);
-                      CompleteForSession(*parts_.engine, caller, *request, nullptr, {}, std::move(done));
-                    });
+    auto caller = parts_.authenticator->Authenticate(*context);
+    if (absl::Status good = caller.ok() ? Check(*caller, *request) : caller.status(); !good.ok())
+      return Refuse(context, good);
+    auto* call = new CompletionCall(context, response);
+    call->Start(*parts_.engine, *caller, *request);
+    return call;
   }
 
   grpc::ServerWriteReactor<v1::CompleteChunk>* StreamComplete(CallbackServerContext* context,
