@@ -450,6 +450,8 @@ def test_somebody_else_moved_the_session(server):
         opt.sessions[0].rollback(1)
         with pytest.raises(optod.errors.Aborted, match="base_version: 2 is not the head 1"):
             train(model, opt, 1)
+        with pytest.raises(optod.errors.Aborted, match="the head is version 1, the parameters here are of version 2; resync"):
+            train(model, opt, 1)
         opt.resync()
         assert opt.sessions[0].head_version == 1
         train(model, opt, 1)
@@ -517,6 +519,8 @@ def test_steps_that_were_not_durable_are_named_and_resync_goes_on(own_server):
         own_server.kill()
         own_server.start()
         with pytest.raises(optod.torch.LostSteps, match="came back at step 3; 2 later steps were acknowledged but not yet durable"):
+            train(model, opt, 1, first=5)
+        with pytest.raises(optod.torch.LostSteps, match="the server is at step 3, the parameters here are of step 5; resync"):
             train(model, opt, 1, first=5)
         opt.resync()
         assert opt.sessions[0].head_version == 3

@@ -80,6 +80,11 @@ class GradientStream:
         opened = self._session.transport.retrying(lambda _: self._open(), self._patience).opened
         self.seq, self.head_version = opened.seq, opened.head_version
 
+    def connect(self) -> None:
+        """Opens the stream when it is not; ``seq`` and ``head_version`` are then the server's."""
+        if self._channel is None:
+            self._follow()
+
     def _open(self) -> raw_streams.StepChannel:
         if self._channel is None:
             self._channel = raw_streams.StepChannel(self._session.transport, self._session.name, self._return_values, self._values_dtype,
@@ -128,8 +133,7 @@ class GradientStream:
 
     def begin(self, extra: Sequence[tensor_pb2.TensorSpec] = (), absent: Iterable[int] = (), base_version: Optional[int] = None) -> None:
         """Starts a step, dropping one that was begun and not committed.  extra: specs of what follows the gradients.  absent: positions."""
-        if self._channel is None:
-            self._follow()
+        self.connect()
         absent = sorted(absent)
         total = sum(size for i, size in enumerate(self._wire_sizes()) if i not in set(absent)) + sum(tensors.spec_bytes(spec) for spec in extra)
         message = session_pb2.StepStreamBegin(seq=self.seq + 1, base_version=self.head_version if base_version is None else base_version,

@@ -92,6 +92,7 @@ class RemoteRule:
         self.stream: Optional[GradientStream] = None
         self.extra_bytes = 0
         self.steps = 0                 # made on the way from version 0 to the head
+        self.version = self.seq = 0    # of the parameters here; updates applied when they were made
         self.result: Optional[TellResult] = None
         self._create(validate_only=True)
 
@@ -134,7 +135,9 @@ class RemoteRule:
         self._count()
 
     def _count(self) -> None:
-        self.steps = self.session.versions[self.session.head_version].step
+        self.session.refresh()
+        self.version, self.seq = self.session.head_version, self.session.seq
+        self.steps = self.session.versions[self.version].step
 
     def place(self) -> Dict[str, Any]:
         """Where the optimizer stands, for a checkpoint: session (None before the first step), version, optimizer, hyperparameters."""
@@ -171,8 +174,16 @@ class RemoteRule:
         return [tensors.dtype_of(wire) if wire else spec.dtype for spec in self.layout.index.tensors]
 
     def begin(self, extra: Sequence[Any] = (), absent: Iterable[int] = ()) -> None:
-        """See GradientStream.begin."""
-        self.opened().begin(extra, absent)
+        """See GradientStream.begin.  LostSteps, Aborted: the server is not where the parameters here are; ``resync``."""
+        stream = self.opened()
+        stream.connect()
+        if stream.seq < self.seq:
+            raise LostSteps(f"session {self.session.name}: the server is at step {stream.seq}, the parameters here are of step {self.seq}; resync() "
+                            f"goes on from the server's", reason="STEPS_LOST")
+        if stream.head_version != self.version:
+            raise errors.Aborted(f"session {self.session.name}: the head is version {stream.head_version}, the parameters here are of version "
+                                 f"{self.version}; resync() goes on from the server's")
+        stream.begin(extra, absent)
 
     def write(self, array: np.ndarray) -> None:
         self.opened().write(array)
@@ -187,12 +198,12 @@ class RemoteRule:
                 raise LostSteps(error.message, reason=error.reason) from None
             raise
         self.steps += 1
+        self.version, self.seq = self.result.head_version, self.result.seq
         return self.result
 
     def resync(self) -> Dict[str, np.ndarray]:
         """Goes on where the server is; returns its parameters."""
         self._drop_stream()
-        self.session.refresh()
         self._count()
         return self.pull()
 
