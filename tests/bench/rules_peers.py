@@ -92,6 +92,18 @@ def adahessian_step(folder):
     return make
 
 
+def scale_step(folder):
+    """One matrix with momentum, as its last layer."""
+    def make(p):
+        sys.path.insert(0, str(folder))
+        try:
+            cls = importlib.import_module("scale_optimizer").SCALE
+        finally:
+            sys.path.pop(0)
+        return cls(lr=1e-3, main_params=[], secondary_params=[p], id_to_name={id(p): "lm_head.weight"}).step
+    return make
+
+
 def subjects(peers):
     """(label of ours, dtype, name of theirs, step maker, width, largest number of elements)."""
     o = torch.optim
@@ -115,7 +127,7 @@ def subjects(peers):
         rows += [
             ("sgd-sai", "f32", "SGD_SaI's own", from_checkout(peers / "SGD_SaI", "sgd_sai.sgd_sai", "SGD_sai", lr=1e-3), 4096, None),
             ("adahessian", "f32", "ada-hessian's own (update alone)", adahessian_step(peers / "ada-hessian"), 4096, None),
-            ("scale last layer", "f32", "SCALE's own", from_checkout(peers / "Minimalist_LLM_Pretraining", "scale_optimizer", "SCALE", lr=1e-3), 4096, None),
+            ("scale last layer", "f32", "SCALE's own", scale_step(peers / "Minimalist_LLM_Pretraining/mem_eff_pt/pt_scale"), 4096, None),
         ]
     return rows
 

@@ -5,6 +5,7 @@
 #include "numeric_testing.h"
 #include "optim/rules/groups.h"
 #include "server/engine/first_order.h"
+#include "server/engine/snapshot.h"
 
 namespace optod::engine {
 namespace {
@@ -150,6 +151,52 @@ TEST_P(EveryRule, SkipsAStepThatIsNotFinite) {
     EXPECT_EQ(server.Get("s")->seq(), 3);
     EXPECT_EQ(*server.Parameters("s", 2), before);
   }
+}
+
+// Through the bytes of a safetensors file and back: the state is the same, and the rule goes on as if nothing had been.
+TEST_P(EveryRule, StateGoesThroughASafetensorsFile) {
+  const Layout layout(Request("s", GetParam()).layout());
+  auto live = optim::MakeRule(GetParam(), {}, kLayout, 3), loaded = optim::MakeRule(GetParam(), {}, kLayout, 3);
+  ASSERT_TRUE(live.ok() && loaded.ok());
+  std::vector<std::vector<float>> params[2];
+  std::vector<float> flat;
+  const auto step = [&](optim::Rule& rule, std::vector<std::vector<float>>& at, int64_t number) {
+    std::vector<std::vector<float>> grads;
+    std::vector<optim::OwnedTensor> extra;
+    std::vector<void*> p;
+    std::vector<const void*> g;
+    const v1::TellRequest told = Tell("s", 0, number);
+    for (const v1::Tensor& tensor : told.gradients().extra()) {
+      optim::OwnedTensor& own = extra.emplace_back();
+      own.spec = SpecFromProto(tensor.spec());
+      own.data.resize(tensor.data().size());
+      std::memcpy(own.data.data(), tensor.data().data(), own.data.size());
+    }
+    for (size_t i = 0; i < kLayout.size(); ++i) grads.push_back(Numbers(number, i));
+    for (size_t i = 0; i < kLayout.size(); ++i) {
+      p.push_back(at[i].data());
+      g.push_back(grads[i].data());
+    }
+    optim::StepInput input;
+    input.grads = g;
+    input.loss = 1.5;
+    for (const optim::OwnedTensor& tensor : extra) input.extra[tensor.spec.name] = &tensor;
+    ASSERT_TRUE(rule.Step(p, input).ok());
+  };
+  for (size_t i = 0; i < kLayout.size(); ++i) params[0].push_back(Numbers(-1, i));
+  for (int64_t number = 0; number < 3; ++number) step(**live, params[0], number);
+  for (const auto& tensor : params[0]) flat.insert(flat.end(), tensor.begin(), tensor.end());
+  auto file = EncodeSnapshot(layout, reinterpret_cast<const std::byte*>(flat.data()), (*live)->ExportState(), 3, 3);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const std::string bytes(reinterpret_cast<const char*>((*file)->data()), (*file)->size());
+  auto read = DecodeSnapshot(layout, bytes);
+  ASSERT_TRUE(read.ok()) << read.status();
+  ASSERT_TRUE((*loaded)->ImportState(read->state).ok());
+  EXPECT_EQ(std::memcmp(read->params->data(), flat.data(), flat.size() * 4), 0);
+  params[1] = params[0];
+  step(**live, params[0], 3);
+  step(**loaded, params[1], 3);
+  EXPECT_EQ(params[0], params[1]);
 }
 
 /// The rule itself beside a session: groups, and the rate that the schedule gives.
