@@ -552,6 +552,8 @@ absl::Status TraceFamily::FinishProposal(LiveSession& session, const Proposal& p
     used->set_llm_completion_tokens(used->llm_completion_tokens() + cost.completion_tokens);
     used->set_llm_usd(used->llm_usd() + cost.usd);
   }
+  if (proposal.client_model)   // the session's usage counts the server's own calls when they are received
+    session.proto.mutable_usage()->set_llm_calls(session.proto.usage().llm_calls() + used->llm_calls());
   if (result.selected) response->set_selected(static_cast<int32_t>(*result.selected));
   bool applied = false;
   for (size_t i = 0; i < result.candidates.size(); ++i) {
