@@ -21,13 +21,13 @@ def reproduce(*args, address="", cwd=None, data=None):
 
 
 def test_mkor_quick_is_kept_and_not_run_again(server, tmp_path):
-    done = reproduce("mkor", "--quick", "--seeds", "1", "--json", address=server.address, cwd=tmp_path)
+    done = reproduce("mkor", "--quick", "--seeds", "1", "--jobs", "1", "--json", address=server.address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert {row["label"] for row in document["rows"]} == {"sgdm", "release", "exact", "paper", "mkor-h", "kfac"}
     assert all(claim["met"] in (True, False, None) for claim in document["claims"]) and "min left" in done.stderr
     assert (tmp_path / "optod-studies" / "mkor.csv").read_text().startswith("setting,lr,step,loss\n")
-    again = reproduce("mkor", "--quick", "--seeds", "1", address=server.address, cwd=tmp_path)
+    again = reproduce("mkor", "--quick", "--seeds", "1", "--jobs", "1", address=server.address, cwd=tmp_path)
     assert again.returncode == 0 and "min left" not in again.stdout and "Acceptance" in again.stdout
 
 

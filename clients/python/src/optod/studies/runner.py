@@ -123,17 +123,24 @@ class Runner:
         return [self._store.runs[key] for key in keys]
 
     def _make(self, todo: Dict[str, Dict[str, Any]]) -> None:
-        begin = time.perf_counter()
+        begin, done = time.perf_counter(), 0
+
+        def keep(key: str, config: Dict[str, Any], run: Dict[str, Any]) -> None:
+            nonlocal done
+            done += 1
+            self._store.add(key, config, run)
+            left = (time.perf_counter() - begin) / done * (len(todo) - done)
+            self._say(f"  [{done:>3}/{len(todo)}] {config['label']:<14} lr {config['lr']:<8g} seed {config['seed']}  "
+                      f"{self._study.METRIC} {run['metric']:9.4f}  {run['seconds']:6.1f} s   about {left / 60:4.1f} min left")
+        if self._jobs == 1:
+            for key, config in todo.items():
+                keep(key, config, _work(self._study, config))
+            return
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(min(self._jobs, len(todo)), mp_context=context) as pool:
             waiting = {pool.submit(_call, self._study.__name__, config): (key, config) for key, config in todo.items()}
-            for done, future in enumerate(concurrent.futures.as_completed(waiting), 1):
-                key, config = waiting[future]
-                run = future.result()
-                self._store.add(key, config, run)
-                left = (time.perf_counter() - begin) / done * (len(todo) - done)
-                self._say(f"  [{done:>3}/{len(todo)}] {config['label']:<14} lr {config['lr']:<8g} seed {config['seed']}  "
-                          f"{self._study.METRIC} {run['metric']:9.4f}  {run['seconds']:6.1f} s   about {left / 60:4.1f} min left")
+            for future in concurrent.futures.as_completed(waiting):
+                keep(*waiting[future], future.result())
 
 
 def _call(module: str, config: Dict[str, Any]) -> Dict[str, Any]:
