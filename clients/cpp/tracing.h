@@ -127,21 +127,21 @@ struct IsNode<Node<T>> : std::true_type {};
 
 /// What the model is told about a parameter and what is enforced (protos: ParameterSpec).
 struct ParameterOptions {
-  std::string description;           ///< told
-  std::string constraint;            ///< told
-  std::optional<double> min, max;    ///< enforced
-  std::vector<std::string> choices;  ///< enforced
-  std::string pattern;               ///< enforced
-  int64_t max_length = 0;            ///< enforced; 0 = 1,000,000
+  std::string description{};           ///< told
+  std::string constraint{};            ///< told
+  std::optional<double> min{}, max{};  ///< enforced
+  std::vector<std::string> choices{};  ///< enforced
+  std::string pattern{};               ///< enforced
+  int64_t max_length = 0;              ///< enforced; 0 = 1,000,000
 };
 
 struct TracerOptions {
   std::string optimizer = "optoprime";
-  std::map<std::string, v1::HyperValue> hyperparameters;
-  std::string objective;  ///< what the model is asked to do; "" = the optimizer's own sentence
-  std::string llm;        ///< the server's endpoint; "" = default
+  std::map<std::string, v1::HyperValue> hyperparameters{};
+  std::string objective{};  ///< what the model is asked to do; "" = the optimizer's own sentence
+  std::string llm{};        ///< the server's endpoint; "" = default
   uint64_t seed = 0;
-  std::string session_id;  ///< "" = the server picks one
+  std::string session_id{};  ///< "" = the server picks one
 };
 
 /// What a step did.
