@@ -10,14 +10,15 @@ import re
 import threading
 
 VARIABLES = re.compile(r"^#Variables\n(.*?)(?=^#\w)", re.S | re.M)
-ENTRY = re.compile(r"^\((\w+)\) ([^\s=:]+)[=:]", re.M)
+LISTED = re.compile(r"^Variables:\n(.*?)(?=^\S[^\n]*:$)", re.S | re.M)       # names and types only, as OPRO asks
+ENTRY = re.compile(r"^\((\w+)\) ([^\s=:]+)", re.M)
 TAGGED = re.compile(r'<variable name="([^"]+)" type="(\w+)">\s*<value>\s*(.*?)\s*</value>', re.S)
 SAMPLES = {"int": 7, "float": -60.0, "bool": True, "str": "ten", "list": [1], "dict": {"a": 1}}
 
 
 def code_of(text):
     """The function of the text with another body."""
-    header = re.search(r"^( *def .*?\)(?: *->[^:\n]*)?:)", text, re.S | re.M)
+    header = re.search(r"^[=:]?( *def .*?\)(?: *->[^:\n]*)?:)", text, re.S | re.M)
     return f"{header.group(1).strip()}\n    return 'es'" if header else "def f():\n    return 'es'"
 
 
@@ -26,7 +27,7 @@ def variables(prompt):
     found = {name: code_of(value) if kind == "code" else SAMPLES.get(kind, "ten") for name, kind, value in TAGGED.findall(prompt)}
     if found:
         return found, True
-    section = VARIABLES.search(prompt)
+    section = VARIABLES.search(prompt) or LISTED.search(prompt)
     if section is None:
         return {}, False
     entries = list(ENTRY.finditer(section.group(1)))
@@ -39,6 +40,8 @@ def variables(prompt):
 
 def answer(messages):
     prompt = "\n".join(m.get("content") or "" for m in messages)
+    if "<IMPROVED_VARIABLE>" in prompt:
+        return "<IMPROVED_VARIABLE>7</IMPROVED_VARIABLE>"
     found, tags = variables(prompt)
     if tags:
         body = "".join(f"<variable>\n<name>{k}</name>\n<value>\n{v}\n</value>\n</variable>\n" for k, v in found.items())
