@@ -171,7 +171,7 @@ std::vector<Table::Field> Score(Study& study, const Truth& truth, const Estimate
 
 void Accuracy(Table& table, Directory& directory) {
   for (const int batches : {8, 16}) {
-    const auto model = Need(MakeLogistic(Need(MakeSynthetic({.batches = batches, .seed = 1})), {.seed = 1}));
+    const auto model = Need(MakeLogistic(Need(MakeSynthetic({.batches = batches, .seed = 1})), BuiltinOptions{.seed = 1}));
     for (const char* optimizer : {"adam\nlr=0.05", "sgd\nlr=0.3"}) {
       const std::string base = std::string("optimizer=") + optimizer;
       const Truth truth = Retrain(*Fill(directory, base + "\ncurvature=none", model), 50);
@@ -188,7 +188,7 @@ void Accuracy(Table& table, Directory& directory) {
               {"moments", NameOf(moments)}};
           for (auto& field : Score(*study, truth, {.moments = moments})) row.push_back(field);
           if (std::string(curvature) == "span")
-            row.push_back({"coverage", Digits(Need(study->SpanCoverage(truth.orders[0])))});
+            row.emplace_back("coverage", Digits(Need(study->SpanCoverage(truth.orders[0]))));
           table.Row("accuracy", row);
         }
       }
@@ -298,14 +298,14 @@ void Uses(Table& table, Directory& directory) {
                                      {"random_median", Digits(Median(random))},
                                      {"random_best", Digits(*std::min_element(random.begin(), random.end()))}};
     for (const auto& [label, method] :
-         {std::pair{"genetic", SearchMethod::kGenetic}, {"local", SearchMethod::kLocal}}) {
+         {std::pair{"genetic", SearchMethod::kGenetic}, std::pair{"local", SearchMethod::kLocal}}) {
       const auto found = Need(SearchOrder(
           *study, PosixFs(), {.method = method, .population = 16, .generations = 10, .seed = 1, .metric = perplexity}));
       row.push_back({label, Digits(*found.retrained)});
     }
     for (const auto& [label, kind] : {std::pair{"short_to_long", Curriculum::kShortToLong},
-                                      {"easy_to_hard", Curriculum::kEasyToHard},
-                                      {"hard_to_easy", Curriculum::kHardToEasy}}) {
+                                      std::pair{"easy_to_hard", Curriculum::kEasyToHard},
+                                      std::pair{"hard_to_easy", Curriculum::kHardToEasy}}) {
       row.push_back({label, Digits(Need(study->Measure(
                                 perplexity, Need(study->Retrain(Need(CurriculumOrder(*study, kind)))).parameters)))});
     }
