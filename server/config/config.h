@@ -34,6 +34,9 @@ struct Config {
   std::string cassette;                ///< file of recorded LLM traffic; "" = none
   std::string cassette_mode = "auto";  ///< "auto" | "record" | "replay"
   std::string tls_cert, tls_key;       ///< PEM files; both or neither
+  std::string worker;                  ///< program of training jobs; "" = optod-worker beside this one, "none" = no jobs
+  int64_t max_workers = 1;             ///< training jobs at once
+  std::vector<std::string> job_files;  ///< folders that jobs may read from; empty = all that the server may read
 };
 
 /// An address taken apart.

@@ -423,6 +423,12 @@ class Purse {
 
 absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, const ChatRequest& request,
                                                const CallOptions& options) {
+  ASSIGN_OR_RETURN(ChatOutcome outcome, Exchange(endpoint, request, options));
+  return std::move(outcome).Result();
+}
+
+absl::StatusOr<ChatOutcome> LlmGateway::Exchange(const std::string& endpoint, const ChatRequest& request,
+                                                 const CallOptions& options) {
   RETURN_IF_ERROR(CheckRequest(request));
   Cassette* cassette = options.cassette;
   absl::StatusOr<CallContext> call = impl_->Prepare(endpoint, options.cancelled);
@@ -436,14 +442,15 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
   if (cassette != nullptr) RETURN_IF_ERROR(cassette->Health());
   if (IsCancelled(options.cancelled)) return LlmError(absl::StatusCode::kCancelled, "cancelled", "llm call: cancelled");
 
-  const auto whole = [&](absl::StatusOr<ChatReply> reply) {
-    if (reply.ok() && options.on_text) options.on_text(reply->text);
-    return reply;
+  const auto whole = [&](ChatOutcome outcome) {  // what did not come from a stream comes in one piece
+    if (outcome.error.ok() && options.on_text) options.on_text(outcome.reply.text);
+    return outcome;
   };
   const bool caching = cassette == nullptr && call.ok() && call->endpoint->config.cache;
   const std::string cache_key = caching ? Sha256Hex(CanonicalRequest(model, safe)) : "";
   if (caching) {
-    if (std::optional<ChatReply> found = impl_->cache.Find(cache_key)) return whole(*std::move(found));
+    if (std::optional<ChatReply> found = impl_->cache.Find(cache_key))
+      return whole(ChatOutcome{*std::move(found), absl::OkStatus()});
   }
   Purse purse(options.budget, impl_->ledger, options.user);
   RETURN_IF_ERROR(purse.Begin());
@@ -451,8 +458,9 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
   if (cassette != nullptr) {
     ticket = cassette->Take(model, safe);
     if (std::optional<ChatOutcome> found = cassette->Find(*ticket)) {
-      if (LlmErrorReason(found->error) != "not_recorded") purse.Charge(endpoint, found->reply.usage, false);
-      return whole(std::move(*found).Result());
+      if (LlmErrorReason(found->error) == "not_recorded") return found->error;
+      purse.Charge(endpoint, found->reply.usage, false);
+      return whole(*std::move(found));
     }
   }
   absl::StatusOr<ChatOutcome> answer = impl_->AskInTurn(*call, safe, options);
@@ -460,7 +468,7 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
   purse.Charge(answer->reply.endpoint, answer->reply.usage, true);
   if (ticket) cassette->Record(*ticket, *answer);
   if (caching && answer->error.ok()) impl_->cache.Put(cache_key, answer->reply);
-  return std::move(*answer).Result();
+  return answer;
 }
 
 }  // namespace optod::trace

@@ -95,6 +95,11 @@ class LlmGateway {
   /// What prompts may be built for. NOT_FOUND names the endpoints there are, or says how to define one.
   absl::StatusOr<EndpointConfig> Endpoint(const std::string& name) const;
 
+  /// As Complete, but a paid answer that cannot be used (empty, malformed) comes back with its usage instead of as an
+  /// error.
+  absl::StatusOr<ChatOutcome> Exchange(const std::string& endpoint, const ChatRequest& request,
+                                       const CallOptions& options);
+
   /// One reply. `budget`, `cancelled` and `cassette` may be null; `cancelled` is looked at about every 50 ms while
   /// waiting (a request that is already on the wire runs to its end or its timeout, since it is paid for). Replayed
   /// replies are charged to the budget as recorded, so that a replayed run ends where the recorded one ended.

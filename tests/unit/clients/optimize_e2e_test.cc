@@ -200,7 +200,7 @@ const ModelCase kModels[] = {
      "\"best_score\":5"},
     {"not_json", {200, "", "<html>hello</html>"}, 4, "not one proposal could be made", "\"best_score\":5"},
     {"chatter", {200, "I would rather talk about the weather."}, 1, "", "\"outcome\":\"unparsable\""},
-    {"empty", {200, ""}, 4, "not one proposal could be made", "the reply is empty"},
+    {"empty", {200, ""}, 1, "", "\"outcome\":\"empty\""},
     {"unchanged", {200, Suggest({{"k0", 5}})}, 1, "", "\"outcome\":\"unchanged\""},
     {"unknown_name", {200, Suggest({{"zz", 5}})}, 1, "", "\"best_score\":5"},
     {"out_of_range", {200, Suggest({{"k0", 21}})}, 1, "", "\"best_score\":5"},
