@@ -122,7 +122,12 @@ void LlmRun::AskModel(size_t i) {
   chat.max_tokens = proposal_.max_tokens;
   chat.seed = (proposal_.first_seed + static_cast<int64_t>(first_call_ + i)) & 0x7fffffff;
   if (!call.response_schema.empty()) chat.json_schema = trace::JsonSchema{"suggestion", call.response_schema};
-  auto outcome = services_.gateway->Exchange(proposal_.endpoint, chat, &budget_, cancelled_.get(), services_.cassette);
+  trace::CallOptions options;
+  options.user = caller_.user;
+  options.budget = &budget_;
+  options.cancelled = cancelled_.get();
+  options.cassette = services_.cassette;
+  auto outcome = services_.gateway->Exchange(proposal_.endpoint, chat, options);
   const absl::Status error = outcome.ok() ? outcome->error : outcome.status();
   const std::string empty = EmptyReason(error);
   if (!error.ok() && empty.empty()) {
