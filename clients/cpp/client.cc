@@ -149,6 +149,8 @@ OPTOD_DEFINE(AskSearch, SearchService, search, AskSearchRequest, AskSearchRespon
 OPTOD_DEFINE(TellSearch, SearchService, search, TellSearchRequest, TellSearchResponse, kSafe)
 OPTOD_DEFINE(StopSearch, SearchService, search, StopSearchRequest, Search, kSafe)
 OPTOD_DEFINE(GetGraph, TraceService, trace, GetGraphRequest, GetGraphResponse, kSafe)
+OPTOD_DEFINE(Complete, WorkflowService, workflows, CompleteRequest, CompleteResponse, kOnce)
+OPTOD_DEFINE(ExecuteRun, WorkflowService, workflows, ExecuteRunRequest, Operation, kSafe)
 OPTOD_DEFINE(GetOperation, OperationService, operations, GetOperationRequest, Operation, kSafe)
 OPTOD_DEFINE(ListOperations, OperationService, operations, ListOperationsRequest, ListOperationsResponse, kSafe)
 OPTOD_DEFINE(CancelOperation, OperationService, operations, CancelOperationRequest, Operation, kSafe)

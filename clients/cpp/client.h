@@ -35,6 +35,7 @@
 #include "optod/v1/search.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
+#include "optod/v1/workflow.pb.h"
 
 namespace optod::client {
 
@@ -96,6 +97,9 @@ class Client {
   OPTOD_CALL(Propose, ProposeRequest, Operation);
   OPTOD_CALL(SetValues, SetValuesRequest, Version);
   OPTOD_CALL(GetGraph, GetGraphRequest, GetGraphResponse);
+  // ---- workflows; Complete is sent once, since the model is paid each time
+  OPTOD_CALL(Complete, CompleteRequest, CompleteResponse);
+  OPTOD_CALL(ExecuteRun, ExecuteRunRequest, Operation);
   // ---- search
   OPTOD_CALL(CreateSearch, CreateSearchRequest, Search);
   OPTOD_CALL(GetSearch, GetSearchRequest, Search);

@@ -19,8 +19,6 @@
 namespace optod::train {
 namespace {
 
-constexpr size_t kEvaluationBatch = 32;
-
 struct Evaluation {
   int64_t step = 0;
   double score = 0, loss = 0;
@@ -152,9 +150,10 @@ class Run {
     double loss = 0;
     int64_t right = 0, tokens = 0;
     double token_loss = 0;
-    for (size_t at = 0; at < set.size(); at += kEvaluationBatch) {
+    const auto together = static_cast<size_t>(spec_.batch);
+    for (size_t at = 0; at < set.size(); at += together) {
       std::vector<const Example*> batch;
-      for (size_t i = at; i < std::min(set.size(), at + kEvaluationBatch); ++i) batch.push_back(&set[i]);
+      for (size_t i = at; i < std::min(set.size(), at + together); ++i) batch.push_back(&set[i]);
       ASSIGN_OR_RETURN(const std::vector<double> log_probs, engine_->Score(engine_->theta(), batch));
       const Objective o = Judge(batch, log_probs, data_.classify);
       loss += o.loss * static_cast<double>(batch.size());
@@ -173,7 +172,7 @@ class Run {
     evaluations_.push_back(e);
     if (best) RETURN_IF_ERROR(learner_->KeepBest());
     RETURN_IF_ERROR(WriteEvaluations());
-    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score}, {"loss/dev", e.loss}});
+    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score}, {"loss/dev", e.loss}, {"peak_rss_bytes", static_cast<double>(PeakRss())}});
     hooks_.log(Cat("step ", step_, ": dev ", data_.choose ? "accuracy " : "score ", e.score, ", loss ", e.loss));
     return absl::OkStatus();
   }

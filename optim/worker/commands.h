@@ -15,6 +15,10 @@ namespace optod::worker {
 void AddInferenceCommands(CLI::App& app, int* code);
 /// train: a job file without a server.
 void AddTrainCommand(CLI::App& app, int* code);
+/// bench: seconds and memory of a step.
+void AddBenchCommand(CLI::App& app, int* code);
+/// attach: one attempt of a job.
+void AddAttachCommand(CLI::App& app, int* code);
 std::string VersionText();
 
 /// Prints "optod-worker: MESSAGE" on stderr and gives 1; 0 for ok.

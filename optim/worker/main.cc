@@ -11,6 +11,8 @@ int main(int argc, char** argv) {
   int code = 0;
   optod::worker::AddInferenceCommands(app, &code);
   optod::worker::AddTrainCommand(app, &code);
+  optod::worker::AddAttachCommand(app, &code);
+  optod::worker::AddBenchCommand(app, &code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

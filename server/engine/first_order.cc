@@ -116,7 +116,7 @@ std::optional<double> FirstOrder::LrOfStep(int64_t step, const std::vector<doubl
 /// One update in place, of the head or of a version that is being rebuilt. Errors change nothing.
 absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
                                   std::map<std::string, double>* figures) const {
-  ASSIGN_OR_RETURN(const Prepared prepared, Prepare(*layout_, gradients, spec_.clip_norm()));
+  ASSIGN_OR_RETURN(const Prepared prepared, Prepare(*layout_, gradients, spec_.clip_value(), spec_.clip_norm()));
   if (!SoleOwner(point->params)) {  // somebody still reads these values: the step gets its own copy
     auto copy = TensorBuffer::Copy(*point->params);
     if (copy == nullptr) return ResourceExhausted("no memory for ", layout_->total_bytes(), " bytes of parameters");
@@ -172,7 +172,10 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   const int64_t since = head_->since_snapshot;
   if (due && !every_step()) undo.emplace(head_->params, head_->rule->ExportState());
   std::map<std::string, double> figures;
-  RETURN_IF_ERROR(StepOnce(&*head_, gradients, told.loss, &figures));
+  const absl::Status stepped = StepOnce(&*head_, gradients, told.loss, &figures);
+  if (spec_.non_finite() == v1::SKIP && stepped.GetPayload(optim::kNotFinitePayload).has_value())
+    return ApplySkipped(session, told, gradients.lr, response, effects);
+  RETURN_IF_ERROR(stepped);
   std::string blob;
   if (due) {
     auto put = PutSnapshot(*head_, session.row.version_count, head_->step);
@@ -195,6 +198,24 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   response->set_lr(version.lr());
   for (const auto& [name, value] : figures) (*response->mutable_figures())[name] = value;
   Publish(session, std::move(row), std::move(gradient), told.fingerprint, response, effects);
+  if (told.return_values) TensorsFromFlat(*layout_, head_->params->data(), response->mutable_values());
+  return absl::OkStatus();
+}
+
+/// A version with the values of the one before. It has no snapshot of its own, whatever the cadence: the next step's
+/// will do.
+absl::Status FirstOrder::ApplySkipped(LiveSession& session, const Told& told, const std::vector<double>& told_lr,
+                                      v1::TellResponse* response, Effects* effects) {
+  ++head_->step;
+  ++head_->since_snapshot;
+  v1::Version version;
+  version.set_kind("skipped");
+  version.set_loss(told.loss.value_or(std::nan("")));
+  version.set_lr(LrOfStep(head_->step, told_lr).value_or(BaseLr()));
+  store::VersionRow row = session.NewVersion(&version, head_->step - 1, context_.clock->NowUnixMs());
+  response->set_lr(version.lr());
+  response->set_skipped(true);
+  Publish(session, std::move(row), std::nullopt, told.fingerprint, response, effects);
   if (told.return_values) TensorsFromFlat(*layout_, head_->params->data(), response->mutable_values());
   return absl::OkStatus();
 }

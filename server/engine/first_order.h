@@ -14,7 +14,8 @@
 /// A version can be rebuilt (rollback, pull, fork) while the gradients since the snapshot before it are kept; snapshots
 /// are always kept.
 /// Errors of Tell: see GradientTell and TellRequest.seq; a NaN or Inf gradient is INVALID_ARGUMENT naming the tensor
-/// and changes nothing.
+/// and changes nothing, or with non_finite SKIP makes a `skipped` version: parameters, state and t as they were, one step
+/// of the schedule used, the gradient not kept.
 
 #include <deque>
 #include <memory>
@@ -46,6 +47,7 @@ class FirstOrder final : public NumericFamily {
                           Effects* effects) override;
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
+  void DescribeMemory(v1::MemoryReport* report) const override;
 
   /// A step whose gradients arrived as one flat buffer.
   struct FlatStep {
@@ -101,6 +103,8 @@ class FirstOrder final : public NumericFamily {
                      const std::function<absl::StatusOr<store::ObservationRow>()>& record, v1::TellResponse* response,
                      Effects* effects);
   absl::StatusOr<std::string> PutSnapshot(const Point& point, int64_t version, int64_t step) const;
+  absl::Status ApplySkipped(LiveSession& session, const Told& told, const std::vector<double>& told_lr,
+                            v1::TellResponse* response, Effects* effects);
   void Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient,
                int64_t fingerprint, v1::TellResponse* response, Effects* effects);
   int64_t DurableVersion(const LiveSession& session) const;

@@ -69,6 +69,17 @@ bool Misaligned(const GradientView& view) {
   return reinterpret_cast<uintptr_t>(view.data) % optim::DTypeSize(view.dtype) != 0;
 }
 
+template <typename T>
+void LimitTyped(int64_t n, double limit, void* data) {
+  T* values = static_cast<T*>(data);
+  const T most = static_cast<T>(limit);
+  for (int64_t i = 0; i < n; ++i) values[i] = values[i] > most ? most : values[i] < -most ? -most : values[i];
+}
+void Limit(DType dtype, int64_t n, double limit, void* data) {
+  if (dtype == DType::kF64) return LimitTyped<double>(n, limit, data);
+  LimitTyped<float>(n, limit, data);
+}
+
 /// Whether a spec from outside has a dtype and a size that arithmetic can bear.
 absl::Status CheckSpec(const optim::TensorSpec& spec, const std::string& field, std::set<std::string>* names) {
   if (!names->insert(spec.name).second) return InvalidArgument(field, " \"", spec.name, "\": given twice");
@@ -221,26 +232,37 @@ int64_t Fingerprint(const Layout& layout, const Gradients& gradients) {
   return (int64_t{1} << 32) | crc;
 }
 
-absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_norm) {
+absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& told, double clip_value, double clip_norm) {
   Prepared out;
+  std::vector<GradientView> views = told.views;
+  if (clip_value > 0) {
+    for (size_t i = 0; i < layout.size(); ++i) {
+      if (views[i].data == nullptr) continue;
+      const DType dtype = layout.spec(i).dtype == DType::kF64 ? DType::kF64 : DType::kF32;
+      ASSIGN_OR_RETURN(auto copy, Widened(views[i], layout.spec(i).elements(), dtype, 1));
+      Limit(dtype, layout.spec(i).elements(), clip_value, copy->data());
+      views[i] = {copy->data(), dtype};
+      out.scratch.push_back(std::move(copy));
+    }
+  }
   double scale = 1;
   if (clip_norm > 0) {
     double sum = 0;
     for (size_t i = 0; i < layout.size(); ++i)
-      if (gradients.views[i].data != nullptr) sum += SquaredNorm(gradients.views[i], layout.spec(i).elements());
+      if (views[i].data != nullptr) sum += SquaredNorm(views[i], layout.spec(i).elements());
     out.norm = std::sqrt(sum);
     if (std::isfinite(out.norm) && out.norm > clip_norm) scale = clip_norm / out.norm;
   }
   bool halves_as_f32 = scale != 1;
   for (size_t i = 0; i < layout.size(); ++i) {
-    const GradientView& view = gradients.views[i];
+    const GradientView& view = views[i];
     if (view.data != nullptr && optim::DTypeSize(layout.spec(i).dtype) == 2 && view.dtype == DType::kF32)
       halves_as_f32 = true;
   }
   if (halves_as_f32) out.grad_dtype = DType::kF32;
   out.grads.assign(layout.size(), nullptr);
   for (size_t i = 0; i < layout.size(); ++i) {
-    const GradientView& view = gradients.views[i];
+    const GradientView& view = views[i];
     if (view.data == nullptr) continue;
     const DType own = layout.spec(i).dtype;
     const DType want = halves_as_f32 && own != DType::kF64 ? DType::kF32 : own;

@@ -63,12 +63,12 @@ int64_t Fingerprint(const Layout& layout, const Gradients& gradients);
 struct Prepared {
   std::vector<const void*> grads;
   std::optional<optim::DType> grad_dtype;
-  double norm = -1;  ///< joint 2-norm before clipping; -1 when clip_norm is 0
+  double norm = -1;  ///< joint 2-norm before clipping by it; -1 when clip_norm is 0
   std::vector<std::shared_ptr<TensorBuffer>> scratch;
 };
-/// clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A
+/// clip_value > 0: entries limited to [-clip_value, clip_value] first; NaN stays NaN. clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A
 /// norm that is not finite is left to the rule, which names the tensor.
-absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_norm);
+absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_value, double clip_norm);
 
 // ---- durable form: an observation "gradient", a = the version that it made
 

@@ -463,8 +463,15 @@ absl::StatusOr<TraceFamily::Proposal> TraceFamily::PrepareProposal(LiveSession& 
   if (session.row.state != v1::Session::ACTIVE) return FailedPrecondition("session ", session.name().Full(), " is closed");
   if (request.candidates() < 0 || request.candidates() > 64) return InvalidArgument("candidates: ", request.candidates(), " is outside [0, 64]");
   RETURN_IF_ERROR(CheckBudget(session.proto, session.row.create_ms, context_.clock->NowUnixMs()));
-  ASSIGN_OR_RETURN(ProposalSpec spec, SpecFor(session, request.mask(), request.titles()));
+  if (request.replies_size() > 0 && !request.client_model()) return InvalidArgument("replies: given without client_model");
+  if (request.replies_size() > 10'000) return InvalidArgument("replies: ", request.replies_size(), " replies; at most 10000");
+  for (const std::string& reply : request.replies())
+    if (reply.size() > (1u << 20)) return InvalidArgument("replies: ", reply.size(), " bytes; at most 1 MiB");
+  ASSIGN_OR_RETURN(ProposalSpec spec, request.client_model() ? MakeProposalSpec(session.proto, request.mask(), request.titles(), std::nullopt)
+                                                             : SpecFor(session, request.mask(), request.titles()));
   Proposal out;
+  out.client_model = request.client_model();
+  out.given.assign(request.replies().begin(), request.replies().end());
   ASSIGN_OR_RETURN(out.nodes, Chosen(request.parameters()));
   if (request.candidates() > 0) spec.proposer.candidates = static_cast<uint32_t>(request.candidates());
   spec.proposer.memory = trace::SelectMemory(memory_, spec.memory);
@@ -545,6 +552,8 @@ absl::Status TraceFamily::FinishProposal(LiveSession& session, const Proposal& p
     used->set_llm_completion_tokens(used->llm_completion_tokens() + cost.completion_tokens);
     used->set_llm_usd(used->llm_usd() + cost.usd);
   }
+  if (proposal.client_model)   // the session's usage counts the server's own calls when they are received
+    session.proto.mutable_usage()->set_llm_calls(session.proto.usage().llm_calls() + used->llm_calls());
   if (result.selected) response->set_selected(static_cast<int32_t>(*result.selected));
   bool applied = false;
   for (size_t i = 0; i < result.candidates.size(); ++i) {

@@ -51,6 +51,8 @@ class TraceFamily final : public Family {
     int64_t first_seed = 0;             ///< of call 0; call i has first_seed + i
     std::string scope;                  ///< of received replies: "" = named by content
     bool apply = false;
+    bool client_model = false;          ///< the client answers the calls
+    std::vector<std::string> given;     ///< its answers so far, by number of the call
     trace::BudgetLimits limits;   ///< of the session
     trace::BudgetUse used;
   };

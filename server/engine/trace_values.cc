@@ -158,6 +158,10 @@ absl::Status Borrow(const v1::Node& node, size_t i, Borrowed* out) {
     if (node.level() < 0 || node.level() > INT32_MAX) return InvalidArgument(field, ".level: ", node.level(), " is out of range");
     input.level = static_cast<uint32_t>(node.level());
   }
+  if (node.has_index()) {
+    if (node.index() < 0 || node.index() > INT32_MAX) return InvalidArgument(field, ".index: ", node.index(), " is out of range");
+    input.index = static_cast<uint32_t>(node.index());
+  }
   for (int k = 0; k < node.inputs_size(); ++k) {
     ASSIGN_OR_RETURN(trace::ParentRef parent, ParentOf(node.inputs(k).node(), i, Cat(field, ".inputs[", k, "].node")));
     input.inputs.push_back({node.inputs(k).argument(), parent});

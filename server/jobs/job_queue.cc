@@ -1,6 +1,7 @@
 #include "server/jobs/job_queue.h"
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -378,8 +379,9 @@ void JobQueue::Launch(const Key& key, Entry& entry) {
   SetState(entry, Job::SCHEDULED, "worker starts");
   LaunchSpec spec;
   spec.argv = {options_.worker, "attach", "--server", address_, "--job", job.name(), "--attempt", std::to_string(job.attempt())};
-  spec.environment = {{"OPTOD_WORKER_TOKEN", entry.token}, {"OMP_WAIT_POLICY", "PASSIVE"}};
-  if (job.placement().cpus() > 0) spec.environment.emplace_back("OMP_NUM_THREADS", std::to_string(job.placement().cpus()));
+  spec.environment = options_.environment;
+  spec.environment.emplace_back("OPTOD_WORKER_TOKEN", entry.token);
+  spec.environment.emplace_back("OMP_WAIT_POLICY", "PASSIVE");  // waiting threads leave the CPUs to other jobs
   spec.log_path = files_.LogPath(entry.record);
   spec.memory_bytes = job.placement().memory_bytes();
   const int32_t attempt = job.attempt();

@@ -29,6 +29,7 @@ namespace optod::jobs {
 struct QueueOptions {
   std::string worker;                   ///< program; "" = none: jobs are refused
   int64_t max_workers = 1;              ///< at once
+  std::vector<std::pair<std::string, std::string>> environment;  ///< of every worker
   std::vector<std::string> file_roots;  ///< folders that jobs may name; empty = all
   int64_t silence_ms = 30'000;          ///< a worker that sends nothing for so long is taken for dead
   int64_t start_ms = 60'000;            ///< ... before its first message

@@ -15,7 +15,7 @@ namespace optod::jobs {
 
 struct LaunchSpec {
   std::vector<std::string> argv;
-  std::vector<std::pair<std::string, std::string>> environment;  ///< added to the caller's
+  std::vector<std::pair<std::string, std::string>> environment;  ///< all of it: nothing is inherited
   std::string log_path;      ///< standard output and error are appended to it
   int64_t memory_bytes = 0;  ///< RLIMIT_DATA; 0 = none
 };

@@ -14,8 +14,6 @@
 #include "base/status.h"
 #include "server/jobs/launcher.h"
 
-extern char** environ;
-
 namespace optod::jobs {
 namespace {
 
@@ -35,11 +33,6 @@ Prepared Prepare(const LaunchSpec& spec) {
   for (const std::string& argument : spec.argv) p.argv.push_back(keep(argument));
   p.argv.push_back(nullptr);
   for (const auto& [name, value] : spec.environment) p.environment.push_back(keep(name + "=" + value));
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    bool replaced = false;
-    for (const auto& [name, value] : spec.environment) replaced |= std::strncmp(*entry, (name + "=").c_str(), name.size() + 1) == 0;
-    if (!replaced) p.environment.push_back(*entry);
-  }
   p.environment.push_back(nullptr);
   return p;
 }

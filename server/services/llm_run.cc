@@ -1,5 +1,7 @@
 #include "server/services/llm_run.h"
 
+#include <algorithm>
+
 #include "base/sha256.h"
 #include "base/status.h"
 
@@ -51,10 +53,30 @@ void LlmRun::NextRound() {
     return done_(std::move(result_));
   }
   first_call_ = result_.costs.size();
+  if (proposal_.client_model) return AnswerByClient();
   result_.costs.resize(first_call_ + calls_.size());
   answers_.assign(calls_.size(), {});
   waiting_ = calls_.size();
   Lookup();
+}
+
+void LlmRun::AnswerByClient() {
+  const std::vector<std::string>& given = proposal_.given;
+  if (given.size() < first_call_ + calls_.size()) {
+    const size_t known = std::max(given.size(), first_call_) - first_call_;
+    result_.pending.assign(calls_.begin() + static_cast<ptrdiff_t>(known), calls_.end());
+    return done_(std::move(result_));
+  }
+  std::vector<trace::CallAnswer> answers;
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    const std::string& text = given[first_call_ + i];
+    const auto kind = text.empty() ? trace::CallAnswer::Kind::kEmpty : trace::CallAnswer::Kind::kText;
+    answers.push_back({kind, text, text.empty() ? "the reply is empty" : ""});
+    result_.costs.push_back({true, 0, 0, 0});
+  }
+  any_answered_ = true;
+  proposal_.proposer->Answer(std::move(answers));
+  NextRound();
 }
 
 std::string LlmRun::KeyOf(size_t i) const {
@@ -100,7 +122,12 @@ void LlmRun::AskModel(size_t i) {
   chat.max_tokens = proposal_.max_tokens;
   chat.seed = (proposal_.first_seed + static_cast<int64_t>(first_call_ + i)) & 0x7fffffff;
   if (!call.response_schema.empty()) chat.json_schema = trace::JsonSchema{"suggestion", call.response_schema};
-  auto outcome = services_.gateway->Exchange(proposal_.endpoint, chat, &budget_, cancelled_.get(), services_.cassette);
+  trace::CallOptions options;
+  options.user = caller_.user;
+  options.budget = &budget_;
+  options.cancelled = cancelled_.get();
+  options.cassette = services_.cassette;
+  auto outcome = services_.gateway->Exchange(proposal_.endpoint, chat, options);
   const absl::Status error = outcome.ok() ? outcome->error : outcome.status();
   const std::string empty = EmptyReason(error);
   if (!error.ok() && empty.empty()) {

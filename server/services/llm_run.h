@@ -24,6 +24,7 @@ class LlmRun : public std::enable_shared_from_this<LlmRun> {
     trace::ProposerResult made;
     std::vector<engine::TraceFamily::CallCost> costs;  ///< by number of the call
     absl::Status failure;                              ///< the first error, when no call was answered at all
+    std::vector<trace::ProposerCall> pending;  ///< calls that the client must still answer; `made` is then empty
   };
   using Progress = std::function<void(size_t answered, size_t known, const std::string& label)>;
 
@@ -36,6 +37,7 @@ class LlmRun : public std::enable_shared_from_this<LlmRun> {
 
  private:
   void NextRound();
+  void AnswerByClient();
   void Lookup();
   void AskModel(size_t i);
   void Keep(size_t i, v1::ReceivedReply reply);

@@ -37,6 +37,18 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
   }
 
  private:
+  void FillCalls(const std::vector<trace::ProposerCall>& pending, v1::ProposeResponse* response) const {
+    for (const trace::ProposerCall& call : pending) {
+      v1::ClientCall* out = response->add_calls();
+      out->set_system(call.prompt.system);
+      out->set_user(call.prompt.user);
+      if (call.temperature) out->set_temperature(*call.temperature);
+      out->set_json_schema(call.response_schema);
+      out->set_max_tokens(proposal.max_tokens);
+      out->set_label(call.label);
+    }
+  }
+
   void End(LlmRun::Result result) {
     auto shared = std::make_shared<LlmRun::Result>(std::move(result));
     engine_.Mutate<v1::ProposeResponse>(
@@ -50,8 +62,13 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
             effects.mutations.push_back(self->services_.operations->Finish(&self->operation, shared->failure));
             return effects;
           }
-          RETURN_IF_ERROR(
-              family->FinishProposal(session, self->proposal, shared->made, shared->costs, response, &effects));
+          if (shared->pending.empty()) {
+            RETURN_IF_ERROR(
+                family->FinishProposal(session, self->proposal, shared->made, shared->costs, response, &effects));
+          } else {
+            self->FillCalls(shared->pending, response);
+            response->set_head_version(session.row.head_version);
+          }
           family->replies().End(session, &effects);
           google::protobuf::Any packed;
           packed.PackFrom(*response);

@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 
+#include "server/engine/numeric_family.h"
 #include "server/services/shared_memory.h"
 #include "server/services/status.h"
 #include "server/services/tensor_streams.h"
@@ -176,6 +177,13 @@ class SessionService final : public SessionServiceBase {
   OPTOD_UNARY(Rollback, RollbackRequest, Session)
   OPTOD_UNARY(ForkSession, ForkSessionRequest, Session)
 #undef OPTOD_UNARY
+
+  ServerUnaryReactor* DescribeMemory(CallbackServerContext* context, const v1::DescribeMemoryRequest* request,
+                                     v1::MemoryReport* response) override {
+    return RunUnary(authenticator_, context, response, [&](const Caller& caller, engine::Done<v1::MemoryReport> done) {
+      engine_.Read<v1::MemoryReport>(caller, request->session(), &engine::MemoryOf, std::move(done));
+    });
+  }
 
   ServerUnaryReactor* ListOptimizers(CallbackServerContext* context, const v1::ListOptimizersRequest* request,
                                      v1::ListOptimizersResponse* response) override {

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 import numpy as np
 from google.protobuf import field_mask_pb2
 
-from optod import raw_streams, specs, tensors
+from optod import raw_streams, safetensors_file, specs, tensors
 from optod.gradients import GradientStream
 from optod.recording import Recording
 from optod.results import TellResult, tell_result
@@ -183,7 +183,27 @@ class Session(Recording):
     def pull_state(self) -> Dict[str, np.ndarray]:
         """Optimizer state of the head: {"m/<tensor>": array, ...}."""
         header, flat = raw_streams.pull(self.transport, "PullState", pb.PullStateRequest(session=self.name))
+        self._head = header.version
         return self.layout.views(flat, header.index)
+
+    def save(self, path: str) -> int:
+        """Parameters ("params/<tensor>") and optimizer state ("state/m/<tensor>", ...) of the head as one safetensors file.  Returns the version.
+
+        A step that comes between the two pulls is met by pulling again.
+        """
+        while True:
+            params, version = self.pull(), self._head
+            state = self.pull_state()
+            if self._head == version:
+                break
+        named = {f"params/{name}": value for name, value in params.items()}
+        named.update((f"state/{name}", value) for name, value in state.items())
+        safetensors_file.write(path, named, {"session": self.name, "version": str(version)})
+        return version
+
+    def memory(self) -> pb.MemoryReport:
+        """Bytes of parameters, optimizer state and working memory, tensor by tensor: see MemoryReport in session.proto."""
+        return self.transport.call(self.stub.DescribeMemory, pb.DescribeMemoryRequest(session=self.name))
 
     # ---- ask and tell
 
