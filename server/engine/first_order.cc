@@ -85,14 +85,14 @@ absl::Status FirstOrder::Tell(LiveSession& session, const v1::TellRequest& reque
 
 absl::Status FirstOrder::TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response,
                                   Effects* effects) {
-  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.dtype));
+  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.form));
   Told told{step.seq, step.base_version, step.loss, false, Fingerprint(*layout_, gradients)};
   if (told.loss && std::isnan(*told.loss)) told.loss.reset();
   bool answered = false;
   RETURN_IF_ERROR(Precheck(session, told, response, effects, &answered));
   if (answered) return absl::OkStatus();
   return Apply(
-      session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.dtype, step.blob); },
+      session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.form, step.blob); },
       response, effects);
 }
 
@@ -107,7 +107,8 @@ double FirstOrder::BaseLr() const {
   return it == spec_.hyperparameters().end() ? 0 : it->second.number();
 }
 
-std::optional<double> FirstOrder::LrOfStep(int64_t step) const {
+std::optional<double> FirstOrder::LrOfStep(int64_t step, const std::vector<double>& told) const {
+  if (!told.empty()) return told.front();
   if (!spec_.has_schedule()) return std::nullopt;
   return ScheduledLr(spec_.schedule(), BaseLr(), step);
 }
@@ -136,7 +137,7 @@ absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std:
   optim::StepInput input;
   input.grads = prepared.grads;
   input.grad_dtype = prepared.grad_dtype;
-  input.lr = LrOfStep(point->step + 1);
+  input.lr = LrOfStep(point->step + 1, gradients.lr);
   input.loss = loss;
   for (const optim::OwnedTensor& extra : gradients.extra) input.extra[extra.spec.name] = &extra;
   ASSIGN_OR_RETURN(optim::StepReport report, point->rule->Step(params, input));
@@ -159,6 +160,8 @@ absl::StatusOr<std::string> FirstOrder::PutSnapshot(const Point& point, int64_t 
 absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gradients& gradients,
                                const std::function<absl::StatusOr<store::ObservationRow>()>& record,
                                v1::TellResponse* response, Effects* effects) {
+  if (gradients.lr.size() > 1)
+    return InvalidArgument("lr: ", gradients.lr.size(), " rates; the optimizer has one parameter group");
   std::optional<store::ObservationRow> gradient;
   if (every_step()) {
     ASSIGN_OR_RETURN(gradient, record());
@@ -189,7 +192,7 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   v1::Version version;
   version.set_kind("step");
   version.set_loss(told.loss.value_or(std::nan("")));
-  version.set_lr(LrOfStep(head_->step).value_or(BaseLr()));
+  version.set_lr(LrOfStep(head_->step, gradients.lr).value_or(BaseLr()));
   store::VersionRow row = session.NewVersion(&version, head_->step - 1, context_.clock->NowUnixMs());
   row.blob = std::move(blob);
   response->set_lr(version.lr());

@@ -53,9 +53,9 @@ class FirstOrder final : public NumericFamily {
   struct FlatStep {
     int64_t seq = 0, base_version = 0;
     std::optional<double> loss;
-    std::shared_ptr<TensorBuffer> gradients;          ///< FlatBytes(layout, dtype)
-    optim::DType dtype = optim::DType::kUnspecified;  ///< kUnspecified = the parameters'
-    std::string blob;                                 ///< its hash when it is in the blob store already
+    std::shared_ptr<TensorBuffer> gradients;  ///< FlatBytes(layout, form)
+    FlatForm form;
+    std::string blob;  ///< its hash when it is in the blob store already
   };
   absl::Status TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response, Effects* effects);
   /// Whether a flat gradient of `bytes` goes into the blob store: a stream may put it there before it comes to the
@@ -93,7 +93,8 @@ class FirstOrder final : public NumericFamily {
   absl::Status Replay(const store::VersionRow& version, const store::ObservationRow& gradient, Point* point) const;
   absl::Status StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
                         std::map<std::string, double>* figures) const;
-  std::optional<double> LrOfStep(int64_t step) const;
+  /// The rate of step number `step`: told, else scheduled, else absent (the rule's own).
+  std::optional<double> LrOfStep(int64_t step, const std::vector<double>& told) const;
   double BaseLr() const;
   /// OK to apply; answered = `response` holds the stored answer of a step told before.
   absl::Status Precheck(LiveSession& session, const Told& told, v1::TellResponse* response, Effects* effects,

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "server/engine/numeric_family.h"
+#include "server/services/shared_memory.h"
 #include "server/services/status.h"
 #include "server/services/tensor_streams.h"
 #include "server/services/unary.h"
@@ -224,7 +225,9 @@ class SessionService final : public SessionServiceBase {
   RawBidiReactor* StepStream(CallbackServerContext* context) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));
-    return MakeStepStream(engine_, *caller, WithDetails(context));
+    StreamOptions options;
+    options.local_peer = IsLocalPeer(context->peer());
+    return MakeStepStream(engine_, *caller, WithDetails(context), options);
   }
 
  private:

@@ -59,6 +59,7 @@ using ToGrpcStatus = std::function<grpc::Status(const absl::Status&)>;
 struct StreamOptions {
   size_t window_bytes = 64u << 20;  ///< received and not yet applied, per stream
   size_t chunk_bytes = 1u << 20;    ///< of what is sent
+  bool local_peer = false;          ///< the caller is on this machine: shared memory may be used
 };
 
 /// `response` is filled before the call finishes. The engine must outlive the call.

@@ -222,17 +222,18 @@ class Session(Recording):
 
     def tell_gradients(self, gradients: Mapping[str, np.ndarray], loss: Optional[float] = None, *, base_version: Optional[int] = None,
                        seq: int = 0, return_values: bool = False, extra: Optional[Mapping[str, np.ndarray]] = None,
-                       request_id: str = "") -> TellResult:
+                       lr: Optional[float] = None, request_id: str = "") -> TellResult:
         """One first-order update.
 
         gradients: {name: array of the tensor's shape}, in the parameter's dtype or float32; tensors left out have no gradient in this step.
         loss: kept with the version.  base_version: where the gradients were taken; None = the head this object last saw.  seq: Session.seq + 1
-        to have order checked, 0 = not checked.  extra: what the optimizer's tell_inputs name beyond "grad".  return_values: the new
-        parameters come back in ``values``.  Everything at most 4 MiB a call; use ``gradient_stream`` beyond.
+        to have order checked, 0 = not checked.  extra: what the optimizer's tell_inputs name beyond "grad".  lr: of this step, in place of the session's
+        own and its schedule.  return_values: the new parameters come back in ``values``.  Everything at most 4 MiB a call; use ``gradient_stream`` beyond.
 
         Aborted: the head is another version; ask again.  InvalidArgument: names the tensor and what is wrong with it.
         """
-        tell = pb.GradientTell(base_version=self._head if base_version is None else base_version, loss=loss, return_values=return_values)
+        tell = pb.GradientTell(base_version=self._head if base_version is None else base_version, loss=loss, return_values=return_values,
+                               lr=[] if lr is None else [lr])
         tell.gradients.extend(self._message(name, value) for name, value in gradients.items())
         tell.extra.extend(tensors.tensor(name, value) for name, value in (extra or {}).items())
         return self._tell(pb.TellRequest(session=self.name, request_id=request_id, seq=seq, gradients=tell))
@@ -261,9 +262,10 @@ class Session(Recording):
 
     # ---- streams
 
-    def gradient_stream(self, return_values: bool = True, dtype: Any = None) -> GradientStream:
-        """First-order steps on tensors of any size over one stream. dtype: of the gradients on the wire; None = the parameters'."""
-        return GradientStream(self, return_values, dtype)
+    def gradient_stream(self, return_values: bool = True, dtype: Any = None, **options: Any) -> GradientStream:
+        """First-order steps on tensors of any size over one stream. dtype: of the gradients on the wire; None = the parameters'. options: see
+        GradientStream."""
+        return GradientStream(self, return_values, dtype, **options)
 
     def worker(self, params: Optional[Mapping[str, np.ndarray]] = None, **options: Any) -> ZoWorker:
         """A zeroth-order worker that holds the parameters here (see ZoWorker). params: those of version 0; needed when the server has none."""
