@@ -298,14 +298,14 @@ void Uses(Table& table, Directory& directory) {
                                      {"random_median", Digits(Median(random))},
                                      {"random_best", Digits(*std::min_element(random.begin(), random.end()))}};
     for (const auto& [label, method] :
-         {std::pair{"genetic", SearchMethod::kGenetic}, {"local", SearchMethod::kLocal}}) {
+         {std::pair{"genetic", SearchMethod::kGenetic}, std::pair{"local", SearchMethod::kLocal}}) {
       const auto found = Need(SearchOrder(
           *study, PosixFs(), {.method = method, .population = 16, .generations = 10, .seed = 1, .metric = perplexity}));
       row.push_back({label, Digits(*found.retrained)});
     }
     for (const auto& [label, kind] : {std::pair{"short_to_long", Curriculum::kShortToLong},
-                                      {"easy_to_hard", Curriculum::kEasyToHard},
-                                      {"hard_to_easy", Curriculum::kHardToEasy}}) {
+                                      std::pair{"easy_to_hard", Curriculum::kEasyToHard},
+                                      std::pair{"hard_to_easy", Curriculum::kHardToEasy}}) {
       row.push_back({label, Digits(Need(study->Measure(
                                 perplexity, Need(study->Retrain(Need(CurriculumOrder(*study, kind)))).parameters)))});
     }

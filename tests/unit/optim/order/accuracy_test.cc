@@ -221,8 +221,8 @@ TEST_F(StudyTest, ErrorOfAnAdjacentSwapScalesWithTheLearningRate) {
     options.lr = {lr};
     const auto study = Filled(options, LogisticProblem(6, 4));
     const std::vector<double> truth = study->Retrain(order)->parameters;
-    zeroth.push_back(Distance((*study->Estimate(std::vector{order}, {.expansion = 0}))[0], truth));
-    first.push_back(Distance((*study->Estimate(std::vector{order}))[0], truth));
+    zeroth.push_back(Distance((*study->Estimate(std::vector<Order>{order}, {.expansion = 0}))[0], truth));
+    first.push_back(Distance((*study->Estimate(std::vector<Order>{order}))[0], truth));
   }
   for (int i = 0; i < 2; ++i) {
     EXPECT_NEAR(std::log2(zeroth[i] / zeroth[i + 1]), 2.0, 0.15);
