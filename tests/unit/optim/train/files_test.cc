@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include "base/fs.h"
 #include "optim/nn/bpe.h"
 #include "optim/train/adapters.h"
 #include "optim/train/replay_log.h"
