@@ -1,8 +1,19 @@
 #include "base/fs.h"
 
+#include <cstring>
+
 #include "base/status.h"
 
 namespace optod {
+
+absl::Status Fs::ReadRange(const std::string& path, int64_t offset, std::span<std::byte> out) {
+  ASSIGN_OR_RETURN(const std::string content, ReadFile(path));
+  if (offset < 0 || static_cast<uint64_t>(offset) + out.size() > content.size()) {
+    return DataLoss("read a range: the file has ", content.size(), " bytes; ", offset + out.size(), " were expected");
+  }
+  if (!out.empty()) std::memcpy(out.data(), content.data() + offset, out.size());
+  return absl::OkStatus();
+}
 
 absl::Status Fs::AppendFile(const std::string& path, std::span<const std::byte> data, int mode) {
   std::string content;

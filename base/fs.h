@@ -31,6 +31,9 @@ class Fs {
   virtual ~Fs() = default;
   /// Whole file. NOT_FOUND when absent.
   virtual absl::StatusOr<std::string> ReadFile(const std::string& path) = 0;
+  /// Exactly `out.size()` bytes from byte `offset`. NOT_FOUND when the file is absent, DATA_LOSS when it is shorter. The
+  /// base version reads the whole file: right, and wasteful for a piece of a long one.
+  virtual absl::Status ReadRange(const std::string& path, int64_t offset, std::span<std::byte> out);
   /// Durable and atomic: writes `path`.tmp-<unique>, fsyncs it, renames it over `path`, fsyncs the directory. On any
   /// error the temporary is removed and `path` is as before. RESOURCE_EXHAUSTED when the disk is full, DATA_LOSS when
   /// an fsync failed.

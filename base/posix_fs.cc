@@ -90,6 +90,22 @@ class RealFs final : public Fs {
     return content;
   }
 
+  absl::Status ReadRange(const std::string& path, int64_t offset, std::span<std::byte> out) override {
+    const std::string name = Cat("read ", NameOf(path));
+    UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file.ok()) return ErrnoStatus(errno, name);
+    size_t done = 0;
+    while (done < out.size()) {
+      const ssize_t got =
+          pread(file.get(), out.data() + done, out.size() - done, static_cast<off_t>(offset) + static_cast<off_t>(done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return ErrnoStatus(errno, name);
+      if (got == 0) return DataLoss(name, ": the file ends after ", offset + static_cast<int64_t>(done), " bytes");
+      done += static_cast<size_t>(got);
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status WriteFileAtomic(const std::string& path, std::span<const std::byte> data, int mode) override {
     const std::string name = Cat("write ", NameOf(path));
     const std::string temporary = Cat(path, ".tmp-", RandomId(12));

@@ -23,8 +23,10 @@
 #include "optod/v1/event.pb.h"
 #include "optod/v1/job.pb.h"
 #include "optod/v1/operation.pb.h"
+#include "optod/v1/search.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
+#include "optod/v1/workflow.pb.h"
 #include "optod/v1/worker.pb.h"
 #include "server/auth/authenticator.h"
 #include "server/checks.h"
@@ -44,8 +46,11 @@
 #include "server/services/event_service.h"
 #include "server/services/job_service.h"
 #include "server/services/request_meter.h"
+#include "server/services/search_service.h"
 #include "server/services/session_service.h"
 #include "server/services/trace_service.h"
+#include "server/services/workflow_service.h"
+#include "server/spending.h"
 #include "server/store/blob_store.h"
 #include "server/store/caretaker.h"
 #include "server/store/directory_lock.h"
@@ -74,8 +79,10 @@ struct ServiceRow {
 };
 constexpr ServiceRow kServices[] = {
     {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
-    {"optod.v1.JobService", true},   {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},
+    {"optod.v1.JobService", true},   {"optod.v1.OperationService", true}, {"optod.v1.SearchService", true},
+    {"optod.v1.SessionService", true},
     {"optod.v1.TraceService", true},
+    {"optod.v1.WorkflowService", true},
 };
 
 /// The families of optimizers, by the registry's names.
@@ -94,7 +101,9 @@ std::vector<std::string> MethodNames() {
       &v1::ServerInfo::default_instance(),     &v1::Artifact::default_instance(),
       &v1::Event::default_instance(),          &v1::Job::default_instance(),
       &v1::Operation::default_instance(),      &v1::Session::default_instance(),
-      &v1::BackwardRequest::default_instance(), &v1::WorkerHello::default_instance()};
+      &v1::BackwardRequest::default_instance(), &v1::CompleteRequest::default_instance(),
+      &v1::Search::default_instance(),
+      &v1::WorkerHello::default_instance()};
   std::vector<std::string> names = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
                                     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
   for (const google::protobuf::Message* message : files) {
@@ -156,6 +165,7 @@ struct App::Impl {
   std::unique_ptr<Timers> care_timers;   ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
   LanguageModels models;
+  std::unique_ptr<Spending> spending;  ///< the gateway's ledger
   std::once_flag sandbox_once;
   std::unique_ptr<trace::Sandbox> sandbox;  ///< behind CodeSandbox()
   std::unique_ptr<engine::Operations> operations;
@@ -239,6 +249,8 @@ absl::Status App::Impl::StartEngine() {
   if (config.executor == "sandbox" && !CodeSandbox().features().available)
     log::Warn("sandbox", {{"executor", config.executor}, {"reason", CodeSandbox().features().reason}});
   ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
+  spending = std::make_unique<Spending>(*store, clock, models.limits);
+  models.gateway->SetLedger(spending.get());
   for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
   llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
   operations = std::make_unique<engine::Operations>(*store, clock, *pool, *timers);
@@ -319,6 +331,10 @@ void App::Impl::MakeServices() {
   services.push_back(services::MakeArtifactService(artifact));
   services.push_back(services::MakeSessionService(*engine, *authenticator));
   services.push_back(services::MakeTraceService(*engine, *authenticator));
+  services::WorkflowParts workflow{engine.get(), authenticator.get(), config.executor,
+                                   [this]() -> const trace::Sandbox& { return CodeSandbox(); }};
+  services.push_back(services::MakeWorkflowService(std::move(workflow)));
+  services.push_back(services::MakeSearchService(*engine, *authenticator));
   services.push_back(services::MakeOperationService(*operations, *authenticator));
   job_service = services::MakeJobService({authenticator.get(), queue.get(), care.get(), care_timers.get()});
   services.push_back(services::MakeWorkerService(*queue, *care));

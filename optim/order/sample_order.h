@@ -5,7 +5,8 @@
 /// curvature taken at the reference points alone: grad L(gamma_t, B_l) ~ g(theta_t, B_l) + H(theta_t, B_l) (gamma_t -
 /// theta_t).
 ///
-/// What is carried is the deviation d_t = gamma_t - theta_t: d_{t+1} = d_t - lr_t (Gamma_estimated - Gamma_reference).
+/// What is carried is the deviation d_t = gamma_t - theta_t: d_{t+1} = d_t - lr_t (Gamma_estimated - Gamma_reference +
+/// decoupled weight decay d_t).
 /// Where both directions agree nothing is added, so the identity order gives the reference to the bit, also when the
 /// reference was trained in another precision.
 ///
@@ -20,9 +21,12 @@
 
 namespace optod::optim {
 
+/// This is the slow, obvious reference: whole vectors, one order, everything in plain double loops. Studies use the
+/// fast path (estimator.h), which tests hold to this one.
+
 /// How the reference run turned a gradient into a direction Gamma.
 enum class OrderRule {
-  kSgd,   // Gamma = g; no momentum
+  kSgd,   // b <- momentum b + g; Gamma = b, or g + momentum b with nesterov
   kAdam,  // Gamma = m_hat / (sqrt(v_hat) + eps), bias-corrected, the first position is step 1
 };
 
@@ -37,17 +41,24 @@ enum class OrderMoments {
 struct OrderTerm {
   std::vector<double> gradient;   // [n]; empty: not computed
   std::vector<double> curvature;  // Hessian [n, n] row-major, or its diagonal [n]; empty: not computed
+  std::vector<double> third;      // slope of the diagonal [n] (second order); empty: first order
 };
 
 /// One training run over T batches of n parameters, and what was measured along it.
 struct OrderReference {
   std::vector<std::vector<double>> trajectory;  // [T+1][n]: parameters before position 0, 1, ..., and after the last
-  std::vector<std::vector<OrderTerm>>
-      terms;               // [T][T]: terms[t][l] at trajectory[t] for batch l; all that an order uses
+  std::vector<std::vector<OrderTerm>> terms;    // [T][T]: terms[t][l] at trajectory[t] for batch l; all that an order
+                                              // uses. With `batches` any number of columns
   std::vector<double> lr;  // [T]: learning rate of a position (a schedule follows positions), >= 0
   OrderRule rule = OrderRule::kAdam;
   double beta1 = 0.9, beta2 = 0.999;  // [0, 1); Adam only
   double eps = 1e-8;                  // > 0; Adam only
+  double momentum = 0.0;              // [0, 1); SGD only
+  bool nesterov = false;              // SGD only
+  double weight_decay = 0.0;          // >= 0; part of g, or beside Gamma when decoupled (AdamW)
+  bool decoupled = false;
+  std::vector<int> batches;  // [T]: the batch of each position of the reference run (epochs repeat them); empty: 0..T-1
+  double curvature_cap = 0.0;  // > 0: |h + third d / 2| is clipped to it; second order only
 };
 
 struct EstimateOptions {

@@ -50,6 +50,8 @@ const Key kKeys[] = {
     {"max-artifact-size", Kind::kBytes, &Config::max_artifact_bytes, "SIZE", "largest artifact that is taken [256MiB]"},
     {"synchronous", Kind::kChoice, &Config::synchronous, "full|normal",
      "commits survive power loss, or only a crash of the process [full]"},
+    {"llm-endpoints", Kind::kText, &Config::llm_endpoints, "FILE",
+     "YAML file of LLM endpoints by name, with limits, prices, fallbacks and daily budgets"},
     {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE",
      "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
     {"executor", Kind::kChoice, &Config::executor, "disabled|sandbox|client",

@@ -28,6 +28,7 @@ struct Config {
   int64_t memory_budget_bytes = int64_t{4} << 30;  ///< of sessions in memory
   int64_t max_artifact_bytes = int64_t{256} << 20;
   std::string synchronous = "full";    ///< "full" (survives power loss) | "normal" (survives a crash of the process)
+  std::string llm_endpoints;           ///< YAML file of named endpoints, prices, daily budgets; "" = none
   std::string llm_secrets;             ///< file of `endpoint: key` lines, mode 0600; "" = none
   std::string executor = "client";     ///< "disabled" | "sandbox" | "client"
   std::string cassette;                ///< file of recorded LLM traffic; "" = none

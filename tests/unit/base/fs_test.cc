@@ -84,6 +84,21 @@ TEST_F(FsTest, BaseAppendEqualsTheFastOne) {
   EXPECT_EQ(*fs_.ReadFile(Path("log")), "onetwo");
 }
 
+TEST_F(FsTest, ReadsARangeAndBaseReadRangeAgrees) {
+  ASSERT_TRUE(fs_.WriteFileAtomic(Path("a"), BytesOf("0123456789")).ok());
+  for (const bool base : {false, true}) {
+    std::string out(4, ' ');
+    const auto read = [&](const std::string& path, int64_t offset) {
+      const auto bytes = std::as_writable_bytes(std::span(out));
+      return base ? fs_.Fs::ReadRange(path, offset, bytes) : fs_.ReadRange(path, offset, bytes);
+    };
+    EXPECT_TRUE(read(Path("a"), 3).ok());
+    EXPECT_EQ(out, "3456");
+    EXPECT_EQ(read(Path("a"), 7).code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(read(Path("b"), 0).code(), absl::StatusCode::kNotFound);
+  }
+}
+
 TEST_F(FsTest, DirectoriesAreMadeListedAndRemoved) {
   ASSERT_TRUE(fs_.CreateDirectories(Path("a/b//c/")).ok());
   ASSERT_TRUE(fs_.CreateDirectories(Path("a/b")).ok()) << "again is fine";

@@ -1,0 +1,70 @@
+#pragma once
+/// The fast path of the estimate: many orders at once, over terms that are in memory or on disk. What is computed is
+/// EstimateOrder of sample_order.h (the slow, obvious reference; tests hold the two together), with momentum, AdamW,
+/// epochs, the second order, and curvature by product (hvp, span).
+///
+///   curvature none, diag, secant   the deviation moves element by element: a piece of 512 parameters goes through all
+///                                  positions of all orders while its terms are in cache
+///   hvp                            one H v of the model a position
+///   span                           H d = sum_s c_s (g(theta_s, B) - g(theta_t, B)), c = least squares of d over
+///                                  theta_s - theta_t with a ridge: P dot products and P sums a position
+/// Cost of an order: P n (element-wise), P H v (hvp), 2 P^2 n (span), P positions.
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "optim/order/model.h"
+#include "optim/order/options.h"
+#include "optim/order/parallel.h"
+#include "optim/order/reference_run.h"
+#include "optim/order/term_store.h"
+
+namespace optod::order {
+
+struct EstimateOptions {
+  int expansion = -1;  ///< 0: no curvature; 1: first order; 2: second; -1: the most that is stored
+  Moments moments = Moments::kReplay;
+};
+
+/// Everything a study has recorded. All must outlive the estimator.
+struct Recorded {
+  const StudyOptions* options = nullptr;
+  const std::vector<double>* lr = nullptr;  // [P]
+  const Order* reference_order = nullptr;   // [P]
+  const Trajectory* trajectory = nullptr;
+  const TermStore* terms = nullptr;
+  const Model* model = nullptr;  // null: no hvp
+  double cap = 0.0;
+};
+
+/// Thread-safe: calls may overlap; they share the decoded terms, of which at most memory_budget bytes are held.
+class Estimator {
+ public:
+  explicit Estimator(const Recorded& recorded);
+  ~Estimator();
+
+  /// Receives the final deviation gamma_P - theta_P of orders[order] at parameters [begin, begin + d.size()), from any
+  /// thread, each piece once.
+  using Sink = std::function<void(size_t order, size_t begin, std::span<const double> d)>;
+  /// orders: expanded (P batches each). FAILED_PRECONDITION: a term is missing, second order or the model is not there;
+  /// RESOURCE_EXHAUSTED: the memory budget does not hold one page of the terms needed (or one order's vectors).
+  /// Progress in orders for hvp and span, else in pieces.
+  absl::Status Deviations(std::span<const Order> orders, const EstimateOptions& options, const Sink& sink,
+                          const Control& control = {});
+
+  /// gamma_0 .. gamma_P of one order: [P + 1][n].
+  absl::StatusOr<std::vector<std::vector<double>>> Path(const Order& order, const EstimateOptions& options);
+
+  /// Share of the deviation's squared norm that the span of the trajectory holds, mean over positions of an order: how
+  /// much of H d curvature `span` can see. 0 .. 1.
+  absl::StatusOr<double> SpanCoverage(const Order& order, const EstimateOptions& options);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace optod::order

@@ -1,0 +1,3 @@
+#define OPTOD_ORDER_TABLE kScalar
+#define OPTOD_ORDER_NAME "scalar"
+#include "optim/order/kernels_body.h"
