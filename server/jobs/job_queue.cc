@@ -472,8 +472,7 @@ void JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage& messag
       break;
     }
     case v1::WorkerMessage::kCheckpoint:
-      job.set_checkpoint_step(message.checkpoint().step());
-      if (const absl::Status saved = files_.Save(entry.record); !saved.ok()) job.set_reason("record not on disk: " + std::string(saved.message()));
+      job.set_checkpoint_step(message.checkpoint().step());  // on disk with the next change of state; the checkpoint itself is the worker's file
       break;
     case v1::WorkerMessage::kDone: OnDone(entry, message.done()); break;
     default: break;
