@@ -40,7 +40,9 @@ struct Exchange {
   HttpResponse response;
   size_t header_bytes = 0;
   size_t max_body = 0;
-  bool too_large = false;
+  bool too_large = false, ended = false;
+  CURL* curl = nullptr;
+  const std::function<bool(std::string_view)>* on_body = nullptr;
 };
 
 size_t OnBody(char* data, size_t, size_t size, void* user) {
@@ -50,6 +52,12 @@ size_t OnBody(char* data, size_t, size_t size, void* user) {
     return 0;  // ends the transfer
   }
   exchange.response.body.append(data, size);
+  if (*exchange.on_body) {
+    long status = 0;
+    curl_easy_getinfo(exchange.curl, CURLINFO_RESPONSE_CODE, &status);
+    exchange.ended = status == 200 && !(*exchange.on_body)(std::string_view(data, size));
+    if (exchange.ended) return 0;
+  }
   return size;
 }
 
@@ -88,6 +96,7 @@ absl::Status CurlStatus(CURLcode code, const HttpRequest& request, const Exchang
     case CURLE_WRITE_ERROR:
       if (exchange.too_large)
         return ResourceExhausted("http: the answer is larger than ", request.max_response_bytes, " bytes");
+      if (exchange.ended) return absl::CancelledError("http: ended by the caller");
       [[fallthrough]];
     default:
       // libcurl's fixed text for the code: it names no host and no credential, unlike its error buffer.
@@ -160,6 +169,8 @@ class CurlTransport final : public HttpTransport {
     if (curl == nullptr) return Internal("http: cannot create a libcurl handle");
     Exchange exchange;
     exchange.max_body = request.max_response_bytes;
+    exchange.curl = curl;
+    exchange.on_body = &request.on_body;
     HeaderList headers;
     headers.Add("Expect:");  // no round trip to ask before large bodies
     for (const auto& [name, value] : request.headers) headers.Add(value.empty() ? name + ";" : name + ": " + value);

@@ -3,8 +3,10 @@
 /// answers. Thread-safe: Perform may be called from many threads at once.
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,9 @@ struct HttpRequest {
   std::string body;
   std::chrono::milliseconds timeout{60'000};  ///< whole exchange; connect is capped at 10 s of it
   size_t max_response_bytes = 8u << 20;       ///< larger answers end in RESOURCE_EXHAUSTED
+  /// Called with each piece of the body of a 200 as it comes (the whole is in the response all the same). False ends
+  /// the exchange: CANCELLED.
+  std::function<bool(std::string_view piece)> on_body{};
 };
 
 struct HttpResponse {
@@ -37,7 +42,7 @@ class HttpTransport {
  public:
   virtual ~HttpTransport() = default;
   /// Any HTTP status is a response. Errors: UNAVAILABLE (cannot connect, connection broke), DEADLINE_EXCEEDED
-  /// (timeout), RESOURCE_EXHAUSTED (answer too large), INVALID_ARGUMENT (bad URL).
+  /// (timeout), RESOURCE_EXHAUSTED (answer too large), INVALID_ARGUMENT (bad URL), CANCELLED (on_body said so).
   virtual absl::StatusOr<HttpResponse> Perform(const HttpRequest& request) = 0;
 };
 

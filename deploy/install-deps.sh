@@ -21,7 +21,7 @@ build_packages=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libre2-dev
   libsqlite3-dev libcurl4-openssl-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev
   libspdlog-dev prometheus-cpp-dev libcpp-httplib-dev libsodium-dev zlib1g-dev
-  libopenblas-openmp-dev liblapacke-dev
+  libopenblas-openmp-dev liblapacke-dev libtorch-dev
   bubblewrap libseccomp-dev util-linux
   libgtest-dev libgmock-dev libbenchmark-dev sqlite3
 )

@@ -23,8 +23,11 @@
 #include "optod/v1/event.pb.h"
 #include "optod/v1/job.pb.h"
 #include "optod/v1/operation.pb.h"
+#include "optod/v1/search.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
+#include "optod/v1/workflow.pb.h"
+#include "optod/v1/worker.pb.h"
 #include "server/auth/authenticator.h"
 #include "server/checks.h"
 #include "server/engine/engine.h"
@@ -33,6 +36,7 @@
 #include "server/engine/trace_family.h"
 #include "server/engine/trace_services.h"
 #include "server/engine/zeroth_order.h"
+#include "server/jobs/job_queue.h"
 #include "server/language_models.h"
 #include "server/listeners.h"
 #include "server/log/log.h"
@@ -40,10 +44,13 @@
 #include "server/services/artifact_service.h"
 #include "server/services/byte_budget.h"
 #include "server/services/event_service.h"
+#include "server/services/job_service.h"
 #include "server/services/request_meter.h"
+#include "server/services/search_service.h"
 #include "server/services/session_service.h"
 #include "server/services/trace_service.h"
-#include "server/services/unimplemented.h"
+#include "server/services/workflow_service.h"
+#include "server/spending.h"
 #include "server/store/blob_store.h"
 #include "server/store/caretaker.h"
 #include "server/store/directory_lock.h"
@@ -62,16 +69,20 @@ constexpr int64_t kTransferBudgetBytes = int64_t{1} << 30;
 
 constexpr int kLlmThreads = 16;  // model calls under way at once; each waits on the network
 constexpr std::chrono::hours kCareInterval{1};
+constexpr std::chrono::milliseconds kJobTick{250};
 
 /// The public services. `implemented` is what GetServerInfo reports.
+constexpr std::string_view kJobService = "optod.v1.JobService";
 struct ServiceRow {
   const char* name;
   bool implemented;
 };
 constexpr ServiceRow kServices[] = {
     {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
-    {"optod.v1.JobService", false},  {"optod.v1.OperationService", true}, {"optod.v1.SessionService", true},
+    {"optod.v1.JobService", true},   {"optod.v1.OperationService", true}, {"optod.v1.SearchService", true},
+    {"optod.v1.SessionService", true},
     {"optod.v1.TraceService", true},
+    {"optod.v1.WorkflowService", true},
 };
 
 /// The families of optimizers, by the registry's names.
@@ -90,7 +101,9 @@ std::vector<std::string> MethodNames() {
       &v1::ServerInfo::default_instance(),     &v1::Artifact::default_instance(),
       &v1::Event::default_instance(),          &v1::Job::default_instance(),
       &v1::Operation::default_instance(),      &v1::Session::default_instance(),
-      &v1::BackwardRequest::default_instance()};
+      &v1::BackwardRequest::default_instance(), &v1::CompleteRequest::default_instance(),
+      &v1::Search::default_instance(),
+      &v1::WorkerHello::default_instance()};
   std::vector<std::string> names = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
                                     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
   for (const google::protobuf::Message* message : files) {
@@ -102,6 +115,25 @@ std::vector<std::string> MethodNames() {
     }
   }
   return names;
+}
+
+/// The configured program, or the one beside this server; "" = none.
+std::string FindWorker(const config::Config& config, const Environment& environment, Fs& fs) {
+  if (config.worker == "none") return "";
+  if (!config.worker.empty()) return config.worker;
+  const std::string beside = environment.program_dir + "/optod-worker";
+  return !environment.program_dir.empty() && fs.Exists(beside) ? beside : "";
+}
+
+/// Where workers of this machine dial: the first Unix socket, else the first address, loopback in place of "all".
+std::string WorkerAddress(const std::vector<std::string>& addresses) {
+  for (const std::string& address : addresses) {
+    if (address.starts_with("unix:")) return address;
+  }
+  std::string address = addresses.front();
+  if (address.starts_with("0.0.0.0:")) address = "127.0.0.1" + address.substr(7);
+  if (address.starts_with("[::]:")) address = "[::1]" + address.substr(4);
+  return address;
 }
 
 /// The message gets the name of what could not be done in front; the code stays.
@@ -133,6 +165,7 @@ struct App::Impl {
   std::unique_ptr<Timers> care_timers;   ///< posts to care
   std::unique_ptr<auth::Authenticator> authenticator;
   LanguageModels models;
+  std::unique_ptr<Spending> spending;  ///< the gateway's ledger
   std::once_flag sandbox_once;
   std::unique_ptr<trace::Sandbox> sandbox;  ///< behind CodeSandbox()
   std::unique_ptr<engine::Operations> operations;
@@ -141,6 +174,9 @@ struct App::Impl {
   std::unique_ptr<services::ByteBudget> transfers;
   std::unique_ptr<web::Metrics> metrics;
   std::unique_ptr<services::EventServiceControl> events;
+  std::unique_ptr<jobs::Launcher> launcher;
+  std::unique_ptr<jobs::JobQueue> queue;
+  std::unique_ptr<services::JobServiceControl> job_service;
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<grpc::Server> grpc;
   std::vector<std::string> addresses;
@@ -165,7 +201,11 @@ struct App::Impl {
   }
   int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
   void SetServing(bool now);
+  /// Jobs need a program of their own.
+  bool Serves(const ServiceRow& row) const { return row.implemented && (row.name != kJobService || queue->has_worker()); }
   void ScheduleCare();
+  absl::Status StartJobs();
+  void ScheduleJobs();
   bool DrainEngine(std::chrono::steady_clock::time_point deadline, std::thread* drainer);
 };
 
@@ -209,6 +249,8 @@ absl::Status App::Impl::StartEngine() {
   if (config.executor == "sandbox" && !CodeSandbox().features().available)
     log::Warn("sandbox", {{"executor", config.executor}, {"reason", CodeSandbox().features().reason}});
   ASSIGN_OR_RETURN(models, OpenLanguageModels(config, environment.get_env, fs, clock));
+  spending = std::make_unique<Spending>(*store, clock, models.limits);
+  models.gateway->SetLedger(spending.get());
   for (const std::string& hint : models.hints) log::Warn("llm", {{"hint", hint}});
   llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
   operations = std::make_unique<engine::Operations>(*store, clock, *pool, *timers);
@@ -253,6 +295,8 @@ void App::Impl::AddMetrics() {
   AddLlmMetrics();
   metrics->AddGauge("optod_transfer_bytes", "Memory held by artifact transfers",
                     [this] { return static_cast<double>(transfers->used_bytes()); });
+  metrics->AddGauge("optod_jobs_running", "Jobs with a worker", [this] { return static_cast<double>(queue->running()); });
+  metrics->AddGauge("optod_jobs_queued", "Jobs that wait", [this] { return static_cast<double>(queue->queued()); });
   metrics->AddGauge("optod_serving", "1 while new calls are taken", [this] { return serving ? 1.0 : 0.0; });
   metrics->AddGauge("optod_uptime_seconds", "Since the start",
                     [this] { return static_cast<double>(UptimeMs()) / 1000; });
@@ -266,7 +310,7 @@ services::ServerState App::Impl::State() {
   services::ServerState state;
   state.version = config::Version();
   state.normal_path = zo::NormalPathName();
-  for (const ServiceRow& row : kServices) state.services.emplace_back(row.name, row.implemented);
+  for (const ServiceRow& row : kServices) state.services.emplace_back(row.name, Serves(row));
   state.llm_endpoints = [this] { return LlmEndpoints(); };
   state.commits_per_second = [this] { return store->CommitsPerSecond(); };
   state.sessions_loaded = [this] { return engine->LoadedSessions(); };
@@ -287,8 +331,43 @@ void App::Impl::MakeServices() {
   services.push_back(services::MakeArtifactService(artifact));
   services.push_back(services::MakeSessionService(*engine, *authenticator));
   services.push_back(services::MakeTraceService(*engine, *authenticator));
+  services::WorkflowParts workflow{engine.get(), authenticator.get(), config.executor,
+                                   [this]() -> const trace::Sandbox& { return CodeSandbox(); }};
+  services.push_back(services::MakeWorkflowService(std::move(workflow)));
+  services.push_back(services::MakeSearchService(*engine, *authenticator));
   services.push_back(services::MakeOperationService(*operations, *authenticator));
-  services.push_back(services::MakeUnimplementedJobService());
+  job_service = services::MakeJobService({authenticator.get(), queue.get(), care.get(), care_timers.get()});
+  services.push_back(services::MakeWorkerService(*queue, *care));
+}
+
+/// Jobs live in files of the data directory: a server in memory has none.
+absl::Status App::Impl::StartJobs() {
+  jobs::QueueOptions options;
+  if (config.data_dir != kMemory) options.worker = FindWorker(config, environment, fs);
+  options.max_workers = config.max_workers;
+  options.file_roots = config.job_files;
+  // What a worker needs of this process's environment; keys of language models are none of its business.
+  for (const char* name : {"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}) {
+    if (auto value = environment.get_env(name)) options.environment.emplace_back(name, *value);
+  }
+  if (!config.tls_cert.empty() && std::none_of(config.listen.begin(), config.listen.end(), [](const std::string& a) { return a.starts_with("unix:"); })) {
+    log::Warn("jobs_off", {{"hint", "with TLS, workers dial a Unix socket: add --listen unix:PATH"}});
+    options.worker.clear();
+  }
+  launcher = jobs::MakeLocalLauncher();
+  queue = std::make_unique<jobs::JobQueue>(options, jobs::JobFiles(fs, config.data_dir + "/jobs"), *launcher, clock);
+  if (config.data_dir == kMemory) return absl::OkStatus();
+  const absl::Status loaded = queue->Load();
+  if (absl::IsDataLoss(loaded)) log::Error("job_unreadable", {{"message", std::string(loaded.message())}});
+  else RETURN_IF_ERROR(Explain("jobs", loaded));
+  return absl::OkStatus();
+}
+
+void App::Impl::ScheduleJobs() {
+  care_timers->After(kJobTick, [this] {
+    queue->Tick();
+    ScheduleJobs();
+  });
 }
 
 absl::Status App::Impl::StartGrpc() {
@@ -302,6 +381,7 @@ absl::Status App::Impl::StartGrpc() {
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   for (const auto& service : services) builder.RegisterService(service.get());
   builder.RegisterService(events->service());
+  builder.RegisterService(job_service->service());
   ASSIGN_OR_RETURN(Listening listening, StartListening(builder, config, fs));
   grpc = std::move(listening.server);
   addresses = std::move(listening.addresses);
@@ -336,7 +416,7 @@ web::Page App::Impl::StatusPage() {
   page.resident_bytes = web::ProcessResidentBytes();
   page.requests_total = metrics->RequestsTotal();
   page.commits_per_second = store->CommitsPerSecond();
-  for (const ServiceRow& row : kServices) page.services.emplace_back(row.name, row.implemented);
+  for (const ServiceRow& row : kServices) page.services.emplace_back(row.name, Serves(row));
   page.llm_endpoints = LlmEndpoints();
   return {200, "text/html; charset=utf-8", web::RenderStatusPage(page)};
 }
@@ -345,7 +425,7 @@ void App::Impl::SetServing(bool now) {
   serving = now;
   grpc::HealthCheckServiceInterface* health = grpc->GetHealthCheckService();
   health->SetServingStatus(now);
-  for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && row.implemented);
+  for (const ServiceRow& row : kServices) health->SetServingStatus(row.name, now && Serves(row));
 }
 
 /// What age removes goes once an hour.
@@ -371,11 +451,14 @@ absl::StatusOr<std::unique_ptr<App>> App::Start(const config::Config& config, En
   Impl& parts = *app->impl_;
   RETURN_IF_ERROR(parts.OpenStorage());
   RETURN_IF_ERROR(parts.StartEngine());
+  RETURN_IF_ERROR(parts.StartJobs());
   parts.MakeServices();
   parts.AddMetrics();
   RETURN_IF_ERROR(parts.StartGrpc());
   RETURN_IF_ERROR(parts.StartHttp());
   parts.ScheduleCare();
+  parts.queue->Start(WorkerAddress(parts.addresses));
+  parts.ScheduleJobs();
   if (parts.lock != nullptr) RETURN_IF_ERROR(parts.lock->SetAddress(parts.addresses.front()));
   parts.SetServing(true);
   return app;
@@ -418,6 +501,8 @@ void App::Shutdown(int64_t grace_ms) {
   if (parts.grpc != nullptr) {
     parts.SetServing(false);
     parts.events->StopWatchers();
+    parts.job_service->StopStreams();
+    parts.queue->Shutdown(std::min<int64_t>(grace_ms, 3000));
   }
   bool drained = parts.engine == nullptr || parts.DrainEngine(deadline, &drainer);
   if (!drained) {
@@ -437,8 +522,11 @@ void App::Shutdown(int64_t grace_ms) {
   parts.grpc.reset();
   parts.services.clear();
   parts.events.reset();
+  parts.job_service.reset();
   parts.care_timers.reset();
   parts.care.reset();      // runs what is queued
+  parts.launcher.reset();  // kills and reaps the workers that are left; they report to the queue
+  parts.queue.reset();
   parts.llm_pool.reset();  // its tasks end in the engine
   parts.engine.reset();
   parts.operations.reset();

@@ -26,6 +26,8 @@ struct Environment {
   std::function<std::optional<std::string>(const std::string&)> get_env = [](const std::string&) {
     return std::nullopt;
   };
+  /// Folder of this program, where optod-worker is looked for; "" = nowhere.
+  std::string program_dir;
   /// Called when a client asks to drain (AdminService.Drain), on any thread; must return at once. grace_ms < 0 = as
   /// configured.
   std::function<void(int64_t grace_ms)> on_drain_request = [](int64_t) {};

@@ -5,6 +5,7 @@
 #include "base/random_id.h"
 #include "base/secret.h"
 #include "base/status.h"
+#include "server/llm_file.h"
 #include "trace/llm/endpoint.h"
 
 namespace optod::server {
@@ -35,16 +36,29 @@ absl::StatusOr<LanguageModels> OpenLanguageModels(
     if (!loaded.ok()) return AsConfigError("llm-secrets", loaded.status());
     keys = *std::move(loaded);
   }
+  std::vector<trace::EndpointConfig> endpoints;
+  if (!config.llm_endpoints.empty()) {
+    absl::StatusOr<std::string> text = fs.ReadFile(config.llm_endpoints);
+    if (!text.ok()) return InvalidArgument("llm-endpoints: ", config.llm_endpoints, ": cannot be read");
+    ASSIGN_OR_RETURN(LlmFile file, ParseLlmFile(*text, config.llm_endpoints));
+    endpoints = std::move(file.endpoints);
+    models.limits = file.limits;
+  }
   if (environment->default_endpoint.has_value()) {
-    trace::EndpointConfig endpoint = *environment->default_endpoint;
+    for (const trace::EndpointConfig& endpoint : endpoints) {
+      if (endpoint.name == environment->default_endpoint->name)
+        return InvalidArgument("llm-endpoints: endpoint ", endpoint.name,
+                               " is defined there and by OPTOD_LLM_URL; keep one of them");
+    }
+    endpoints.push_back(*environment->default_endpoint);
+  }
+  for (trace::EndpointConfig& endpoint : endpoints) {
     if (auto key = keys.find(endpoint.name); key != keys.end()) endpoint.key = key->second;
+    keys.erase(endpoint.name);
     RETURN_IF_ERROR(models.gateway->SetEndpoint(endpoint));
   }
-  for (const auto& [name, key] : keys) {
-    if (!environment->default_endpoint.has_value() || name != environment->default_endpoint->name) {
-      models.hints.push_back("llm-secrets: there is no endpoint " + name + "; its key is not used");
-    }
-  }
+  for (const auto& [name, key] : keys)
+    models.hints.push_back("llm-secrets: there is no endpoint " + name + "; its key is not used");
   if (!config.cassette.empty()) {
     ASSIGN_OR_RETURN(trace::CassetteMode mode, trace::ParseCassetteMode(config.cassette_mode));
     auto cassette = trace::Cassette::Open(fs, config.cassette, mode);

@@ -3,7 +3,8 @@
 /// App at start only.
 ///
 ///   OPTOD_LLM_URL, OPTOD_LLM_MODEL, OPTOD_LLM_KEY   the endpoint `default`
-///   --llm-secrets FILE                               lines `endpoint: key`: the key of `default`, over OPTOD_LLM_KEY
+///   --llm-endpoints FILE                             named endpoints, prices, fallbacks, daily budgets (server/llm_file.h)
+///   --llm-secrets FILE                               lines `endpoint: key`: the key of each, over OPTOD_LLM_KEY
 
 #include <functional>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "base/fs.h"
 #include "base/http_transport.h"
 #include "server/config/config.h"
+#include "server/spending.h"
 #include "trace/llm/cassette.h"
 #include "trace/llm/gateway.h"
 
@@ -25,6 +27,7 @@ struct LanguageModels {
   std::unique_ptr<HttpTransport> transport;
   std::unique_ptr<trace::LlmGateway> gateway;
   std::unique_ptr<trace::Cassette> cassette;  ///< null = none
+  SpendingLimits limits;                      ///< of a day
   std::vector<std::string> hints;             ///< for the log
 };
 

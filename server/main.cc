@@ -77,6 +77,14 @@ int Fail(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? kUsage : kRuntimeError;
 }
 
+/// "" when /proc does not say.
+std::string ProgramFolder() {
+  std::string path(4096, '\0');
+  const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
+  path.resize(length > 0 ? static_cast<size_t>(length) : 0);
+  return path.substr(0, path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
+}
+
 int Serve(const optod::config::Config& config) {
   int signals = SignalDescriptor();
   int wake = eventfd(0, EFD_CLOEXEC);
@@ -86,6 +94,7 @@ int Serve(const optod::config::Config& config) {
     const char* value = std::getenv(name.c_str());
     return value == nullptr ? std::nullopt : std::optional<std::string>(value);
   };
+  environment.program_dir = ProgramFolder();
   environment.on_drain_request = [&](int64_t grace) {
     grace_ms = grace;
     Wake(wake);

@@ -3,6 +3,8 @@
 #   tests/run.sh [--quick]      --quick leaves out the fault rounds that take minutes
 # The last line is `N passed, N failed` (and `, N skipped`); the exit status is 0 only when nothing failed.
 # OPTOD_DATA names a folder of data sets; tests that need one are counted as skipped without it.
+# OPTOD_TORCH_PYTHON names an interpreter that has PyTorch (5 GB, therefore not installed here); its packages are added for the Python tests, and
+# those that need PyTorch are counted as skipped without it. Same minor version of Python as build/venv.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -10,7 +12,7 @@ quick=0
 for arg in "$@"; do
   case "$arg" in
     --quick) quick=1 ;;
-    -h|--help) sed -n '2,5p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+    -h|--help) sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
     *) echo "run.sh: unknown option $arg (see --help)" >&2; exit 2 ;;
   esac
 done
@@ -44,6 +46,18 @@ for kind in optim zo trace; do
   printf '%-6s %s\n' "$kind" "$(tail -n 1 "$results/golden-$kind.txt")"
 done
 
+if [ -n "${OPTOD_TORCH_PYTHON:-}" ]; then
+  step "PyTorch"
+  version='import sys; print(*sys.version_info[:2])'
+  if [ "$("$OPTOD_TORCH_PYTHON" -c "$version")" != "$(build/venv/bin/python -c "$version")" ]; then
+    echo "not used: $OPTOD_TORCH_PYTHON is another version of Python than build/venv"
+  elif packages=$("$OPTOD_TORCH_PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)'); then
+    export PYTHONPATH="$packages${PYTHONPATH:+:$PYTHONPATH}"
+    echo "packages of $packages"
+  else
+    echo "not used: $OPTOD_TORCH_PYTHON cannot import torch"
+  fi
+fi
 step "Python tests (unit)"
 build/venv/bin/python -m pytest -q -p no:cacheprovider clients/python/tests --junit-xml="$results/python.xml" 2>&1 | tail -n 15
 step "end-to-end tests (real server)"

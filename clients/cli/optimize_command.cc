@@ -14,6 +14,7 @@
 #include "clients/cli/app.h"
 #include "clients/cli/optimize/optimize_run.h"
 #include "clients/cli/optimize/private_server.h"
+#include "clients/cli/optimize/workflow_runner.h"
 
 namespace optod::cli {
 namespace {
@@ -164,6 +165,14 @@ int Optimize(App& app, const Flags& flags) {
   if (!connection.ok()) return app.Fail(connection.status());
   EvaluatorOptions evaluator_options;
   evaluator_options.cancelled = &interrupted;
+  std::unique_ptr<WorkflowRunner> workflow;
+  if (file->workflow) {
+    const char* search = std::getenv("PATH");
+    auto opened = WorkflowRunner::Open(*file, folder, *connection->client, search == nullptr ? "" : search);
+    if (!opened.ok()) return app.Usage(flags.file + ": " + std::string(opened.status().message()));
+    workflow = *std::move(opened);
+    evaluator_options.workflow = workflow.get();
+  }
   Evaluator evaluator(*tree, *file, evaluator_options);
   const auto progress = MakeProgress(app.json    ? ProgressStyle::kJson
                                      : isatty(2) ? ProgressStyle::kTerminal

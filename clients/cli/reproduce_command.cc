@@ -1,12 +1,17 @@
-// optoctl reproduce NAME: studies that this build can run again.
+// optoctl reproduce NAME [ARGS...]: studies that this build can run again. A study is a program beside optoctl or a
+// module of the Python package; it gets the server's address as OPTOD_ADDRESS. Without a server one is started for it.
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstring>
 
 #include "base/status.h"
 #include "clients/cli/app.h"
 #include "clients/cli/nearest.h"
+#include "clients/cli/optimize/private_server.h"
 #include "clients/cli/output.h"
 
 namespace optod::cli {
@@ -15,27 +20,100 @@ namespace {
 struct Study {
   const char* name;
   const char* what;
-  const char* program;  // beside optoctl; gets the server's address as OPTOD_ADDRESS
+  const char* program;  // beside optoctl; nullptr = Python
+  const char* module;   // of the Python package; the study's name is its first argument
 };
+constexpr const char* kStudiesModule = "optod.studies";
 constexpr Study kStudies[] = {
     {"digits", "logistic regression on handwritten-digit-like images: adamw by gradients, zo-sgd by losses alone",
-     "optod-example-digits"},
+     "optod-example-digits", nullptr},
+    {"scale", "SCALE beside Adam, Muon, SGD and its ablations on a character language model", nullptr, kStudiesModule},
+    {"sgd-sai", "SGD-SaI beside SGD, momentum SGD and AdamW on a character language model", nullptr, kStudiesModule},
+    {"adahessian", "AdaHessian on badly scaled logistic regression and a small CNN", nullptr, kStudiesModule},
+    {"mkor", "MKOR, MKOR-H and KFAC on an autoencoder; cost of factor updates by width", nullptr, kStudiesModule},
+    {"zo-bench",
+     "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs "
+     "(needs OPTOD_DATA)",
+     "optod-study-zo-bench", nullptr},
 };
 
-int Reproduce(App& app, const std::string& name) {
+// The interpreter that has the package: OPTOD_PYTHON, the environment that install-deps.sh makes, else python3.
+std::string FindPython() {
+  if (const char* given = std::getenv("OPTOD_PYTHON"); given && *given) return given;
+  const std::string made = ProgramFolder() + "/../venv/bin/python";
+  return access(made.c_str(), X_OK) == 0 ? made : FindInPath("python3");
+}
+
+absl::StatusOr<std::vector<std::string>> CommandOf(const Study& study, const App& app,
+                                                   const std::vector<std::string>& more) {
+  std::vector<std::string> argv;
+  if (study.program) {
+    argv = {ProgramFolder() + "/" + study.program};
+    if (access(argv[0].c_str(), X_OK) != 0)
+      return NotFound(argv[0], ": cannot be run; build the target ", study.program);
+  } else {
+    argv = {FindPython(), "-m", study.module, study.name};
+    if (argv[0].empty())
+      return NotFound("reproduce: no python3 in PATH; OPTOD_PYTHON names one with the package optod");
+  }
+  if (app.json) argv.push_back("--json");
+  argv.insert(argv.end(), more.begin(), more.end());
+  return argv;
+}
+
+pid_t child = 0;
+void PassOn(int number) {
+  if (child > 0) kill(child, number);
+}
+
+// Runs the study to its end; interrupts go to it.
+int RunToEnd(const std::vector<std::string>& command) {
+  std::vector<char*> argv;
+  for (const std::string& argument : command) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  child = fork();
+  if (child == 0) {
+    execvp(argv[0], argv.data());
+    std::fprintf(stderr, "optoctl: reproduce: %s: %s\n", argv[0], std::strerror(errno));
+    _exit(127);
+  }
+  if (child < 0) return kExitRefused;
+  signal(SIGTERM, PassOn);
+  signal(SIGINT, SIG_IGN);  // a Ctrl-C at the terminal reaches the child by itself
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status)) return WEXITSTATUS(status) == 127 ? kExitUsage : WEXITSTATUS(status);
+  return 128 + WTERMSIG(status);
+}
+
+int RunStudy(App& app, const Study& study, const std::vector<std::string>& more) {
+  RUN_OR_FAIL(const std::vector<std::string> command, CommandOf(study, app, more));
+  client::ClientOptions options = app.ClientOptions();
+  std::unique_ptr<PrivateServer> server;
+  if (!app.AddressGiven()) {
+    RUN_OR_FAIL(client::Client * client, app.Connect());
+    if (const absl::Status status = client->GetServerInfo({}).status(); absl::IsUnavailable(status)) {
+      RUN_OR_FAIL(server, PrivateServer::Start({}));
+      std::fprintf(stderr, "optoctl: no server at %s: started a private optod for this study\n",
+                   options.address.c_str());
+      options.address = server->address();
+      options.token.clear();
+      unsetenv("OPTOD_TOKEN");
+    }
+  }
+  setenv("OPTOD_ADDRESS", options.address.c_str(), 1);
+  if (!options.token.empty()) setenv("OPTOD_TOKEN", options.token.c_str(), 1);
+  return RunToEnd(command);
+}
+
+int Reproduce(App& app, const std::string& name, const std::vector<std::string>& more) {
   std::vector<std::vector<std::string>> rows;
   std::vector<std::string> names;
   for (const Study& study : kStudies) {
+    if (name == study.name) return RunStudy(app, study, more);
     rows.push_back({study.name, study.what});
     names.push_back(study.name);
-    if (name != study.name) continue;
-    const std::string program = ProgramFolder() + "/" + study.program;
-    const client::ClientOptions options = app.ClientOptions();
-    setenv("OPTOD_ADDRESS", options.address.c_str(), 1);
-    if (!options.token.empty()) setenv("OPTOD_TOKEN", options.token.c_str(), 1);
-    const char* const argv[] = {program.c_str(), app.json ? "--json" : nullptr, nullptr};
-    execv(program.c_str(), const_cast<char* const*>(argv));
-    return app.Usage(program + ": cannot be run; build the target " + study.program);
   }
   std::fprintf(stderr, "optoctl: reproduce: \"%s\" is not a study of this release%s\n%s", name.c_str(),
                DidYouMean(name, names).c_str(), Table({"STUDY", "WHAT"}, rows).c_str());
@@ -48,7 +126,11 @@ void AddReproduceCommand(CLI::App& root, App& app) {
   auto* reproduce = root.add_subcommand("reproduce", "run a published study again");
   auto name = std::make_shared<std::string>();
   reproduce->add_option("name", *name)->required();
-  reproduce->callback([&app, name] { app.command = [&app, name] { return Reproduce(app, *name); }; });
+  // What follows the name is the study's own: --quick, --out, ... (python -m optod.studies NAME --help lists them).
+  reproduce->allow_extras()->fallthrough(false);
+  reproduce->callback([&app, name, reproduce] {
+    app.command = [&app, name, reproduce] { return Reproduce(app, *name, reproduce->remaining()); };
+  });
 }
 
 }  // namespace optod::cli

@@ -33,6 +33,20 @@ struct Flags {
 
 std::string ScoreText(bool present, double score) { return present ? NumberText(score) : "-"; }
 
+std::string Usd(double usd) {
+  char text[40] = "";
+  if (usd > 0) std::snprintf(text, sizeof text, ", $%.4g", usd);
+  return text;
+}
+
+/// "2 calls, 350 tok, $0.01"; "-" when the model was not asked for this version.
+std::string CostText(const v1::Version& v) {
+  if (!v.has_cost()) return "-";
+  const v1::Usage& cost = v.cost();
+  return Cat(cost.llm_calls(), cost.llm_calls() == 1 ? " call, " : " calls, ",
+             cost.llm_prompt_tokens() + cost.llm_completion_tokens(), " tok", Usd(cost.llm_usd()));
+}
+
 std::string LossText(double loss) {
   char text[40];
   std::snprintf(text, sizeof text, "loss %.6g", loss);
@@ -196,19 +210,26 @@ int History(App& app, const Flags& flags) {
   } while (!request.page_token().empty() && all.versions_size() < flags.limit);
   all.clear_next_page_token();
   if (app.json) return app.Print(all, "");
-  std::printf("%-8s %-8s %-10s %-12s %s\n", "VERSION", "PARENT", "KIND", "SCORE", "NOTE");
+  std::printf("%-8s %-8s %-10s %-12s %-22s %s\n", "VERSION", "PARENT", "KIND", "SCORE", "COST", "NOTE");
   for (const v1::Version& v : all.versions()) {
     const bool best = session.has_best_version() && session.best_version() == v.number(),
                head = session.head_version() == v.number();
     std::string note = OneLine(v.note(), 80);
     if (note.empty() && std::isfinite(v.loss()) && v.loss() != 0) note = LossText(v.loss());
-    std::printf("%-8lld %-8s %-10s %-12s %s%s%s\n", static_cast<long long>(v.number()),
+    std::printf("%-8lld %-8s %-10s %-12s %-22s %s%s%s\n", static_cast<long long>(v.number()),
                 v.has_parent() ? std::to_string(v.parent()).c_str() : "-", v.kind().c_str(),
-                ScoreText(v.has_score(), v.score()).c_str(), head ? "[head] " : "", best ? "[best] " : "",
-                note.c_str());
+                ScoreText(v.has_score(), v.score()).c_str(), CostText(v).c_str(), head ? "[head] " : "",
+                best ? "[best] " : "", note.c_str());
     if (flags.no_diff) continue;
     RUN_OR_FAIL(const std::string changes, ChangesOf(*client, session.name(), v));
     std::fputs(changes.c_str(), stdout);
+  }
+  const v1::Usage& u = session.usage();
+  if (u.llm_calls() > 0) {
+    std::printf("in all: %lld evaluations, %lld calls of the model, %lld + %lld tokens%s\n",
+                static_cast<long long>(u.evaluations()), static_cast<long long>(u.llm_calls()),
+                static_cast<long long>(u.llm_prompt_tokens()), static_cast<long long>(u.llm_completion_tokens()),
+                Usd(u.llm_usd()).c_str());
   }
   return kExitDone;
 }

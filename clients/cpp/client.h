@@ -32,8 +32,10 @@
 #include "optod/v1/event.pb.h"
 #include "optod/v1/job.pb.h"
 #include "optod/v1/operation.pb.h"
+#include "optod/v1/search.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
+#include "optod/v1/workflow.pb.h"
 
 namespace optod::client {
 
@@ -95,6 +97,16 @@ class Client {
   OPTOD_CALL(Propose, ProposeRequest, Operation);
   OPTOD_CALL(SetValues, SetValuesRequest, Version);
   OPTOD_CALL(GetGraph, GetGraphRequest, GetGraphResponse);
+  // ---- workflows; Complete is sent once, since the model is paid each time
+  OPTOD_CALL(Complete, CompleteRequest, CompleteResponse);
+  OPTOD_CALL(ExecuteRun, ExecuteRunRequest, Operation);
+  // ---- search
+  OPTOD_CALL(CreateSearch, CreateSearchRequest, Search);
+  OPTOD_CALL(GetSearch, GetSearchRequest, Search);
+  OPTOD_CALL(ListSearches, ListSearchesRequest, ListSearchesResponse);
+  OPTOD_CALL(AskSearch, AskSearchRequest, AskSearchResponse);
+  OPTOD_CALL(TellSearch, TellSearchRequest, TellSearchResponse);
+  OPTOD_CALL(StopSearch, StopSearchRequest, Search);
   // ---- operations
   OPTOD_CALL(GetOperation, GetOperationRequest, Operation);
   OPTOD_CALL(ListOperations, ListOperationsRequest, ListOperationsResponse);

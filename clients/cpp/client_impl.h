@@ -13,8 +13,10 @@
 #include "optod/v1/event.grpc.pb.h"
 #include "optod/v1/job.grpc.pb.h"
 #include "optod/v1/operation.grpc.pb.h"
+#include "optod/v1/search.grpc.pb.h"
 #include "optod/v1/session.grpc.pb.h"
 #include "optod/v1/trace.grpc.pb.h"
+#include "optod/v1/workflow.grpc.pb.h"
 
 namespace optod::client {
 
@@ -24,6 +26,8 @@ struct ClientImpl {
         channel(std::move(client_channel)),
         sessions(v1::SessionService::NewStub(channel)),
         trace(v1::TraceService::NewStub(channel)),
+        workflows(v1::WorkflowService::NewStub(channel)),
+        search(v1::SearchService::NewStub(channel)),
         operations(v1::OperationService::NewStub(channel)),
         jobs(v1::JobService::NewStub(channel)),
         artifacts(v1::ArtifactService::NewStub(channel)),
@@ -35,6 +39,8 @@ struct ClientImpl {
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::SessionService::Stub> sessions;
   std::unique_ptr<v1::TraceService::Stub> trace;
+  std::unique_ptr<v1::WorkflowService::Stub> workflows;
+  std::unique_ptr<v1::SearchService::Stub> search;
   std::unique_ptr<v1::OperationService::Stub> operations;
   std::unique_ptr<v1::JobService::Stub> jobs;
   std::unique_ptr<v1::ArtifactService::Stub> artifacts;

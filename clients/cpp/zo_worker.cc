@@ -15,22 +15,30 @@ std::span<float> TensorOf(std::span<float> flat, const Place& place) {
 
 }  // namespace
 
-void ApplyReplayStep(const v1::ReplayStep& step, uint64_t seed, const std::vector<Place>& places,
-                     std::span<float> theta) {
-  const float decay = step.weight_decay_factor();
-  for (size_t t = 0; t < places.size(); ++t) {
-    const std::span<float> tensor = TensorOf(theta, places[t]);
-    if (decay != 0 && decay != 1 && !places[t].no_decay)
-      for (float& value : tensor) value *= decay;
-    for (const v1::ReplayQuery& query : step.queries())
-      zo::AddScaledNormal({seed, query.step(), query.query()}, static_cast<uint32_t>(t), 0, -query.coefficient(),
-                          tensor);
+zo::UpdateScalars ScalarsOf(const v1::ReplayStep& step) {
+  zo::UpdateScalars update;
+  update.decay_rate = step.weight_decay_rate();
+  for (const v1::ReplayQuery& term : step.queries())
+    update.terms.push_back({term.step(), term.query(), term.coefficient()});
+  if (!step.has_rule()) return update;
+  const v1::ReplayRule& rule = step.rule();
+  update.rule = {rule.t(), rule.lr(), rule.weight_decay(), rule.bias1(), rule.bias2()};
+  return update;
+}
+
+absl::StatusOr<zo::ZoHyper> HyperOf(const v1::OptimizerSpec& optimizer) {
+  zo::ZoValues values;
+  for (const auto& [name, value] : optimizer.hyperparameters()) {
+    if (value.has_number()) values[name] = value.number();
+    if (value.has_flag()) values[name] = value.flag();
+    if (value.has_text()) values[name] = value.text();
   }
+  return zo::ZoHyperFor(optimizer.name(), values);
 }
 
 void Perturb(uint64_t seed, uint32_t step, uint32_t query, float scale, const std::vector<Place>& places,
              std::span<const float> theta, std::span<float> out) {
-  if (!theta.empty()) std::memcpy(out.data(), theta.data(), theta.size_bytes());
+  if (!theta.empty() && out.data() != theta.data()) std::memcpy(out.data(), theta.data(), theta.size_bytes());
   for (size_t t = 0; t < places.size(); ++t)
     zo::AddScaledNormal({seed, step, query}, static_cast<uint32_t>(t), 0, scale, TensorOf(out, places[t]));
 }
@@ -44,8 +52,16 @@ absl::StatusOr<std::unique_ptr<ZeroOrderWorker>> ZeroOrderWorker::Attach(Client&
     if (spec.dtype() != v1::DTYPE_F32)
       return InvalidArgument("layout.", spec.name(), ": a C++ worker needs float32 tensors");
   ASSIGN_OR_RETURN(worker->places_, PlaceTensors(worker->session_.layout()));
-  size_t elements = 0;
-  for (const Place& place : worker->places_) elements += static_cast<size_t>(place.elements);
+  ASSIGN_OR_RETURN(worker->hyper_, HyperOf(worker->session_.optimizer()));
+  if (worker->hyper_.rule == zo::Rule::kForwardGrad && !worker->options_.derivative)
+    return InvalidArgument("derivative: missing; forward-grad evaluates derivatives along z");
+  std::vector<zo::ZoTensor> tensors;
+  for (int i = 0; i < worker->session_.layout().tensors_size(); ++i) {
+    const Place& place = worker->places_[static_cast<size_t>(i)];
+    tensors.push_back({worker->session_.layout().tensors(i).name(), static_cast<size_t>(place.elements), !place.no_decay});
+  }
+  worker->layout_ = zo::ZoLayout(std::move(tensors));
+  const size_t elements = worker->layout_.size();
   const auto& initial = worker->options_.initial;
   if (!initial.empty() && initial.size() != elements)
     return InvalidArgument("initial: ", initial.size(), " values; the layout has ", elements);
@@ -57,6 +73,7 @@ absl::StatusOr<std::unique_ptr<ZeroOrderWorker>> ZeroOrderWorker::Attach(Client&
 }
 
 absl::Status ZeroOrderWorker::Reload() {
+  state_ = zo::InitialState(layout_, hyper_);
   if (!session_.has_values()) {
     theta_ = options_.initial;
     version_ = 0;
@@ -68,6 +85,27 @@ absl::Status ZeroOrderWorker::Reload() {
   theta_.resize(scratch_.size());
   std::memcpy(theta_.data(), pulled.data.data(), pulled.data.size());
   version_ = pulled.version;
+  return state_.m.empty() ? absl::OkStatus() : ReloadState();
+}
+
+/// The moments at version_. A step that comes between the two pulls is met by pulling both again.
+absl::Status ZeroOrderWorker::ReloadState() {
+  ASSIGN_OR_RETURN(const Client::Tensors pulled, client_.PullState(options_.session));
+  if (pulled.version != version_) return Reload();
+  ASSIGN_OR_RETURN(const std::vector<Place> places, PlaceTensors(pulled.index));
+  for (int i = 0; i < pulled.index.tensors_size(); ++i) {
+    const std::string& name = pulled.index.tensors(i).name();
+    const Place& place = places[static_cast<size_t>(i)];
+    if (name == "t") continue;  // every update brings its own count
+    std::vector<float>& to = name.starts_with("m/") ? state_.m : state_.v;
+    for (size_t t = 0; t < layout_.tensors(); ++t) {
+      if (name.substr(2) != layout_.tensor(t).name) continue;
+      const size_t bytes = layout_.tensor(t).size * sizeof(float);
+      if (static_cast<size_t>(place.elements) * sizeof(float) != bytes || layout_.offset(t + 1) > to.size())
+        return DataLoss("pull: state ", name, " does not fit the layout");
+      std::memcpy(to.data() + layout_.offset(t), pulled.data.data() + place.offset, bytes);
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -84,7 +122,7 @@ absl::StatusOr<v1::AskResponse> ZeroOrderWorker::AskAndFollow(v1::AskRequest req
       continue;
     }
     for (const v1::ReplayStep& step : answer.replay()) {
-      ApplyReplayStep(step, answer.seed(), places_, theta_);
+      RETURN_IF_ERROR(zo::ApplyUpdate(layout_, hyper_, answer.seed(), ScalarsOf(step), theta_, &state_));
       version_ = step.version();
     }
     if (version_ == answer.head_version()) return answer;
@@ -102,6 +140,47 @@ absl::Status ZeroOrderWorker::CatchUp() {
   return AskAndFollow(std::move(request)).status();
 }
 
+absl::StatusOr<double> ZeroOrderWorker::LossOfCandidate(const v1::Probe& probe, float sign, const Loss& loss) {
+  zo::UpdateScalars update;
+  update.decay_rate = sign * probe.weight_decay_rate();
+  for (const v1::ReplayQuery& term : probe.terms())
+    update.terms.push_back({term.step(), term.query(), sign * term.coefficient()});
+  scratch_ = theta_;
+  RETURN_IF_ERROR(zo::ApplyUpdate(layout_, hyper_, probe.seed(), update, scratch_, nullptr));
+  return loss(scratch_);
+}
+
+/// Everything that a probe asks for; `mean`: the loss as Outcome::loss defines it.
+absl::Status ZeroOrderWorker::Evaluate(const v1::Probe& probe, const Loss& loss, v1::ProbeResult* result,
+                                       double* mean) {
+  if (probe.kind() == v1::Probe::DERIVATIVE) {
+    std::fill(scratch_.begin(), scratch_.end(), 0.0f);
+    Perturb(probe.seed(), probe.step(), probe.query(), 1.0f, places_, scratch_, scratch_);
+    ASSIGN_OR_RETURN(const zo::Jvp value, options_.derivative(theta_, scratch_));
+    result->set_loss(value.loss);
+    result->set_jvp(value.value);
+    *mean = value.loss;
+    return absl::OkStatus();
+  }
+  double plus = 0, minus = 0;
+  if (probe.kind() == v1::Probe::CANDIDATES) {
+    ASSIGN_OR_RETURN(*mean, loss(theta_));
+    ASSIGN_OR_RETURN(plus, LossOfCandidate(probe, 1, loss));
+    ASSIGN_OR_RETURN(minus, LossOfCandidate(probe, -1, loss));
+    result->set_loss(*mean);
+  } else {
+    const float eps = static_cast<float>(probe.eps());
+    Perturb(probe.seed(), probe.step(), probe.query(), eps, places_, theta_, scratch_);
+    ASSIGN_OR_RETURN(plus, loss(scratch_));
+    if (probe.two_side()) Perturb(probe.seed(), probe.step(), probe.query(), -eps, places_, theta_, scratch_);
+    ASSIGN_OR_RETURN(minus, loss(probe.two_side() ? std::span<const float>(scratch_) : std::span<const float>(theta_)));
+    *mean = probe.two_side() ? 0.5 * (plus + minus) : minus;
+  }
+  result->set_loss_plus(plus);
+  result->set_loss_minus(minus);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ZeroOrderWorker::Outcome> ZeroOrderWorker::Step(const Loss& loss, int count) {
   v1::AskRequest request;
   request.set_count(count);
@@ -117,15 +196,9 @@ absl::StatusOr<ZeroOrderWorker::Outcome> ZeroOrderWorker::Step(const Loss& loss,
   for (const v1::Probe& probe : answer.probes()) {
     v1::ProbeResult* result = tell.mutable_losses()->add_results();
     result->set_probe_id(probe.probe_id());
-    const float eps = static_cast<float>(probe.eps());
-    Perturb(probe.seed(), probe.step(), probe.query(), eps, places_, theta_, scratch_);
-    ASSIGN_OR_RETURN(const double plus, loss(scratch_));
-    if (probe.two_side()) Perturb(probe.seed(), probe.step(), probe.query(), -eps, places_, theta_, scratch_);
-    ASSIGN_OR_RETURN(const double minus,
-                     loss(probe.two_side() ? std::span<const float>(scratch_) : std::span<const float>(theta_)));
-    result->set_loss_plus(plus);
-    result->set_loss_minus(minus);
-    outcome.loss += (probe.two_side() ? 0.5 * (plus + minus) : minus) / answer.probes_size();
+    double mean = 0;
+    RETURN_IF_ERROR(Evaluate(probe, loss, result, &mean));
+    outcome.loss += mean / answer.probes_size();
   }
   outcome.probes = answer.probes_size();
   ASSIGN_OR_RETURN(const v1::TellResponse told, client_.Tell(tell));

@@ -47,6 +47,9 @@ class AdafactorRule : public RuleBase {
   }
 
  protected:
+  size_t Scratch() const override {
+    return (row_factor_.size() + col_sums_.size() + partial_.size()) * sizeof(double) + col_factor_.size();
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     for (int i = 0; i < tensors(); ++i) {
       if (input.grads[i] == nullptr || layout()[i].elements() == 0) continue;
@@ -56,6 +59,7 @@ class AdafactorRule : public RuleBase {
   }
 
  private:
+  static constexpr int64_t kRowsAtOnce = 8, kColumnsAtOnce = 1024;
   static constexpr int64_t kSegments = 32;  // of partial sums: fixed, so that the number of threads changes no bit
 
   template <typename T>
@@ -108,7 +112,6 @@ class AdafactorRule : public RuleBase {
   template <typename T>
   void UpdateFactors(int i, int64_t b, const Operands& o, double beta2) {
     const int64_t rows = Rows(i), cols = Cols(i);
-    const formula::Ema<T> average = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
     T* row = row_[i]->template as<T>() + b * rows;
     T* col = col_[i]->template as<T>() + b * cols;
     const int64_t per_segment = (rows + kSegments - 1) / kSegments;
@@ -116,23 +119,41 @@ class AdafactorRule : public RuleBase {
     for (int64_t segment = 0; segment < kSegments; ++segment) {
       double* sums = col_sums_.data() + segment * cols;
       std::fill_n(sums, cols, 0.0);
-      T tile[kTile];
-      for (int64_t r = segment * per_segment; r < std::min(rows, (segment + 1) * per_segment); ++r) {
-        double squares = 0;
-        for (int64_t at = 0; at < cols; at += kTile) {
-          const int64_t count = std::min(kTile, cols - at);
-          const T* g = Load<T>(o.g_dtype, o.g, (b * rows + r) * cols + at, count, tile);
-          squares += Kernels().typed<T>().sum_squares(g, count);
-          Kernels().typed<T>().add_squares(g, sums + at, count);
-        }
-        row[r] = average(row[r], static_cast<T>(squares / static_cast<double>(cols) + eps1_));
-      }
+      const int64_t end = std::min(rows, (segment + 1) * per_segment);
+      for (int64_t r = segment * per_segment; r < end; r += kRowsAtOnce)
+        SumSquares<T>(o, b * rows + r, std::min(kRowsAtOnce, end - r), cols, beta2, row + r, sums);
     }
+    const formula::Ema<T> average = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
     for (int64_t c = 0; c < cols; ++c) {
       double sum = 0;
       for (int64_t segment = 0; segment < kSegments; ++segment) sum += col_sums_[segment * cols + c];
       col[c] = average(col[c], static_cast<T>(sum / static_cast<double>(rows) + eps1_));
     }
+  }
+
+  // Squares of `count` rows from `first` on: into the row averages and, row after row, into the column sums. A few rows
+  // at once, so that a column sum is fetched once for all of them.
+  template <typename T>
+  void SumSquares(const Operands& o, int64_t first, int64_t count, int64_t cols, double beta2, T* row, double* sums) const {
+    const formula::Ema<T> average = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
+    double squares[kRowsAtOnce] = {};
+    T tile[kRowsAtOnce * kColumnsAtOnce];
+    for (int64_t at = 0; at < cols; at += kColumnsAtOnce) {
+      const int64_t n = std::min(kColumnsAtOnce, cols - at);
+      const T* g = nullptr;
+      int64_t stride = cols;
+      if (DTypeSize(o.g_dtype) == sizeof(T)) {
+        g = static_cast<const T*>(o.g) + first * cols + at;
+      } else {
+        for (int64_t r = 0; r < count; ++r) Load<T>(o.g_dtype, o.g, (first + r) * cols + at, n, tile + r * n);
+        g = tile;
+        stride = n;
+      }
+      for (int64_t r = 0; r < count; ++r) squares[r] += Kernels().typed<T>().sum_squares(g + r * stride, n);
+      Kernels().typed<T>().add_squares_rows(g, stride, count, sums + at, n);
+    }
+    for (int64_t r = 0; r < count; ++r)
+      row[r] = average(row[r], static_cast<T>(squares[r] / static_cast<double>(cols) + eps1_));
   }
 
   // row_factor_[b rows + r] = 1 / sqrt(row / mean(row)).
@@ -194,6 +215,12 @@ class AdafactorRule : public RuleBase {
       std::fill(partial_.begin(), partial_.end(), 0.0);
       ForEachRun<T>(i, b, [&](int64_t segment, int64_t at, int64_t count, int64_t col, double row_factor) {
         T u[kTile];
+        if (v_[i] == nullptr) {
+          const T* g = Load<T>(o.g_dtype, o.g, at, count, u);
+          partial_[segment] += Kernels().typed<T>().sum_squares_scaled(static_cast<T>(row_factor), g,
+                                                                       col_factor_.as<T>() + col, count);
+          return;
+        }
         Update<T>(i, o, at, count, col, row_factor, u);
         partial_[segment] += Kernels().typed<T>().sum_squares(u, count);
       });
@@ -209,8 +236,15 @@ class AdafactorRule : public RuleBase {
     const T scale = static_cast<T>(alpha / clip), decay = static_cast<T>(1 - alpha * weight_decay(i));
     ForEachRun<T>(i, b, [&](int64_t, int64_t at, int64_t count, int64_t col, double row_factor) {
       T u[kTile], tile[kTile];
-      Update<T>(i, o, at, count, col, row_factor, u);
       T* p = const_cast<T*>(Load<T>(o.p_dtype, o.p, at, count, tile));
+      if (m_[i] == nullptr && v_[i] == nullptr) {
+        const T* g = Load<T>(o.g_dtype, o.g, at, count, u);
+        Kernels().typed<T>().add_scaled_by(decay, p, -scale, static_cast<T>(row_factor), g, col_factor_.as<T>() + col,
+                                           count);
+        StoreParameter<T>(o, at, count, p);
+        return;
+      }
+      Update<T>(i, o, at, count, col, row_factor, u);
       if (m_[i] != nullptr) {
         T* m = m_[i]->template as<T>() + at;
         Kernels().typed<T>().scale_and_add(average.keep, m, average.add * scale, u, count);
@@ -218,7 +252,7 @@ class AdafactorRule : public RuleBase {
       } else {
         Kernels().typed<T>().scale_and_add(decay, p, -scale, u, count);
       }
-      Store<T>(o.p_dtype, o.p, at, count, p);
+      StoreParameter<T>(o, at, count, p);
     });
   }
 

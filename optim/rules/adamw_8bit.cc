@@ -4,10 +4,10 @@
 // ones: m, v in the compute dtype.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/status.h"
 #include "optim/rules/adam_constants.h"
-#include "optim/rules/dynamic_code.h"
 #include "optim/rules/factories.h"
 #include "optim/rules/glob.h"
 
@@ -64,32 +64,38 @@ class AdamW8bitRule : public RuleBase {
   template <typename T>
   void StepCoded(const formula::Adam<T>& c, const Moments& moments, const Operands& operands,
                  const Chunk& chunk) const {
-    T m[kMostBlock], v[kMostBlock];
+    alignas(64) T m[kMostBlock], v[kMostBlock];
     for (int64_t at = chunk.begin; at < chunk.end; at += block_) {
       const int64_t n = std::min(block_, chunk.end - at), block = at / block_;
-      Decode(DynamicCode::Signed(), moments.m->as<uint8_t>() + at, moments.m_max->as<float>()[block], n, m);
-      Decode(DynamicCode::Unsigned(), moments.v->as<uint8_t>() + at, moments.v_max->as<float>()[block], n, v);
+      Decode(true, moments.m->as<uint8_t>() + at, moments.m_max->as<float>()[block], n, m);
+      Decode(false, moments.v->as<uint8_t>() + at, moments.v_max->as<float>()[block], n, v);
       Operands slice = Slice(operands, at);
       slice.s[0] = m;
       slice.s[1] = v;
       RunKernel(kAdam, &c, slice, 0, n);
-      moments.m_max->as<float>()[block] = Encode(DynamicCode::Signed(), m, n, moments.m->as<uint8_t>() + at);
-      moments.v_max->as<float>()[block] = Encode(DynamicCode::Unsigned(), v, n, moments.v->as<uint8_t>() + at);
+      moments.m_max->as<float>()[block] = Encode(true, m, n, moments.m->as<uint8_t>() + at);
+      moments.v_max->as<float>()[block] = Encode(false, v, n, moments.v->as<uint8_t>() + at);
     }
   }
 
-  template <typename T>
-  static void Decode(const DynamicCode& code, const uint8_t* codes, float largest, int64_t n, T* values) {
-    for (int64_t e = 0; e < n; ++e) values[e] = static_cast<T>(code.value(codes[e]) * largest);
+  static void Decode(bool is_signed, const uint8_t* codes, float largest, int64_t n, float* values) {
+    Kernels().decode8(is_signed, codes, largest, values, n);
   }
-  /// Returns the block's absolute maximum.
-  template <typename T>
-  static float Encode(const DynamicCode& code, const T* values, int64_t n, uint8_t* codes) {
-    float largest = 0;
-    for (int64_t e = 0; e < n; ++e) largest = std::max(largest, static_cast<float>(formula::Abs(values[e])));
-    for (int64_t e = 0; e < n; ++e)
-      codes[e] = code.Nearest(largest > 0 ? static_cast<float>(values[e]) / largest : 0.0f);
+  static void Decode(bool is_signed, const uint8_t* codes, float largest, int64_t n, double* values) {
+    float tile[kMostBlock];
+    Decode(is_signed, codes, largest, n, tile);
+    std::copy_n(tile, n, values);
+  }
+  /// Returns the block's absolute maximum, at least the smallest normal number: below it a block is zeros.
+  static float Encode(bool is_signed, const float* values, int64_t n, uint8_t* codes) {
+    const float largest = std::max(Kernels().max_abs(values, n), std::numeric_limits<float>::min());
+    Kernels().encode8(is_signed, values, 1 / largest, codes, n);
     return largest;
+  }
+  static float Encode(bool is_signed, const double* values, int64_t n, uint8_t* codes) {
+    float tile[kMostBlock];
+    std::transform(values, values + n, tile, [](double x) { return static_cast<float>(x); });
+    return Encode(is_signed, tile, n, codes);
   }
 
   const AdamSettings settings_;

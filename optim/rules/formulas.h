@@ -12,12 +12,21 @@
 
 namespace optod::optim::formula {
 
+#if defined(__CUDA_ARCH__)
+OPTOD_FORMULA float Sqrt(float x) { return ::sqrtf(x); }  // rounded to nearest: nvcc's -prec-sqrt=true
+OPTOD_FORMULA double Sqrt(double x) { return ::sqrt(x); }
+OPTOD_FORMULA float Pow(float x, float y) { return ::powf(x, y); }  // the one formula whose bits differ there
+OPTOD_FORMULA double Pow(double x, double y) { return ::pow(x, y); }
+OPTOD_FORMULA float Abs(float x) { return ::fabsf(x); }
+OPTOD_FORMULA double Abs(double x) { return ::fabs(x); }
+#else
 OPTOD_FORMULA float Sqrt(float x) { return __builtin_sqrtf(x); }
 OPTOD_FORMULA double Sqrt(double x) { return __builtin_sqrt(x); }
 OPTOD_FORMULA float Pow(float x, float y) { return __builtin_powf(x, y); }
 OPTOD_FORMULA double Pow(double x, double y) { return __builtin_pow(x, y); }
 OPTOD_FORMULA float Abs(float x) { return __builtin_fabsf(x); }
 OPTOD_FORMULA double Abs(double x) { return __builtin_fabs(x); }
+#endif
 
 /// Exponential moving average b s + (1 - b) x, with 1 - b taken in double before rounding.
 template <typename T>

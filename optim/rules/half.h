@@ -6,15 +6,32 @@
 
 namespace optod::optim::half {
 
+#if defined(__CUDACC__)
+#define OPTOD_HALF __host__ __device__ __forceinline__
+#else
 #define OPTOD_HALF inline __attribute__((always_inline))
+#endif
 
+#if defined(__CUDA_ARCH__)
+OPTOD_HALF float BitsToFloat(uint32_t bits) { return __uint_as_float(bits); }
+OPTOD_HALF uint32_t FloatToBits(float value) { return __float_as_uint(value); }
+#else
 OPTOD_HALF float BitsToFloat(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 OPTOD_HALF uint32_t FloatToBits(float value) { return __builtin_bit_cast(uint32_t, value); }
+#endif
 
 OPTOD_HALF float FromBf16(uint16_t bits) { return BitsToFloat(static_cast<uint32_t>(bits) << 16); }
 OPTOD_HALF uint16_t ToBf16(float value) {
   const uint32_t u = FloatToBits(value);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const uint32_t quiet = (u >> 16) | 0x40u;
+  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+/// Up or down at random, in proportion to the distance: `word`'s low 16 bits decide. NaN stays NaN, infinity infinity.
+OPTOD_HALF uint16_t ToBf16Stochastic(float value, uint32_t word) {
+  const uint32_t u = FloatToBits(value);
+  const uint32_t rounded = (u + (word & 0xffffu)) >> 16;
   const uint32_t quiet = (u >> 16) | 0x40u;
   return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }

@@ -52,6 +52,12 @@ struct TypedKernels {
   double (*sum_square_deviations)(const T* x, int64_t n, double mean);
   /// sums[i] += x[i]^2
   void (*add_squares)(const T* x, double* sums, int64_t n);
+  /// The same of `rows` rows, `stride` elements apart, one after the other for every sum.
+  void (*add_squares_rows)(const T* x, int64_t stride, int64_t rows, double* sums, int64_t n);
+  /// Sum of (a x[i] f[i])^2, as sum_squares takes it.
+  double (*sum_squares_scaled)(T a, const T* x, const T* f, int64_t n);
+  /// y[i] = keep y[i] + b (a x[i] f[i])
+  void (*add_scaled_by)(T keep, T* y, T b, T a, const T* x, const T* f, int64_t n);
   /// y[i] = a x[i] f[i]
   void (*scale_by)(T a, const T* x, const T* f, T* y, int64_t n);
   /// y[i] = a y[i] + b x[i]
@@ -67,6 +73,13 @@ struct KernelTable {
   /// f16 or bf16 to float32, and back with round to nearest even.
   void (*widen)(DType from, const void* x, float* y, int64_t n);
   void (*narrow)(DType to, const float* x, void* y, int64_t n);
+  /// To bf16 with stochastic rounding: the low 16 bits of words[i] decide.
+  void (*narrow_stochastic)(const float* x, const uint32_t* words, uint16_t* y, int64_t n);
+
+  /// The 8-bit code of dynamic_code.h: y[i] = scale * value(codes[i]); codes[i] = nearest(x[i] * inverse).
+  void (*decode8)(bool is_signed, const uint8_t* codes, float scale, float* y, int64_t n);
+  void (*encode8)(bool is_signed, const float* x, float inverse, uint8_t* codes, int64_t n);
+  float (*max_abs)(const float* x, int64_t n);
 
   template <typename T>
   const TypedKernels<T>& typed() const {

@@ -1,8 +1,13 @@
 // The loops of kernels.h. Included once by each kernels_<isa>.cc, which is compiled with that instruction set;
-// everything here has internal linkage and only the C++ language and builtins are used, so that no inline function of a
-// wide build can leak into a narrow one.
+// everything here has internal linkage and only the C++ language, builtins and intrinsics (always inlined) are used, so
+// that no inline function of a wide build can leak into a narrow one.
+#ifdef OPTOD_VECTOR_LANES
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 
+#include "optim/rules/dynamic_code.h"
 #include "optim/rules/formulas.h"
 #include "optim/rules/half.h"
 #include "optim/rules/kernels.h"
@@ -170,6 +175,52 @@ void AddSquaresLoop(const T* __restrict x, double* __restrict sums, int64_t n) {
 }
 
 template <typename T>
+void AddSquaresRowsLoop(const T* __restrict x, int64_t stride, int64_t rows, double* __restrict sums, int64_t n) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const T* __restrict x0 = x + r * stride;
+    const T* __restrict x1 = x0 + stride;
+    const T* __restrict x2 = x1 + stride;
+    const T* __restrict x3 = x2 + stride;
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = sums[i];
+      sum += static_cast<double>(x0[i]) * static_cast<double>(x0[i]);
+      sum += static_cast<double>(x1[i]) * static_cast<double>(x1[i]);
+      sum += static_cast<double>(x2[i]) * static_cast<double>(x2[i]);
+      sum += static_cast<double>(x3[i]) * static_cast<double>(x3[i]);
+      sums[i] = sum;
+    }
+  }
+  for (; r < rows; ++r) AddSquaresLoop(x + r * stride, sums, n);
+}
+
+template <typename T>
+double SumSquaresScaledLoop(T a, const T* __restrict x, const T* __restrict f, int64_t n) {
+  constexpr int kLanes = 16;
+  double lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const double u = static_cast<double>(a * x[i + l] * f[i + l]);
+      lane[l] += u * u;
+    }
+  }
+  for (int l = 0; i < n; ++i, ++l) {
+    const double u = static_cast<double>(a * x[i] * f[i]);
+    lane[l] += u * u;
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+  }
+  return lane[0];
+}
+
+template <typename T>
+void AddScaledByLoop(T keep, T* __restrict y, T b, T a, const T* __restrict x, const T* __restrict f, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = keep * y[i] + b * (a * x[i] * f[i]);
+}
+
+template <typename T>
 void ScaleByLoop(T a, const T* __restrict x, const T* __restrict f, T* __restrict y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = a * x[i] * f[i];
 }
@@ -230,6 +281,42 @@ void NarrowLoop(DType to, const float* __restrict x, void* data, int64_t n) {
   }
 }
 
+// Largest magnitude by the order of the bit patterns; NaN counts as larger than infinity.
+float MaxAbsLoop(const float* __restrict x, int64_t n) {
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t magnitude = __builtin_bit_cast(int32_t, x[i]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return __builtin_bit_cast(float, largest);
+}
+
+// The 8-bit code: what is left of whole vectors goes through the element functions, which give the same bits.
+#include "optim/rules/dynamic_vectors.h"
+
+template <bool kSigned>
+inline void Decode8(const DynamicDecades& t, const uint8_t* codes, float scale, float* y, int64_t n) {
+  for (int64_t i = DecodeVectors<kSigned>(t, codes, scale, y, n); i < n; ++i)
+    y[i] = scale * DynamicValue(t, kSigned, codes[i]);
+}
+void Decode8Loop(bool is_signed, const uint8_t* codes, float scale, float* y, int64_t n) {
+  if (is_signed) return Decode8<true>(kDynamicSigned, codes, scale, y, n);
+  Decode8<false>(kDynamicUnsigned, codes, scale, y, n);
+}
+template <bool kSigned>
+inline void Encode8(const DynamicDecades& t, const float* x, float inverse, uint8_t* codes, int64_t n) {
+  for (int64_t i = EncodeVectors<kSigned>(t, x, inverse, codes, n); i < n; ++i)
+    codes[i] = DynamicNearest(t, kSigned, x[i] * inverse);
+}
+void Encode8Loop(bool is_signed, const float* x, float inverse, uint8_t* codes, int64_t n) {
+  if (is_signed) return Encode8<true>(kDynamicSigned, x, inverse, codes, n);
+  Encode8<false>(kDynamicUnsigned, x, inverse, codes, n);
+}
+
+void NarrowStochasticLoop(const float* __restrict x, const uint32_t* __restrict words, uint16_t* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = half::ToBf16Stochastic(x[i], words[i]);
+}
+
 template <typename T>
 constexpr TypedKernels<T> MakeTyped() {
   TypedKernels<T> k = {};
@@ -251,6 +338,9 @@ constexpr TypedKernels<T> MakeTyped() {
   k.sum_squares = &SumSquaresLoop<T>;
   k.sum_square_deviations = &SumSquareDeviationsLoop<T>;
   k.add_squares = &AddSquaresLoop<T>;
+  k.add_squares_rows = &AddSquaresRowsLoop<T>;
+  k.sum_squares_scaled = &SumSquaresScaledLoop<T>;
+  k.add_scaled_by = &AddScaledByLoop<T>;
   k.scale_by = &ScaleByLoop<T>;
   k.scale_and_add = &ScaleAndAddLoop<T>;
   return k;
@@ -260,6 +350,7 @@ constexpr TypedKernels<T> MakeTyped() {
 
 extern const KernelTable OPTOD_KERNEL_TABLE;
 const KernelTable OPTOD_KERNEL_TABLE = {OPTOD_KERNEL_NAME,   MakeTyped<float>(), MakeTyped<double>(),
-                                        &FirstNotFiniteLoop, &WidenLoop,         &NarrowLoop};
+                                        &FirstNotFiniteLoop, &WidenLoop,         &NarrowLoop,
+                                        &NarrowStochasticLoop, &Decode8Loop,        &Encode8Loop,       &MaxAbsLoop};
 
 }  // namespace optod::optim

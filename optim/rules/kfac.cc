@@ -68,8 +68,11 @@ class KfacRule : public LayerRule {
     side.values = eigen_ ? AddState("d" + which + "/" + layer.name, dtype, {n}) : nullptr;
     WithComputeType(dtype, [&](auto zero) {
       using T = decltype(zero);
-      for (StateTensor* matrix : {side.factor, side.vectors}) {
-        for (int64_t i = 0; i < n; ++i) matrix->template as<T>()[i * n + i] = 1;
+      // Before its first inversion a layer (its bias had no gradient at step 1) is preconditioned as by factors I.
+      const T inverse = eigen_ ? T{1} : static_cast<T>(1 / (1 + args().number("damping")));
+      for (int64_t i = 0; i < n; ++i) {
+        side.factor->template as<T>()[i * n + i] = 1;
+        side.vectors->template as<T>()[i * n + i] = inverse;
       }
       for (int64_t i = 0; i < n && eigen_; ++i) side.values->template as<T>()[i] = 1;
     });

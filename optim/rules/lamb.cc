@@ -24,6 +24,9 @@ class LambRule : public RuleBase {
         ratio_(layout().size()) {}
 
  protected:
+  size_t Scratch() const override {
+    return (weight_squares_.size() + update_squares_.size() + ratio_.size()) * sizeof(double);
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     ForEachChunkIndexed(input, [&](size_t index, const Chunk& chunk) {
       WithComputeType(compute(chunk.tensor), [&](auto zero) { Moments<decltype(zero)>(index, chunk, params, input); });

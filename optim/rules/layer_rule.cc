@@ -50,6 +50,12 @@ LayerRule::LayerRule(RuleArgs args, std::unique_ptr<Rule> backend)
   for (Buffer* buffer : {&matrix_, &product_}) *buffer = Buffer(most);
 }
 
+size_t LayerRule::Scratch() const {
+  size_t bytes = matrix_.size() + product_.size();
+  for (const Buffer& buffer : replaced_) bytes += buffer.size();
+  return bytes;
+}
+
 bool LayerRule::Present(const Layer& layer, const StepInput& input) const {
   return input.grads[layer.weight] != nullptr && (layer.bias < 0 || input.grads[layer.bias] != nullptr);
 }

@@ -39,6 +39,7 @@ class LayerRule : public RuleBase {
   /// False: gradients pass straight to the backend and no statistics are asked for.
   virtual bool Active() const { return true; }
 
+  size_t Scratch() const override;
   absl::Status Check(const StepInput& input) const override;
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) final;
 

@@ -53,6 +53,9 @@ class LowRankRule : public RuleBase {
   }
 
  protected:
+  size_t Scratch() const override {
+    return gradient_.size() + update_.size() + projected_.size() + direction_.size() + factor_.size() * sizeof(double);
+  }
   absl::Status Check(const StepInput& input) const override {
     for (int i = 0; i < tensors(); ++i) {
       const std::string name = "projector/" + layout()[i].name;
@@ -260,7 +263,7 @@ class LowRankRule : public RuleBase {
         const int64_t count = std::min(kTile, last - at);
         T* p = const_cast<T*>(Load<T>(operands.p_dtype, operands.p, at, count, tile));
         for (int64_t e = 0; e < count; ++e) p[e] = (p[e] - c.step * update[at + e]) * c.decay_after;
-        Store<T>(operands.p_dtype, operands.p, at, count, p);
+        StoreParameter<T>(operands, at, count, p);
       }
     });
   }

@@ -46,6 +46,9 @@ class MuonRule : public RuleBase {
   }
 
  protected:
+  size_t Scratch() const override {
+    return x_.size() + next_.size() + gram_.size() + polynomial_.size();
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport&) override {
     for (int i = 0; i < tensors(); ++i) {
       if (input.grads[i] == nullptr || layout()[i].elements() == 0) continue;

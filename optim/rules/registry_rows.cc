@@ -7,6 +7,7 @@ namespace {
 
 Row FirstOrder(const char* name, const char* summary, std::vector<HyperInfo> hyper, std::vector<std::string> tell,
                const char* state, double bytes, const char* golden, const char* source, RuleFactory factory) {
+  hyper.push_back(Flag("stochastic_rounding", false, "bfloat16 parameters: round up or down at random (seeded)"));
   return {{name, Family::kFirstOrder, summary, std::move(hyper), std::move(tell), state, bytes, golden, source,
            factory != nullptr},
           factory};

@@ -22,12 +22,16 @@ Row ZerothOrder(const char* name, const char* summary, std::vector<HyperInfo> mo
 
 std::vector<HyperInfo> ProposalHyper(int64_t candidates, int64_t memory, int64_t max_tokens) {
   return {
-      Int("candidates", candidates, 1, 64, "proposals a step"),
+      Int("candidates", candidates, 1, 64, "proposals a step, asked for in parallel"),
       Int("memory", memory, 0, 1 << 20, "past (variables, feedback) pairs shown to the model"),
       Int("max_tokens", max_tokens, 1, 1 << 20, "longest reply, tokens"),
       Range("temperature", 0.7, 0, 2, "of the model; of several candidates the hottest, the others fall evenly to 0"),
       Text("objective", "", "what the model is asked to do; empty = the optimizer's own sentence"),
       Flag("include_example", false, "show a worked example in the prompt"),
+      Choice("memory_by", "recency", {"recency", "score", "both"},
+             "which past pairs are shown: the newest, the best-scored, half of each"),
+      Text("mask", "", "sections of the prompt left empty, by title: Code, Feedback"),
+      Text("titles", "", "other section titles: Code=#Program; Feedback=#Verdict"),
       Int("seed", 0, 0, int64_t{1} << 31, "passed to endpoints that take one")};
 }
 
@@ -53,14 +57,14 @@ std::vector<Row> ZerothOrderRows() {
       ZerothOrder("zo-sgd-mmt", "ZO-SGD with a momentum buffer", {momentum}, losses,
                   "m of the parameter's shape, float32", 4, "zo_sgd_mmt_0", "Zhang et al. 2024"),
       ZerothOrder("zo-sgd-cons", "ZO-SGD that keeps the best of descent, ascent and staying", {},
-                  {"loss_plus", "loss_minus", "loss"}, "none", 0, "zo_sgd_cons_0", "Zhang et al. 2024"),
+                  {"loss_plus", "loss_minus", "loss_stay", "loss_descent", "loss_ascent"}, "none", 0, "zo_sgd_cons_0", "Zhang et al. 2024"),
       ZerothOrder("zo-sgd-sign", "ZO-SGD on signs",
                   {Choice("sign", "code", {"code", "paper"}, "sign(g) z, or sign(g z) entry by entry")}, losses, "none",
                   0, "zo_sgd_sign_code_0", "Zhang et al. 2024"),
       ZerothOrder(
           "zo-adam", "Adam on the zeroth-order estimate",
           {Fraction("beta1", 0.9, "decay of the first moment"), Fraction("beta2", 0.999, "decay of the second moment"),
-           NonNegative("adam_eps", 1e-8, "added to the bias-corrected root")},
+           Positive("adam_eps", 1e-8, "added to the bias-corrected root; 0 would make a first gradient of 0 NaN")},
           losses, "m, v of the parameter's shape, float32", 8, "zo_adam_0", "Zhang et al. 2024"),
       ZerothOrder("forward-grad", "SGD on (directional derivative) v", {}, {"jvp"}, "none", 0, "forward_grad_0",
                   "Baydin et al. 2022"),
@@ -69,11 +73,19 @@ std::vector<Row> ZerothOrderRows() {
 
 std::vector<Row> TraceRows() {
   std::vector<HyperInfo> v2 = ProposalHyper(1, 0, 8192);
-  v2.push_back(Int("initial_var_char_limit", 2000, 1, 1 << 30, "characters of a value shown in the prompt"));
+  v2.push_back(Int("initial_var_char_limit", 2000, 1, 1 << 30,
+                   "characters of an input, other or output value shown in the prompt"));
   std::vector<HyperInfo> multi = WithPromptForm(ProposalHyper(5, 0, 4096));
-  multi.push_back(Range("temperature_max", 1.3, 0, 2, "of the first candidate; the last has temperature"));
+  multi[3] = Range("temperature", 0, 0, 2, "of the last candidate");
+  multi.push_back(Range("temperature_max", 1.3, 0, 2, "of the first candidate; the others fall evenly to temperature"));
+  multi.push_back(Choice("generation", "temperature", {"temperature", "self_refinement", "alternatives", "experts"},
+                         "one prompt at several temperatures; each candidate improves the one before; each differs "
+                         "from all before; each an expert's view"));
+  multi.push_back(Choice("selection", "last_of_n", {"last_of_n", "best_of_n", "majority", "mixture", "first"},
+                         "which candidate is applied: the coolest usable; a judging call; the largest cluster's "
+                         "middle; a merging call; the first usable"));
   std::vector<HyperInfo> opro = ProposalHyper(1, 0, 4096);
-  opro[1].doc = "past (variables, feedback) pairs shown to the model; 0 = all";
+  opro[1].doc = "past (variables, feedback) pairs shown to the model; 0 = the last 1000, as far as they fit";
   return {
       Trace("optoprime", "one model call on the minimal subgraph of the execution trace",
             WithPromptForm(ProposalHyper(1, 0, 4096)), "the last `memory` pairs", "Cheng et al. 2024, Sec. 3"),

@@ -43,9 +43,14 @@ struct StepReport {
   std::map<std::string, double> figures;
 };
 
+/// Payload of the INVALID_ARGUMENT that Step returns for NaN or Inf in a gradient: tells a bad number from a bad request.
+inline constexpr const char* kNotFinitePayload = "optod/not-finite";
+
 class Rule {
  public:
   virtual ~Rule() = default;
+  /// Everything that Step would refuse, without a step.
+  virtual absl::Status CheckStep(std::span<void* const> params, const StepInput& input) const = 0;
   /// One update in place. `params[i]`: contiguous, layout entry i. Errors leave parameters and state unchanged:
   /// INVALID_ARGUMENT (NaN or Inf in a gradient: names the tensor; wrong count), FAILED_PRECONDITION (a declared input
   /// is missing: names it).
@@ -58,6 +63,10 @@ class Rule {
   virtual absl::Status ImportState(std::span<const OwnedTensor> state) = 0;
   /// Bytes of optimizer state now allocated.
   virtual size_t StateBytes() const = 0;
+  /// Names, dtypes and shapes of ExportState, in its order.
+  virtual std::vector<TensorSpec> StateSpecs() const = 0;
+  /// Working memory kept from step to step. What a decomposition allocates for itself (GaLore, Fira, KFAC) is not in it.
+  virtual size_t TransientBytes() const = 0;
 };
 
 }  // namespace optod::optim

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <map>
 
+#include "absl/strings/cord.h"
 #include "base/status.h"
+#include "optim/zo/stream.h"
 
 namespace optod::optim {
 namespace {
@@ -31,7 +33,10 @@ bool IsNan(DType dtype, const void* data, int64_t i) {
 }
 
 absl::Status NotFinite(const std::string& name, DType dtype, const void* data, int64_t i) {
-  return InvalidArgument(name, ": element ", i, " is ", IsNan(dtype, data, i) ? "NaN" : "infinite", "; must be finite");
+  absl::Status status =
+      InvalidArgument(name, ": element ", i, " is ", IsNan(dtype, data, i) ? "NaN" : "infinite", "; must be finite");
+  status.SetPayload(kNotFinitePayload, absl::Cord(name));
+  return status;
 }
 
 }  // namespace
@@ -67,15 +72,19 @@ std::vector<StateTensor*> RuleBase::AddLike(const std::string& prefix) {
 void RuleBase::AddInner(const std::string& prefix, Rule* inner) { inner_.emplace_back(prefix + "/", inner); }
 
 absl::StatusOr<StepReport> RuleBase::Step(std::span<void* const> params, const StepInput& input) {
-  RETURN_IF_ERROR(CheckCounts(params, input));
-  RETURN_IF_ERROR(Check(input));
-  RETURN_IF_ERROR(CheckFinite(input));
+  RETURN_IF_ERROR(CheckStep(params, input));
   for (int i = 0; i < tensors(); ++i) {
     if (input.grads[i] != nullptr) ++*steps_[i]->as<int64_t>();
   }
   StepReport report;
   Apply(params, input, report);
   return report;
+}
+
+absl::Status RuleBase::CheckStep(std::span<void* const> params, const StepInput& input) const {
+  RETURN_IF_ERROR(CheckCounts(params, input));
+  RETURN_IF_ERROR(Check(input));
+  return CheckFinite(input);
 }
 
 absl::Status RuleBase::CheckCounts(std::span<void* const> params, const StepInput& input) const {
@@ -133,6 +142,8 @@ Operands RuleBase::Bind(int i, std::span<void* const> params, const StepInput& i
   operands.g = input.grads[i];
   operands.p_dtype = layout()[i].dtype;
   operands.g_dtype = grad_dtype(i, input);
+  if (args_.flag("stochastic_rounding"))
+    operands.rounding = {true, args_.seed, static_cast<uint32_t>(t(i)), static_cast<uint32_t>(i), 0};
   return operands;
 }
 
@@ -242,6 +253,25 @@ size_t RuleBase::StateBytes() const {
   return bytes;
 }
 
+std::vector<TensorSpec> RuleBase::StateSpecs() const {
+  std::vector<TensorSpec> out;
+  for (const StateTensor& state : state_) out.push_back(state.spec);
+  for (const auto& [prefix, inner] : inner_) {
+    for (TensorSpec& spec : inner->StateSpecs()) {
+      spec.name = prefix + spec.name;
+      out.push_back(std::move(spec));
+    }
+  }
+  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return out;
+}
+
+size_t RuleBase::TransientBytes() const {
+  size_t bytes = Scratch();
+  for (const auto& [prefix, inner] : inner_) bytes += inner->TransientBytes();
+  return bytes;
+}
+
 template <typename T>
 const T* Load(DType dtype, const void* data, int64_t begin, int64_t n, T* tile) {
   const void* at = At(dtype, data, begin);
@@ -257,17 +287,21 @@ template const float* Load<float>(DType, const void*, int64_t, int64_t, float*);
 template const double* Load<double>(DType, const void*, int64_t, int64_t, double*);
 
 template <typename T>
-void Store(DType dtype, void* data, int64_t begin, int64_t n, const T* values) {
-  void* at = At(dtype, data, begin);
+void StoreParameter(const Operands& o, int64_t begin, int64_t n, const T* values) {
+  void* at = At(o.p_dtype, o.p, begin);
   if (at == values) return;
-  if (DTypeSize(dtype) == sizeof(T)) {
+  if (DTypeSize(o.p_dtype) == sizeof(T)) {
     std::memcpy(at, values, n * sizeof(T));
   } else if constexpr (sizeof(T) == 4) {
-    Kernels().narrow(dtype, values, at, n);
+    if (!o.rounding.stochastic || o.p_dtype != DType::kBF16) return Kernels().narrow(o.p_dtype, values, at, n);
+    uint32_t words[kTile];
+    zo::FillBits({o.rounding.seed, o.rounding.step, kRoundingQuery}, o.rounding.tensor,
+                 static_cast<uint64_t>(o.rounding.first + begin), std::span(words, static_cast<size_t>(n)));
+    Kernels().narrow_stochastic(values, words, static_cast<uint16_t*>(at), n);
   }
 }
-template void Store<float>(DType, void*, int64_t, int64_t, const float*);
-template void Store<double>(DType, void*, int64_t, int64_t, const double*);
+template void StoreParameter<float>(const Operands&, int64_t, int64_t, const float*);
+template void StoreParameter<double>(const Operands&, int64_t, int64_t, const double*);
 
 namespace {
 
@@ -286,7 +320,7 @@ void RunTyped(KernelId id, const void* constants, const Operands& o, int64_t beg
     }
     if (o.x != nullptr) lanes.x = static_cast<const T*>(o.x) + at;
     kernel(constants, lanes, n);
-    Store<T>(o.p_dtype, o.p, at, n, lanes.p);
+    StoreParameter<T>(o, at, n, lanes.p);
     at += n;
   }
 }
@@ -305,6 +339,7 @@ Operands Slice(const Operands& operands, int64_t begin) {
   Operands slice = operands;
   const DType compute = operands.p_dtype == DType::kF64 ? DType::kF64 : DType::kF32;
   slice.p = At(operands.p_dtype, operands.p, begin);
+  slice.rounding.first += begin;
   if (operands.g != nullptr) slice.g = At(operands.g_dtype, operands.g, begin);
   for (void*& state : slice.s) {
     if (state != nullptr) state = At(compute, state, begin);

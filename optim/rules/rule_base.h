@@ -46,6 +46,17 @@ struct Chunk {
   int64_t begin, end;
 };
 
+/// Stochastic rounding of bfloat16 parameters (hyperparameter stochastic_rounding): element e of tensor number `tensor`
+/// in its step `step` is rounded with the low 16 bits of word e of the random stream (optim/zo/stream.h, query
+/// kRoundingQuery), on every machine alike.
+struct Rounding {
+  bool stochastic = false;
+  uint64_t seed = 0;
+  uint32_t step = 0, tensor = 0;
+  int64_t first = 0;  ///< element that position 0 stands for
+};
+inline constexpr uint32_t kRoundingQuery = 0xFFFFFFFFu;
+
 /// Where one tensor's operands stand in a step. State and `x` are in the compute dtype: float64 for float64 parameters,
 /// else float32.
 struct Operands {
@@ -54,6 +65,7 @@ struct Operands {
   void* s[3] = {};
   const void* x = nullptr;
   DType p_dtype = DType::kF32, g_dtype = DType::kF32;
+  Rounding rounding;
 };
 
 class RuleBase : public Rule {
@@ -62,6 +74,9 @@ class RuleBase : public Rule {
   std::vector<OwnedTensor> ExportState() const final;
   absl::Status ImportState(std::span<const OwnedTensor> state) final;
   size_t StateBytes() const final;
+  std::vector<TensorSpec> StateSpecs() const final;
+  size_t TransientBytes() const final;
+  absl::Status CheckStep(std::span<void* const> params, const StepInput& input) const final;
 
  protected:
   explicit RuleBase(RuleArgs args);
@@ -75,6 +90,8 @@ class RuleBase : public Rule {
   StateTensor* AddState(const std::string& name, DType dtype, std::vector<int64_t> shape);
   /// One state tensor "prefix/<tensor>" of each parameter's shape in its compute dtype.
   std::vector<StateTensor*> AddLike(const std::string& prefix);
+  /// Working memory beside the state: what the rule keeps in buffers and tables of its own.
+  virtual size_t Scratch() const { return 0; }
   /// State that another rule inside this one owns, exported under "prefix/".
   void AddInner(const std::string& prefix, Rule* inner);
 
@@ -144,9 +161,10 @@ void ForEachRowBlock(int64_t rows, int64_t cols, absl::FunctionRef<void(int64_t 
 /// `data` itself where the dtype fits, else converted into `tile`.
 template <typename T>
 const T* Load(DType dtype, const void* data, int64_t begin, int64_t n, T* tile);
-/// Writes T values back into `data` of `dtype`; no-op when `values` already points there.
+/// Writes T values back into the parameter at [begin, begin + n), n <= kTile where it is bfloat16 under stochastic
+/// rounding; no-op when `values` already points there.
 template <typename T>
-void Store(DType dtype, void* data, int64_t begin, int64_t n, const T* values);
+void StoreParameter(const Operands& operands, int64_t begin, int64_t n, const T* values);
 
 /// Element address inside a tensor of `dtype`.
 inline const void* At(DType dtype, const void* data, int64_t i) {

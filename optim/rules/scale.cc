@@ -35,6 +35,9 @@ class ScaleRule : public RuleBase {
   }
 
  protected:
+  size_t Scratch() const override {
+    return column_sums_.size() * sizeof(double) + column_rms_.size();
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     double smallest = std::numeric_limits<double>::infinity();
     for (int i = 0; i < tensors(); ++i) {

@@ -26,6 +26,9 @@ class SaiRule : public RuleBase {
   }
 
  protected:
+  size_t Scratch() const override {
+    return partial_.size() * sizeof(double);
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     MeasureNewTensors(input);
     double& largest = *largest_->as<double>();

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/status.h"
+#include "optim/zo/replay.h"
 
 namespace optod::zo {
 namespace {
@@ -30,7 +31,7 @@ ZoUpdate<T>::ZoUpdate(ZoLayout layout, ZoHyper hyper) : layout_(std::move(layout
 
 template <class T>
 bool ZoUpdate<T>::IsPlain() const {
-  return hyper_.base == Base::kSgd && hyper_.momentum == 0 && hyper_.sign != Sign::kElement;
+  return !NeedsRule(hyper_);
 }
 
 template <class T>
@@ -40,12 +41,12 @@ void ZoUpdate<T>::Apply(std::span<T> theta, const DirectionSource<T>& z, std::sp
     for (size_t tensor : tensors) ++state_.counts[tensor];
     return ApplyPlain(theta, z, g, 1.0, tensors);
   }
-  StepAlong(theta, tensors, [&](size_t first, std::span<T> chunk) { Combine(z, g, first, chunk); });
+  StepAlong(theta, tensors, g.size(), [&](size_t first, std::span<T> chunk) { Combine(z, g, first, chunk); });
 }
 
 template <class T>
 void ZoUpdate<T>::ApplyGradient(std::span<T> theta, std::span<const T> grad, std::span<const size_t> tensors) {
-  StepAlong(theta, tensors,
+  StepAlong(theta, tensors, 1,
             [&](size_t first, std::span<T> chunk) { std::copy_n(grad.begin() + first, chunk.size(), chunk.begin()); });
 }
 
@@ -63,6 +64,7 @@ void ZoUpdate<T>::ApplyPlain(std::span<T> theta, const DirectionSource<T>& z, st
       for (size_t begin = 0; begin < part.size(); begin += kChunk) {
         const size_t n = std::min(kChunk, part.size() - begin);
         Combine(z, g, first + begin, {grad.data(), n});
+        Average(g.size(), T{0}, std::span<const T>(part.subspan(begin, n)), std::span<T>(grad.data(), n));
         for (size_t i = 0; i < n; ++i) part[begin + i] -= static_cast<T>(factor * hyper_.lr) * grad[i];
       }
       continue;
@@ -75,7 +77,51 @@ void ZoUpdate<T>::ApplyPlain(std::span<T> theta, const DirectionSource<T>& z, st
   }
 }
 
-// grad = (1/q) sum_i c_i over one chunk.
+template <class T>
+void AddProduct(bool sign, T scalar, std::span<const T> direction, std::span<T> grad) {
+  for (size_t i = 0; i < grad.size(); ++i) {
+    const T product = scalar * direction[i];
+    grad[i] += sign ? SignOf(product) : product;
+  }
+}
+
+template <class T>
+void Average(size_t queries, T decay, std::span<const T> theta, std::span<T> grad) {
+  if (queries > 1) {
+    for (T& x : grad) x /= static_cast<T>(queries);
+  }
+  if (decay != 0) {
+    for (size_t i = 0; i < grad.size(); ++i) grad[i] += decay * theta[i];
+  }
+}
+
+template <class T>
+void BaseStep(const ZoHyper& hyper, const RuleScalars<T>& rule, std::span<const T> grad, size_t first,
+              std::span<T> theta, ZoState<T>* state) {
+  if (hyper.base == Base::kAdam) {
+    const T beta1 = static_cast<T>(hyper.beta1), beta2 = static_cast<T>(hyper.beta2),
+            eps = static_cast<T>(hyper.adam_eps);
+    for (size_t i = 0; i < theta.size(); ++i) {
+      T& m = state->m[first + i];
+      T& v = state->v[first + i];
+      m = beta1 * m + (1 - beta1) * grad[i];
+      v = beta2 * v + (1 - beta2) * grad[i] * grad[i];
+      theta[i] -= rule.lr * (m / rule.bias1) / (std::sqrt(v / rule.bias2) + eps);
+    }
+    return;
+  }
+  const T momentum = static_cast<T>(hyper.momentum);
+  for (size_t i = 0; i < theta.size(); ++i) {
+    T step = grad[i];
+    if (momentum > 0) {  // no dampening, no bias correction: the first step takes the gradient as it is
+      if (rule.t > 1) step += momentum * state->m[first + i];
+      state->m[first + i] = step;
+    }
+    theta[i] -= rule.lr * step;
+  }
+}
+
+// grad = sum_i c_i over one chunk.
 template <class T>
 void ZoUpdate<T>::Combine(const DirectionSource<T>& z, std::span<const double> g, size_t first,
                           std::span<T> grad) const {
@@ -84,61 +130,24 @@ void ZoUpdate<T>::Combine(const DirectionSource<T>& z, std::span<const double> g
   for (size_t k = 0; k < g.size(); ++k) {
     z.Fill(static_cast<int>(k), first, {direction.data(), grad.size()});
     const T scalar = static_cast<T>(hyper_.sign == Sign::kScalar ? SignOf(g[k]) : g[k]);
-    for (size_t i = 0; i < grad.size(); ++i) {
-      const T product = scalar * direction[i];
-      grad[i] += hyper_.sign == Sign::kElement ? SignOf(product) : product;
-    }
-  }
-  if (g.size() > 1) {
-    for (T& x : grad) x /= static_cast<T>(g.size());
+    AddProduct(hyper_.sign == Sign::kElement, scalar, std::span<const T>(direction.data(), grad.size()), grad);
   }
 }
 
 template <class T>
-void ZoUpdate<T>::StepAlong(std::span<T> theta, std::span<const size_t> tensors, const GradFn& grad) {
+void ZoUpdate<T>::StepAlong(std::span<T> theta, std::span<const size_t> tensors, size_t queries, const GradFn& grad) {
   std::array<T, kChunk> buffer;
   for (size_t tensor : tensors) {
-    const int64_t count = ++state_.counts[tensor];
-    const T decay = layout_.tensor(tensor).decay ? static_cast<T>(hyper_.weight_decay) : T{0};
+    const RuleScalars<T> rule = RuleScalarsFor<T>(hyper_, hyper_.lr, ++state_.counts[tensor]);
+    const T decay = layout_.tensor(tensor).decay ? rule.weight_decay : T{0};
     const size_t end = layout_.offset(tensor + 1);
     for (size_t first = layout_.offset(tensor); first < end; first += kChunk) {
       const std::span<T> chunk(buffer.data(), std::min(kChunk, end - first));
       const std::span<T> values = theta.subspan(first, chunk.size());
       grad(first, chunk);
-      if (decay != 0) {
-        for (size_t i = 0; i < chunk.size(); ++i) chunk[i] += decay * values[i];
-      }
-      StepChunk(first, count, values, chunk);
+      Average(queries, decay, std::span<const T>(values), chunk);
+      BaseStep(hyper_, rule, std::span<const T>(chunk), first, values, &state_);
     }
-  }
-}
-
-// The base optimizer on one chunk; `count` is the tensor's number of updates with this one.
-template <class T>
-void ZoUpdate<T>::StepChunk(size_t first, int64_t count, std::span<T> theta, std::span<const T> grad) {
-  const T lr = static_cast<T>(hyper_.lr);
-  if (hyper_.base == Base::kAdam) {
-    const T beta1 = static_cast<T>(hyper_.beta1), beta2 = static_cast<T>(hyper_.beta2),
-            eps = static_cast<T>(hyper_.adam_eps);
-    const T correction1 = static_cast<T>(1 - std::pow(hyper_.beta1, static_cast<double>(count)));
-    const T correction2 = static_cast<T>(1 - std::pow(hyper_.beta2, static_cast<double>(count)));
-    for (size_t i = 0; i < theta.size(); ++i) {
-      T& m = state_.m[first + i];
-      T& v = state_.v[first + i];
-      m = beta1 * m + (1 - beta1) * grad[i];
-      v = beta2 * v + (1 - beta2) * grad[i] * grad[i];
-      theta[i] -= lr * (m / correction1) / (std::sqrt(v / correction2) + eps);
-    }
-    return;
-  }
-  const T momentum = static_cast<T>(hyper_.momentum);
-  for (size_t i = 0; i < theta.size(); ++i) {
-    T step = grad[i];
-    if (momentum > 0) {  // no dampening, no bias correction: the first step takes the gradient as it is
-      if (count > 1) step += momentum * state_.m[first + i];
-      state_.m[first + i] = step;
-    }
-    theta[i] -= lr * step;
   }
 }
 
@@ -158,6 +167,14 @@ absl::Status ZoUpdate<T>::set_state(ZoState<T> state) {
 
 template class ZoUpdate<float>;
 template class ZoUpdate<double>;
+template void AddProduct<float>(bool, float, std::span<const float>, std::span<float>);
+template void AddProduct<double>(bool, double, std::span<const double>, std::span<double>);
+template void Average<float>(size_t, float, std::span<const float>, std::span<float>);
+template void Average<double>(size_t, double, std::span<const double>, std::span<double>);
+template void BaseStep<float>(const ZoHyper&, const RuleScalars<float>&, std::span<const float>, size_t,
+                              std::span<float>, ZoState<float>*);
+template void BaseStep<double>(const ZoHyper&, const RuleScalars<double>&, std::span<const double>, size_t,
+                               std::span<double>, ZoState<double>*);
 template void DecayInPlace<float>(float, std::span<float>);
 template void DecayInPlace<double>(double, std::span<double>);
 

@@ -22,6 +22,25 @@ struct ZoState {
   std::vector<int64_t> counts;  ///< updates a tensor has had; one a tensor
 };
 
+/// The numbers of one update through a base optimizer. `t`: updates of the tensor with this one.
+template <class T>
+struct RuleScalars {
+  int64_t t = 1;
+  T lr = 0, weight_decay = 0;
+  T bias1 = 1, bias2 = 1;  ///< Adam: 1 - beta^t
+};
+
+/// grad += scalar * direction, or the sign of that product.
+template <class T>
+void AddProduct(bool sign, T scalar, std::span<const T> direction, std::span<T> grad);
+/// grad /= queries (when more than one), then grad += decay * theta (when not 0).
+template <class T>
+void Average(size_t queries, T decay, std::span<const T> theta, std::span<T> grad);
+/// The base optimizer on one chunk that starts at flat position `first` of the state.
+template <class T>
+void BaseStep(const ZoHyper& hyper, const RuleScalars<T>& rule, std::span<const T> grad, size_t first,
+              std::span<T> theta, ZoState<T>* state);
+
 template <class T>
 class ZoUpdate {
  public:
@@ -55,8 +74,7 @@ class ZoUpdate {
  private:
   // grad(first, chunk): fills the gradient of flat positions [first, first + chunk.size()).
   using GradFn = std::function<void(size_t first, std::span<T> chunk)>;
-  void StepAlong(std::span<T> theta, std::span<const size_t> tensors, const GradFn& grad);
-  void StepChunk(size_t first, int64_t count, std::span<T> theta, std::span<const T> grad);
+  void StepAlong(std::span<T> theta, std::span<const size_t> tensors, size_t queries, const GradFn& grad);
   void Combine(const DirectionSource<T>& z, std::span<const double> g, size_t first, std::span<T> grad) const;
   bool IsPlain() const;
 
@@ -65,7 +83,8 @@ class ZoUpdate {
   ZoState<T> state_;
 };
 
-/// theta[i] -= fl(rate * theta[i]): decoupled form of weight decay, rate = fl(lr * weight_decay).
+/// theta[i] -= fl(rate * theta[i]): decoupled form of weight decay, rate = fl(lr * weight_decay). Not (1 - rate) * theta:
+/// near 1 a float32 factor is off by up to half of 6e-8, which is all of a usual rate.
 template <class T>
 void DecayInPlace(T rate, std::span<T> theta);
 

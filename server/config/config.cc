@@ -15,7 +15,7 @@
 namespace optod::config {
 namespace {
 
-enum class Kind { kText, kAddress, kAddresses, kFlag, kCount, kBytes, kDuration, kChoice };
+enum class Kind { kText, kAddress, kAddresses, kFolders, kFlag, kCount, kBytes, kDuration, kChoice };
 
 struct Key {
   std::string_view name;
@@ -50,14 +50,23 @@ const Key kKeys[] = {
     {"max-artifact-size", Kind::kBytes, &Config::max_artifact_bytes, "SIZE", "largest artifact that is taken [256MiB]"},
     {"synchronous", Kind::kChoice, &Config::synchronous, "full|normal",
      "commits survive power loss, or only a crash of the process [full]"},
+    {"llm-endpoints", Kind::kText, &Config::llm_endpoints, "FILE",
+     "YAML file of LLM endpoints by name, with limits, prices, fallbacks and daily budgets"},
     {"llm-secrets", Kind::kText, &Config::llm_secrets, "FILE",
      "keys of LLM endpoints, lines of `endpoint: key`; mode 0600"},
     {"executor", Kind::kChoice, &Config::executor, "disabled|sandbox|client",
      "where declared workflows run: here in a sandbox, at the client, or not at all [client]"},
+    {"worker", Kind::kText, &Config::worker, "FILE",
+     "program that runs training jobs; none = no jobs [optod-worker beside this program]"},
+    {"max-workers", Kind::kCount, &Config::max_workers, "N", "training jobs at once [1]"},
+    {"job-files", Kind::kFolders, &Config::job_files, "DIR",
+     "folder that training jobs may name files in, repeatable [all that this server may read]"},
     {"cassette", Kind::kText, &Config::cassette, "FILE", "recorded LLM traffic"},
     {"cassette-mode", Kind::kChoice, &Config::cassette_mode, "auto|record|replay",
      "auto replays what is there and records the rest [auto]"},
 };
+
+bool IsList(const Key& key) { return key.kind == Kind::kAddresses || key.kind == Kind::kFolders; }
 
 const Key* FindKey(std::string_view name) {
   auto found = std::find_if(std::begin(kKeys), std::end(kKeys), [&](const Key& key) { return key.name == name; });
@@ -93,8 +102,11 @@ absl::Status Store(absl::StatusOr<T> parsed, T* field) {
 /// The one place where a text becomes a setting. Messages have no key in front: the caller knows where the text came
 /// from.
 absl::Status Set(const Key& key, const std::vector<std::string>& values, Config* config) {
-  if (key.kind == Kind::kAddresses) {
-    for (const std::string& value : values) RETURN_IF_ERROR(ParseAddress(value).status());
+  if (IsList(key)) {
+    for (const std::string& value : values) {
+      if (key.kind == Kind::kAddresses) RETURN_IF_ERROR(ParseAddress(value).status());
+      if (key.kind == Kind::kFolders && !value.starts_with("/")) return InvalidArgument("\"", value, "\" is not an absolute path");
+    }
     config->*std::get<std::vector<std::string> Config::*>(key.field) = values;
     return absl::OkStatus();
   }
@@ -128,7 +140,7 @@ absl::Status Set(const Key& key, const std::vector<std::string>& values, Config*
 /// The texts of a YAML value: one for a scalar, several for a list of scalars.
 absl::StatusOr<std::vector<std::string>> Texts(const Key& key, const YAML::Node& value) {
   if (value.IsScalar()) return std::vector<std::string>{value.Scalar()};
-  if (value.IsSequence() && key.kind == Kind::kAddresses) {
+  if (value.IsSequence() && IsList(key)) {
     std::vector<std::string> texts;
     for (const YAML::Node& item : value) {
       if (!item.IsScalar()) return InvalidArgument("must be a list of texts");
@@ -138,7 +150,7 @@ absl::StatusOr<std::vector<std::string>> Texts(const Key& key, const YAML::Node&
     return texts;
   }
   const char* got = value.IsNull() ? "nothing" : value.IsSequence() ? "a list" : "a mapping";
-  return InvalidArgument("must be ", key.kind == Kind::kAddresses ? "a text or a list of texts" : "a single value",
+  return InvalidArgument("must be ", IsList(key) ? "a text or a list of texts" : "a single value",
                          ", not ", got);
 }
 

@@ -28,11 +28,15 @@ struct Config {
   int64_t memory_budget_bytes = int64_t{4} << 30;  ///< of sessions in memory
   int64_t max_artifact_bytes = int64_t{256} << 20;
   std::string synchronous = "full";    ///< "full" (survives power loss) | "normal" (survives a crash of the process)
+  std::string llm_endpoints;           ///< YAML file of named endpoints, prices, daily budgets; "" = none
   std::string llm_secrets;             ///< file of `endpoint: key` lines, mode 0600; "" = none
   std::string executor = "client";     ///< "disabled" | "sandbox" | "client"
   std::string cassette;                ///< file of recorded LLM traffic; "" = none
   std::string cassette_mode = "auto";  ///< "auto" | "record" | "replay"
   std::string tls_cert, tls_key;       ///< PEM files; both or neither
+  std::string worker;                  ///< program of training jobs; "" = optod-worker beside this one, "none" = no jobs
+  int64_t max_workers = 1;             ///< training jobs at once
+  std::vector<std::string> job_files;  ///< folders that jobs may read from; empty = all that the server may read
 };
 
 /// An address taken apart.

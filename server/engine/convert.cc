@@ -63,6 +63,15 @@ absl::Status CheckSchedule(const v1::Schedule& schedule) {
   return absl::OkStatus();
 }
 
+/// Groups, clipping and the guard act on told gradients. Globs and values of groups are checked with the layout.
+absl::Status CheckFirstOrderOnly(const v1::OptimizerSpec& spec, const optim::RuleInfo& info) {
+  if (spec.groups_size() > 1000) return InvalidArgument("optimizer.groups: ", spec.groups_size(), " groups; at most 1000");
+  if (info.family == optim::Family::kFirstOrder) return absl::OkStatus();
+  const char* field = spec.groups_size() > 0 ? "groups" : spec.clip_value() > 0 ? "clip_value" : spec.non_finite() != v1::NON_FINITE_UNSPECIFIED ? "non_finite" : nullptr;
+  if (field == nullptr) return absl::OkStatus();
+  return InvalidArgument("optimizer.", field, ": ", info.name, " is not told gradients; only first-order optimizers take it");
+}
+
 }  // namespace
 
 bool IsResourceId(const std::string& id) {
@@ -96,6 +105,11 @@ absl::Status CheckOptimizer(v1::OptimizerSpec* spec, std::string* family, std::v
   RETURN_IF_ERROR(CheckSchedule(spec->schedule()));
   if (!(spec->clip_norm() >= 0) || std::isinf(spec->clip_norm()))
     return InvalidArgument("optimizer.clip_norm: ", spec->clip_norm(), " must be a finite number >= 0");
+  if (!(spec->clip_value() >= 0) || std::isinf(spec->clip_value()))
+    return InvalidArgument("optimizer.clip_value: ", spec->clip_value(), " must be a finite number >= 0");
+  if (!v1::NonFinite_IsValid(spec->non_finite()))
+    return InvalidArgument("optimizer.non_finite: ", static_cast<int>(spec->non_finite()), " is unknown");
+  RETURN_IF_ERROR(CheckFirstOrderOnly(*spec, *info));
   *family = FamilyName(info->family);
   *tell_inputs = info->tell_inputs;
   return absl::OkStatus();

@@ -457,7 +457,7 @@ void Engine::ReadErased(const Caller& caller, const std::string& session, std::f
                         absl::AnyInvocable<void(absl::Status)> done) {
   auto name = ParseSessionName(session, caller, "session");
   absl::Status status = name.ok() ? CheckAccess(caller, *name, /*change=*/false) : name.status();
-  if (status.ok()) status = impl_->Enter();
+  if (status.ok()) status = impl_->Enter(caller.internal);
   if (!status.ok()) return done(status);
   auto call = std::make_shared<ReadCall>();
   auto shared_done = std::make_shared<absl::AnyInvocable<void(absl::Status)>>(std::move(done));

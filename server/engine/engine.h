@@ -250,6 +250,8 @@ v1::Session SessionFromRow(const store::SessionRow& row);
 std::string CanonicalBytes(const google::protobuf::MessageLite& message);
 /// lr(t) for update number t = 1, 2, ...: see optimizer.proto Schedule.
 double ScheduledLr(const v1::Schedule& schedule, double base_lr, int64_t t);
+/// Adds one score to a version (mean of all told) and keeps the best. On the strand.
+absl::StatusOr<Effects> ApplyScore(Context& context, LiveSession& live, const v1::ScoreTell& tell, v1::TellResponse* response);
 /// OK, or RESOURCE_EXHAUSTED naming the limit that is reached.
 absl::Status CheckBudget(const v1::Session& session, int64_t created_ms, int64_t now_ms);
 

@@ -27,17 +27,13 @@ v1::Version VersionFromRow(const store::VersionRow& row, const SessionName& sess
   return out;
 }
 
-namespace {
-
-/// Adds one score to a version (mean of all told) and keeps the best.
-template <typename Impl>
-absl::StatusOr<Effects> ApplyScore(Impl& impl, LiveSession& live, const v1::ScoreTell& tell, v1::TellResponse* response) {
+absl::StatusOr<Effects> ApplyScore(Context& context, LiveSession& live, const v1::ScoreTell& tell, v1::TellResponse* response) {
   if (!std::isfinite(tell.score())) return InvalidArgument("score.score: ", tell.score(), " is not finite");
   if (tell.feedback().size() > (1u << 20)) return InvalidArgument("score.feedback: ", tell.feedback().size(), " bytes; at most 1 MiB");
   if (tell.version() < 0 || tell.version() >= live.row.version_count)
     return NotFound("score.version: ", tell.version(), " does not exist; the session has versions 0 to ", live.row.version_count - 1);
-  impl.WaitDurable(live);
-  ASSIGN_OR_RETURN(store::VersionRow row, impl.context.store->GetVersion(live.row.uid, tell.version()));
+  WaitDurable(*context.store, live);
+  ASSIGN_OR_RETURN(store::VersionRow row, context.store->GetVersion(live.row.uid, tell.version()));
   v1::Version version;
   version.ParseFromString(row.payload);
   const double n = static_cast<double>(version.evaluations());
@@ -63,15 +59,13 @@ absl::StatusOr<Effects> ApplyScore(Impl& impl, LiveSession& live, const v1::Scor
     live.proto.set_best_version(tell.version());
     if (new_best)
       effects.mutations.push_back(EventOf(live.row.user, "version.best", Cat(live.name().Full(), "/versions/", tell.version()),
-                                          Cat("{\"score\":", mean, "}"), impl.NowMs()));
+                                          Cat("{\"score\":", mean, "}"), context.clock->NowUnixMs()));
   }
   response->set_head_version(live.row.head_version);
   response->set_seq(live.row.seq);
   response->set_durable_version(live.durable_version);
   return effects;
 }
-
-}  // namespace
 
 void Engine::Tell(const Caller& caller, v1::TellRequest request, Done<v1::TellResponse> done) {
   if (request.observation_case() == v1::TellRequest::OBSERVATION_NOT_SET)
@@ -86,7 +80,7 @@ void Engine::Tell(const Caller& caller, v1::TellRequest request, Done<v1::TellRe
         const int64_t begin_ns = impl->context.clock->NowMonotonicNs();
         absl::StatusOr<Effects> effects = Effects{};
         if (shared->has_score()) {
-          effects = ApplyScore(*impl, live, shared->score(), out);
+          effects = ApplyScore(impl->context, live, shared->score(), out);
         } else {
           absl::Status told = live.family->Tell(live, *shared, out, &*effects);
           if (!told.ok()) effects = told;

@@ -85,14 +85,14 @@ absl::Status FirstOrder::Tell(LiveSession& session, const v1::TellRequest& reque
 
 absl::Status FirstOrder::TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response,
                                   Effects* effects) {
-  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.dtype));
+  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.form));
   Told told{step.seq, step.base_version, step.loss, false, Fingerprint(*layout_, gradients)};
   if (told.loss && std::isnan(*told.loss)) told.loss.reset();
   bool answered = false;
   RETURN_IF_ERROR(Precheck(session, told, response, effects, &answered));
   if (answered) return absl::OkStatus();
   return Apply(
-      session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.dtype, step.blob); },
+      session, told, gradients, [&] { return RecordFlat(*context_.blobs, *step.gradients, step.form, step.blob); },
       response, effects);
 }
 
@@ -107,7 +107,8 @@ double FirstOrder::BaseLr() const {
   return it == spec_.hyperparameters().end() ? 0 : it->second.number();
 }
 
-std::optional<double> FirstOrder::LrOfStep(int64_t step) const {
+std::optional<double> FirstOrder::LrOfStep(int64_t step, const std::vector<double>& told) const {
+  if (!told.empty()) return told.front();
   if (!spec_.has_schedule()) return std::nullopt;
   return ScheduledLr(spec_.schedule(), BaseLr(), step);
 }
@@ -115,7 +116,7 @@ std::optional<double> FirstOrder::LrOfStep(int64_t step) const {
 /// One update in place, of the head or of a version that is being rebuilt. Errors change nothing.
 absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
                                   std::map<std::string, double>* figures) const {
-  ASSIGN_OR_RETURN(const Prepared prepared, Prepare(*layout_, gradients, spec_.clip_norm()));
+  ASSIGN_OR_RETURN(const Prepared prepared, Prepare(*layout_, gradients, spec_.clip_value(), spec_.clip_norm()));
   if (!SoleOwner(point->params)) {  // somebody still reads these values: the step gets its own copy
     auto copy = TensorBuffer::Copy(*point->params);
     if (copy == nullptr) return ResourceExhausted("no memory for ", layout_->total_bytes(), " bytes of parameters");
@@ -136,7 +137,7 @@ absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std:
   optim::StepInput input;
   input.grads = prepared.grads;
   input.grad_dtype = prepared.grad_dtype;
-  input.lr = LrOfStep(point->step + 1);
+  input.lr = LrOfStep(point->step + 1, gradients.lr);
   input.loss = loss;
   for (const optim::OwnedTensor& extra : gradients.extra) input.extra[extra.spec.name] = &extra;
   ASSIGN_OR_RETURN(optim::StepReport report, point->rule->Step(params, input));
@@ -159,6 +160,8 @@ absl::StatusOr<std::string> FirstOrder::PutSnapshot(const Point& point, int64_t 
 absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gradients& gradients,
                                const std::function<absl::StatusOr<store::ObservationRow>()>& record,
                                v1::TellResponse* response, Effects* effects) {
+  if (gradients.lr.size() > 1)
+    return InvalidArgument("lr: ", gradients.lr.size(), " rates; the optimizer has one parameter group");
   std::optional<store::ObservationRow> gradient;
   if (every_step()) {
     ASSIGN_OR_RETURN(gradient, record());
@@ -169,7 +172,10 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   const int64_t since = head_->since_snapshot;
   if (due && !every_step()) undo.emplace(head_->params, head_->rule->ExportState());
   std::map<std::string, double> figures;
-  RETURN_IF_ERROR(StepOnce(&*head_, gradients, told.loss, &figures));
+  const absl::Status stepped = StepOnce(&*head_, gradients, told.loss, &figures);
+  if (spec_.non_finite() == v1::SKIP && stepped.GetPayload(optim::kNotFinitePayload).has_value())
+    return ApplySkipped(session, told, gradients.lr, response, effects);
+  RETURN_IF_ERROR(stepped);
   std::string blob;
   if (due) {
     auto put = PutSnapshot(*head_, session.row.version_count, head_->step);
@@ -186,12 +192,30 @@ absl::Status FirstOrder::Apply(LiveSession& session, const Told& told, const Gra
   v1::Version version;
   version.set_kind("step");
   version.set_loss(told.loss.value_or(std::nan("")));
-  version.set_lr(LrOfStep(head_->step).value_or(BaseLr()));
+  version.set_lr(LrOfStep(head_->step, gradients.lr).value_or(BaseLr()));
   store::VersionRow row = session.NewVersion(&version, head_->step - 1, context_.clock->NowUnixMs());
   row.blob = std::move(blob);
   response->set_lr(version.lr());
   for (const auto& [name, value] : figures) (*response->mutable_figures())[name] = value;
   Publish(session, std::move(row), std::move(gradient), told.fingerprint, response, effects);
+  if (told.return_values) TensorsFromFlat(*layout_, head_->params->data(), response->mutable_values());
+  return absl::OkStatus();
+}
+
+/// A version with the values of the one before. It has no snapshot of its own, whatever the cadence: the next step's
+/// will do.
+absl::Status FirstOrder::ApplySkipped(LiveSession& session, const Told& told, const std::vector<double>& told_lr,
+                                      v1::TellResponse* response, Effects* effects) {
+  ++head_->step;
+  ++head_->since_snapshot;
+  v1::Version version;
+  version.set_kind("skipped");
+  version.set_loss(told.loss.value_or(std::nan("")));
+  version.set_lr(LrOfStep(head_->step, told_lr).value_or(BaseLr()));
+  store::VersionRow row = session.NewVersion(&version, head_->step - 1, context_.clock->NowUnixMs());
+  response->set_lr(version.lr());
+  response->set_skipped(true);
+  Publish(session, std::move(row), std::nullopt, told.fingerprint, response, effects);
   if (told.return_values) TensorsFromFlat(*layout_, head_->params->data(), response->mutable_values());
   return absl::OkStatus();
 }

@@ -14,7 +14,8 @@
 /// A version can be rebuilt (rollback, pull, fork) while the gradients since the snapshot before it are kept; snapshots
 /// are always kept.
 /// Errors of Tell: see GradientTell and TellRequest.seq; a NaN or Inf gradient is INVALID_ARGUMENT naming the tensor
-/// and changes nothing.
+/// and changes nothing, or with non_finite SKIP makes a `skipped` version: parameters, state and t as they were, one step
+/// of the schedule used, the gradient not kept.
 
 #include <deque>
 #include <memory>
@@ -46,14 +47,15 @@ class FirstOrder final : public NumericFamily {
                           Effects* effects) override;
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
+  void DescribeMemory(v1::MemoryReport* report) const override;
 
   /// A step whose gradients arrived as one flat buffer.
   struct FlatStep {
     int64_t seq = 0, base_version = 0;
     std::optional<double> loss;
-    std::shared_ptr<TensorBuffer> gradients;          ///< FlatBytes(layout, dtype)
-    optim::DType dtype = optim::DType::kUnspecified;  ///< kUnspecified = the parameters'
-    std::string blob;                                 ///< its hash when it is in the blob store already
+    std::shared_ptr<TensorBuffer> gradients;  ///< FlatBytes(layout, form)
+    FlatForm form;
+    std::string blob;  ///< its hash when it is in the blob store already
   };
   absl::Status TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response, Effects* effects);
   /// Whether a flat gradient of `bytes` goes into the blob store: a stream may put it there before it comes to the
@@ -91,7 +93,8 @@ class FirstOrder final : public NumericFamily {
   absl::Status Replay(const store::VersionRow& version, const store::ObservationRow& gradient, Point* point) const;
   absl::Status StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
                         std::map<std::string, double>* figures) const;
-  std::optional<double> LrOfStep(int64_t step) const;
+  /// The rate of step number `step`: told, else scheduled, else absent (the rule's own).
+  std::optional<double> LrOfStep(int64_t step, const std::vector<double>& told) const;
   double BaseLr() const;
   /// OK to apply; answered = `response` holds the stored answer of a step told before.
   absl::Status Precheck(LiveSession& session, const Told& told, v1::TellResponse* response, Effects* effects,
@@ -100,6 +103,8 @@ class FirstOrder final : public NumericFamily {
                      const std::function<absl::StatusOr<store::ObservationRow>()>& record, v1::TellResponse* response,
                      Effects* effects);
   absl::StatusOr<std::string> PutSnapshot(const Point& point, int64_t version, int64_t step) const;
+  absl::Status ApplySkipped(LiveSession& session, const Told& told, const std::vector<double>& told_lr,
+                            v1::TellResponse* response, Effects* effects);
   void Publish(LiveSession& session, store::VersionRow row, std::optional<store::ObservationRow> gradient,
                int64_t fingerprint, v1::TellResponse* response, Effects* effects);
   int64_t DurableVersion(const LiveSession& session) const;

@@ -4,16 +4,16 @@
 #include <stdexcept>
 
 #include "base/status.h"
-#include "optim/rules/registry.h"
+#include "optim/rules/groups.h"
 #include "server/engine/first_order.h"
 #include "server/engine/snapshot.h"
 
 namespace optod::engine {
 namespace {
 
-optim::Hyper HyperOf(const v1::OptimizerSpec& spec) {
+optim::Hyper HyperOf(const google::protobuf::Map<std::string, v1::HyperValue>& values) {
   optim::Hyper out;
-  for (const auto& [name, value] : spec.hyperparameters()) {
+  for (const auto& [name, value] : values) {
     if (value.has_number()) out[name] = value.number();
     if (value.has_flag()) out[name] = value.flag();
     if (value.has_text()) out[name] = value.text();
@@ -22,9 +22,16 @@ optim::Hyper HyperOf(const v1::OptimizerSpec& spec) {
 }
 
 absl::StatusOr<std::unique_ptr<optim::Rule>> RuleFor(const v1::OptimizerSpec& spec, const Layout& layout) {
+  std::vector<optim::ParameterGroup> groups;
+  for (const v1::ParameterGroup& group : spec.groups())
+    groups.push_back({{group.tensors().begin(), group.tensors().end()}, HyperOf(group.hyperparameters())});
   // A layout may claim more memory than there is; rules allocate with new.
   try {
-    return optim::MakeRule(spec.name(), HyperOf(spec), layout.specs(), spec.seed());
+    auto rule =
+        optim::MakeGroupedRule(spec.name(), HyperOf(spec.hyperparameters()), groups, layout.specs(), spec.seed());
+    const std::string message(rule.status().message());
+    if (message.starts_with("groups[")) return absl::Status(rule.status().code(), "optimizer." + message);
+    return rule;
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("layout: no memory for the optimizer state of ", layout.total_bytes(),
                              " bytes of parameters");
@@ -55,6 +62,12 @@ absl::Status Fork(Context&, LiveSession& source, int64_t version, LiveSession&, 
   version0->step = saved.step;  // schedules go on where they were
   version0->blob = saved.blob;
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Skipped(const store::VersionRow& row) {
+  v1::Version version;
+  if (!version.ParseFromString(row.payload)) return DataLoss("version ", row.number, " cannot be parsed");
+  return version.kind() == "skipped";
 }
 
 /// Sessions with less durability may have committed a session row that counts versions which were never written. They
@@ -124,14 +137,22 @@ absl::StatusOr<FirstOrder::Point> FirstOrder::Rebuild(int64_t uid, int64_t versi
   std::unordered_map<int64_t, const store::ObservationRow*> by_version;
   for (const store::ObservationRow& gradient : gradients) by_version[gradient.a] = &gradient;
   for (const store::VersionRow& step : steps) {
-    if (!by_version.contains(step.number))
+    ASSIGN_OR_RETURN(const bool skipped, Skipped(step));
+    if (!skipped && !by_version.contains(step.number))
       return FailedPrecondition(
           "version ", version,
           " cannot be rebuilt: the gradients between snapshots are no longer kept; the nearest that can is ",
           row.number);
   }
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step)
-    RETURN_IF_ERROR(Replay(*step, *by_version.at(step->number), &point));
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    const auto gradient = by_version.find(step->number);
+    if (gradient == by_version.end()) {  // skipped: a step of the schedule, not of the rule
+      ++point.step;
+      ++point.since_snapshot;
+      continue;
+    }
+    RETURN_IF_ERROR(Replay(*step, *gradient->second, &point));
+  }
   return point;
 }
 
@@ -185,6 +206,24 @@ absl::StatusOr<std::shared_ptr<const TensorBuffer>> FirstOrder::ParametersAt(Liv
 absl::StatusOr<std::vector<optim::OwnedTensor>> FirstOrder::State(LiveSession& session) {
   if (!head_) return FailedPrecondition("session ", session.name().Full(), " has no parameters yet; push them first");
   return head_->rule->ExportState();
+}
+
+void FirstOrder::DescribeMemory(v1::MemoryReport* report) const {
+  report->set_resident(head_.has_value());
+  if (!head_) return;
+  std::vector<uint64_t> of_tensor(layout_->size());
+  uint64_t shared = 0;
+  for (const optim::TensorSpec& spec : head_->rule->StateSpecs()) {
+    int64_t owner = -1;  // "m/<tensor>", "backend/m/<tensor>": the longest rest that is a tensor's name
+    for (size_t slash = spec.name.find('/'); slash != std::string::npos && owner < 0; slash = spec.name.find('/', slash + 1))
+      owner = layout_->Find(spec.name.substr(slash + 1));
+    (owner < 0 ? shared : of_tensor[static_cast<size_t>(owner)]) += spec.bytes();
+  }
+  for (size_t i = 0; i < layout_->size(); ++i)
+    report->mutable_tensors(static_cast<int>(i))->set_state_bytes(of_tensor[i]);
+  report->set_shared_state_bytes(shared);
+  report->set_state_bytes(head_->rule->StateBytes());
+  report->set_transient_bytes(head_->rule->TransientBytes());
 }
 
 absl::StatusOr<FirstOrder::Saved> FirstOrder::Save(LiveSession& session, int64_t version, Effects* effects) {

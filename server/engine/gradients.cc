@@ -13,6 +13,8 @@ namespace {
 
 using optim::DType;
 
+constexpr uint64_t kMostExtraBytes = uint64_t{1} << 50;
+
 /// Calls body(element index, value as double) for every element; any alignment.
 template <typename Body>
 void ForEachElement(const void* data, DType dtype, int64_t n, Body body) {
@@ -67,24 +69,40 @@ bool Misaligned(const GradientView& view) {
   return reinterpret_cast<uintptr_t>(view.data) % optim::DTypeSize(view.dtype) != 0;
 }
 
+template <typename T>
+void LimitTyped(int64_t n, double limit, void* data) {
+  T* values = static_cast<T*>(data);
+  const T most = static_cast<T>(limit);
+  for (int64_t i = 0; i < n; ++i) values[i] = values[i] > most ? most : values[i] < -most ? -most : values[i];
+}
+void Limit(DType dtype, int64_t n, double limit, void* data) {
+  if (dtype == DType::kF64) return LimitTyped<double>(n, limit, data);
+  LimitTyped<float>(n, limit, data);
+}
+
+/// Whether a spec from outside has a dtype and a size that arithmetic can bear.
+absl::Status CheckSpec(const optim::TensorSpec& spec, const std::string& field, std::set<std::string>* names) {
+  if (!names->insert(spec.name).second) return InvalidArgument(field, " \"", spec.name, "\": given twice");
+  unsigned __int128 bytes = optim::DTypeSize(spec.dtype);
+  if (bytes == 0) return InvalidArgument(field, " \"", spec.name, "\": dtype is missing or unknown");
+  for (int64_t d : spec.shape) {
+    if (d < 0)
+      return InvalidArgument(field, " \"", spec.name, "\": shape ", ShapeText(spec.shape), " has a negative size");
+    bytes *= static_cast<unsigned __int128>(d);
+    if (bytes > (static_cast<unsigned __int128>(1) << 48))
+      return InvalidArgument(field, " \"", spec.name, "\": shape is too large");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AddExtra(const v1::Tensor& tensor, const std::string& field, std::set<std::string>* names,
                       Gradients* out) {
   optim::OwnedTensor extra;
   extra.spec = SpecFromProto(tensor.spec());
-  if (!names->insert(extra.spec.name).second) return InvalidArgument(field, " \"", extra.spec.name, "\": given twice");
-  unsigned __int128 bytes = optim::DTypeSize(extra.spec.dtype);
-  if (bytes == 0) return InvalidArgument(field, " \"", extra.spec.name, "\": dtype is missing or unknown");
-  for (int64_t d : extra.spec.shape) {
-    if (d < 0)
-      return InvalidArgument(field, " \"", extra.spec.name, "\": shape ", ShapeText(extra.spec.shape),
-                             " has a negative size");
-    bytes *= static_cast<unsigned __int128>(d);
-    if (bytes > (static_cast<unsigned __int128>(1) << 48))
-      return InvalidArgument(field, " \"", extra.spec.name, "\": shape is too large");
-  }
-  if (bytes != tensor.data().size())
+  RETURN_IF_ERROR(CheckSpec(extra.spec, field, names));
+  if (extra.spec.bytes() != tensor.data().size())
     return InvalidArgument(field, " \"", extra.spec.name, "\": ", tensor.data().size(),
-                           " bytes of data; its shape takes ", static_cast<uint64_t>(bytes));
+                           " bytes of data; its shape takes ", extra.spec.bytes());
   extra.data.resize(tensor.data().size());
   if (!extra.data.empty()) std::memcpy(extra.data.data(), tensor.data().data(), extra.data.size());
   out->extra.push_back(std::move(extra));
@@ -108,27 +126,85 @@ absl::StatusOr<Gradients> GradientsFromTell(const Layout& layout, const v1::Grad
   std::set<std::string> names;
   for (int i = 0; i < tell.extra_size(); ++i)
     RETURN_IF_ERROR(AddExtra(tell.extra(i), Cat("gradients.extra[", i, "]"), &names, &out));
+  out.lr.assign(tell.lr().begin(), tell.lr().end());
+  RETURN_IF_ERROR(CheckRates(out.lr, "gradients.lr"));
   return out;
 }
 
-uint64_t FlatBytes(const Layout& layout, DType dtype) {
-  return dtype == DType::kUnspecified ? layout.total_bytes() : layout.total_elements() * optim::DTypeSize(dtype);
+absl::Status CheckRates(const std::vector<double>& lr, const std::string& field) {
+  for (size_t i = 0; i < lr.size(); ++i)
+    if (!std::isfinite(lr[i]) || lr[i] < 0)
+      return InvalidArgument(field, "[", i, "]: ", lr[i], " must be a finite number >= 0");
+  return absl::OkStatus();
+}
+
+absl::Status CheckForm(const Layout& layout, const FlatForm& form) {
+  int32_t last = -1;
+  for (const int32_t at : form.absent) {
+    if (at <= last) return InvalidArgument("absent: ", at, " follows ", last, "; must ascend from 0");
+    if (at >= static_cast<int64_t>(layout.size()))
+      return InvalidArgument("absent: ", at, " is no tensor; the layout has ", layout.size());
+    last = at;
+  }
+  if (form.absent.size() == layout.size())
+    return InvalidArgument("absent: names every tensor; a step needs a gradient of at least one");
+  for (const optim::TensorSpec& spec : layout.specs()) {
+    const DType own = form.dtype == DType::kUnspecified ? spec.dtype : form.dtype;
+    const bool half = own == DType::kBF16 || own == DType::kF16;
+    if (own != spec.dtype && own != DType::kF32 && !(half && spec.dtype == DType::kF32))
+      return InvalidArgument("dtype: ", optim::DTypeName(own), "; tensor \"", spec.name, "\" takes ",
+                             spec.dtype == DType::kF32 ? "float32, bfloat16 or float16"
+                                                       : Cat(optim::DTypeName(spec.dtype), " or float32"));
+  }
+  std::set<std::string> names;
+  uint64_t extra_bytes = 0;  // at most 2^48 each: the sum is looked at before it can wrap around
+  for (size_t i = 0; i < form.extra.size(); ++i) {
+    RETURN_IF_ERROR(CheckSpec(form.extra[i], Cat("extra[", i, "]"), &names));
+    extra_bytes += form.extra[i].bytes();
+    if (extra_bytes > kMostExtraBytes)
+      return InvalidArgument("extra: more than ", kMostExtraBytes, " bytes up to \"", form.extra[i].name, "\"");
+  }
+  return CheckRates(form.lr, "lr");
+}
+
+uint64_t FlatBytes(const Layout& layout, const FlatForm& form) {
+  auto bytes = [&](const optim::TensorSpec& spec) {
+    return form.dtype == DType::kUnspecified ? spec.bytes()
+                                             : static_cast<uint64_t>(spec.elements()) * optim::DTypeSize(form.dtype);
+  };
+  uint64_t total =
+      form.dtype == DType::kUnspecified ? layout.total_bytes() : layout.total_elements() * optim::DTypeSize(form.dtype);
+  for (const int32_t at : form.absent) total -= bytes(layout.spec(static_cast<size_t>(at)));
+  for (const optim::TensorSpec& spec : form.extra) total += spec.bytes();
+  return total;
 }
 
 absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat,
-                                            DType dtype) {
-  if (flat->size() != FlatBytes(layout, dtype))
-    return InvalidArgument("total_bytes: ", flat->size(), "; gradients of this layout have ", FlatBytes(layout, dtype));
+                                            const FlatForm& form) {
+  RETURN_IF_ERROR(CheckForm(layout, form));
+  if (flat->size() != FlatBytes(layout, form))
+    return InvalidArgument("total_bytes: ", flat->size(), "; gradients of this layout have ", FlatBytes(layout, form));
   Gradients out;
   uint64_t offset = 0;
-  for (const optim::TensorSpec& spec : layout.specs()) {
-    const DType own = dtype == DType::kUnspecified ? spec.dtype : dtype;
-    if (own != spec.dtype && own != DType::kF32)
-      return InvalidArgument("dtype: ", optim::DTypeName(own), "; tensor \"", spec.name, "\" takes ",
-                             optim::DTypeName(spec.dtype), " or float32");
+  auto absent = form.absent.begin();
+  for (size_t i = 0; i < layout.size(); ++i) {
+    if (absent != form.absent.end() && static_cast<size_t>(*absent) == i) {
+      ++absent;
+      out.views.emplace_back();
+      continue;
+    }
+    const DType own = form.dtype == DType::kUnspecified ? layout.spec(i).dtype : form.dtype;
     out.views.push_back({flat->data() + offset, own});
-    offset += static_cast<uint64_t>(spec.elements()) * optim::DTypeSize(own);
+    offset += static_cast<uint64_t>(layout.spec(i).elements()) * optim::DTypeSize(own);
   }
+  for (const optim::TensorSpec& spec : form.extra) {
+    optim::OwnedTensor extra;
+    extra.spec = spec;
+    extra.data.assign(flat->data() + offset, flat->data() + offset + spec.bytes());
+    offset += spec.bytes();
+    out.extra.push_back(std::move(extra));
+  }
+  out.lr = form.lr;
   out.owner = std::move(flat);
   return out;
 }
@@ -152,29 +228,41 @@ int64_t Fingerprint(const Layout& layout, const Gradients& gradients) {
     add(view.data, view.dtype, size);
   }
   for (const optim::OwnedTensor& extra : gradients.extra) add(extra.data.data(), extra.spec.dtype, extra.data.size());
+  if (!gradients.lr.empty()) crc = Crc32c(gradients.lr.data(), gradients.lr.size() * sizeof(double), crc);
   return (int64_t{1} << 32) | crc;
 }
 
-absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_norm) {
+absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& told, double clip_value, double clip_norm) {
   Prepared out;
+  std::vector<GradientView> views = told.views;
+  if (clip_value > 0) {
+    for (size_t i = 0; i < layout.size(); ++i) {
+      if (views[i].data == nullptr) continue;
+      const DType dtype = layout.spec(i).dtype == DType::kF64 ? DType::kF64 : DType::kF32;
+      ASSIGN_OR_RETURN(auto copy, Widened(views[i], layout.spec(i).elements(), dtype, 1));
+      Limit(dtype, layout.spec(i).elements(), clip_value, copy->data());
+      views[i] = {copy->data(), dtype};
+      out.scratch.push_back(std::move(copy));
+    }
+  }
   double scale = 1;
   if (clip_norm > 0) {
     double sum = 0;
     for (size_t i = 0; i < layout.size(); ++i)
-      if (gradients.views[i].data != nullptr) sum += SquaredNorm(gradients.views[i], layout.spec(i).elements());
+      if (views[i].data != nullptr) sum += SquaredNorm(views[i], layout.spec(i).elements());
     out.norm = std::sqrt(sum);
     if (std::isfinite(out.norm) && out.norm > clip_norm) scale = clip_norm / out.norm;
   }
   bool halves_as_f32 = scale != 1;
   for (size_t i = 0; i < layout.size(); ++i) {
-    const GradientView& view = gradients.views[i];
+    const GradientView& view = views[i];
     if (view.data != nullptr && optim::DTypeSize(layout.spec(i).dtype) == 2 && view.dtype == DType::kF32)
       halves_as_f32 = true;
   }
   if (halves_as_f32) out.grad_dtype = DType::kF32;
   out.grads.assign(layout.size(), nullptr);
   for (size_t i = 0; i < layout.size(); ++i) {
-    const GradientView& view = gradients.views[i];
+    const GradientView& view = views[i];
     if (view.data == nullptr) continue;
     const DType own = layout.spec(i).dtype;
     const DType want = halves_as_f32 && own != DType::kF64 ? DType::kF32 : own;
@@ -187,14 +275,15 @@ absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradient
   return out;
 }
 
-// ---- durable form. The payload is a GradientTell; a single tensor without a name means a flat buffer, whose dtype it
-// carries. With a blob, the tensors' data fields are empty and the blob holds them one after another (gradients, then
-// extra).
+// ---- durable form. The payload is a GradientTell; a first tensor without a name means a flat buffer, whose dtype it
+// carries; the tensors after it name the absent ones (their position as the shape) and `extra` has no data of its own.
+// With a blob, the tensors' data fields are empty and the blob holds them one after another (gradients, then extra).
 
 absl::StatusOr<store::ObservationRow> RecordTell(store::BlobStore& blobs, const v1::GradientTell& tell) {
   v1::GradientTell kept;
   *kept.mutable_gradients() = tell.gradients();
   *kept.mutable_extra() = tell.extra();
+  *kept.mutable_lr() = tell.lr();
   store::ObservationRow row;
   row.kind = "gradient";
   if (kept.ByteSizeLong() > kInlineGradientBytes) {
@@ -211,11 +300,14 @@ absl::StatusOr<store::ObservationRow> RecordTell(store::BlobStore& blobs, const 
   return row;
 }
 
-absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat, DType dtype,
-                                                 const std::string& blob) {
+absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat,
+                                                 const FlatForm& form, const std::string& blob) {
   v1::GradientTell kept;
   v1::Tensor* tensor = kept.add_gradients();
-  tensor->mutable_spec()->set_dtype(static_cast<v1::DType>(dtype));
+  tensor->mutable_spec()->set_dtype(static_cast<v1::DType>(form.dtype));
+  for (const int32_t at : form.absent) kept.add_gradients()->mutable_spec()->add_shape(at);
+  for (const optim::TensorSpec& spec : form.extra) SpecToProto(spec, kept.add_extra()->mutable_spec());
+  kept.mutable_lr()->Add(form.lr.begin(), form.lr.end());
   store::ObservationRow row;
   row.kind = "gradient";
   row.blob = blob;
@@ -236,13 +328,22 @@ absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobS
   if (!row.blob.empty()) {
     ASSIGN_OR_RETURN(data, blobs.Get(row.blob));
   }
-  if (kept->gradients_size() == 1 && kept->gradients(0).spec().name().empty()) {
+  if (kept->gradients_size() >= 1 && kept->gradients(0).spec().name().empty()) {
     const std::string& bytes = row.blob.empty() ? kept->gradients(0).data() : data;
     auto flat = TensorBuffer::Make(bytes.size());
     if (flat == nullptr)
       return ResourceExhausted("gradient of version ", row.a, ": no memory for ", bytes.size(), " bytes");
     if (!bytes.empty()) std::memcpy(flat->data(), bytes.data(), bytes.size());
-    return GradientsFromFlat(layout, std::move(flat), DTypeFromProto(kept->gradients(0).spec().dtype()));
+    FlatForm form;
+    form.dtype = DTypeFromProto(kept->gradients(0).spec().dtype());
+    for (int i = 1; i < kept->gradients_size(); ++i) {
+      if (kept->gradients(i).spec().shape_size() != 1)
+        return DataLoss("gradient of version ", row.a, ": absent tensors");
+      form.absent.push_back(static_cast<int32_t>(kept->gradients(i).spec().shape(0)));
+    }
+    for (const v1::Tensor& extra : kept->extra()) form.extra.push_back(SpecFromProto(extra.spec()));
+    form.lr.assign(kept->lr().begin(), kept->lr().end());
+    return GradientsFromFlat(layout, std::move(flat), form);
   }
   size_t at = 0;
   if (!row.blob.empty()) {

@@ -27,17 +27,32 @@ struct GradientView {
 struct Gradients {
   std::vector<GradientView> views;
   std::vector<optim::OwnedTensor> extra;
+  std::vector<double> lr;  ///< told rates (GradientTell.lr); empty = the session's
   std::shared_ptr<const void> owner;
+};
+
+/// What a flat buffer of told bytes holds: the gradients of all tensors but the absent ones, one after another in
+/// layout order, then the extra inputs.
+struct FlatForm {
+  optim::DType dtype = optim::DType::kUnspecified;  ///< of the gradients; kUnspecified: each tensor its own
+  std::vector<int32_t> absent;                      ///< ascending positions in the layout
+  std::vector<optim::TensorSpec> extra;
+  std::vector<double> lr;
 };
 
 /// Checks the tensors of a message (see GradientTell). The views borrow from `tell`.
 absl::StatusOr<Gradients> GradientsFromTell(const Layout& layout, const v1::GradientTell& tell);
-/// Bytes of a flat buffer whose gradients have `dtype` (kUnspecified: each tensor its own).
-uint64_t FlatBytes(const Layout& layout, optim::DType dtype);
-/// Views into a flat buffer of FlatBytes(layout, dtype) bytes. INVALID_ARGUMENT for a dtype that is neither float32 nor
-/// the parameters'.
+/// OK for rates that a step may be told: at most one, or one a group; finite and >= 0. INVALID_ARGUMENT names the
+/// field.
+absl::Status CheckRates(const std::vector<double>& lr, const std::string& field);
+/// Whether the form fits the layout: dtype float32, the parameters', or a half precision for float32 parameters; absent
+/// positions ascending and inside; extra names unique, their sizes sane. INVALID_ARGUMENT names the field.
+absl::Status CheckForm(const Layout& layout, const FlatForm& form);
+/// Bytes of a flat buffer of this form, which has passed CheckForm.
+uint64_t FlatBytes(const Layout& layout, const FlatForm& form);
+/// Views into a flat buffer of exactly FlatBytes(layout, form) bytes; extra inputs are copied. Errors as CheckForm.
 absl::StatusOr<Gradients> GradientsFromFlat(const Layout& layout, std::shared_ptr<const TensorBuffer> flat,
-                                            optim::DType dtype);
+                                            const FlatForm& form);
 
 /// Tells two writers' gradients apart: CRC-32C of every small tensor and of blocks spread over the large ones, with the
 /// dtypes. Never 0; the same for equal bytes however they came.
@@ -48,12 +63,12 @@ int64_t Fingerprint(const Layout& layout, const Gradients& gradients);
 struct Prepared {
   std::vector<const void*> grads;
   std::optional<optim::DType> grad_dtype;
-  double norm = -1;  ///< joint 2-norm before clipping; -1 when clip_norm is 0
+  double norm = -1;  ///< joint 2-norm before clipping by it; -1 when clip_norm is 0
   std::vector<std::shared_ptr<TensorBuffer>> scratch;
 };
-/// clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A
+/// clip_value > 0: entries limited to [-clip_value, clip_value] first; NaN stays NaN. clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A
 /// norm that is not finite is left to the rule, which names the tensor.
-absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_norm);
+absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& gradients, double clip_value, double clip_norm);
 
 // ---- durable form: an observation "gradient", a = the version that it made
 
@@ -61,8 +76,8 @@ inline constexpr size_t kInlineGradientBytes = 64u << 10;
 /// Larger data goes into a blob first (on the calling thread).
 absl::StatusOr<store::ObservationRow> RecordTell(store::BlobStore& blobs, const v1::GradientTell& tell);
 /// `blob`: hash under which the flat buffer is stored already; "" = inline when small, else stored now.
-absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat, optim::DType dtype,
-                                                 const std::string& blob);
+absl::StatusOr<store::ObservationRow> RecordFlat(store::BlobStore& blobs, const TensorBuffer& flat,
+                                                 const FlatForm& form, const std::string& blob);
 /// What was recorded, owning its bytes. DATA_LOSS when it does not fit the layout.
 absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobStore& blobs,
                                               const store::ObservationRow& row);

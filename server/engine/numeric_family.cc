@@ -13,6 +13,20 @@ absl::StatusOr<NumericFamily*> AsNumeric(LiveSession& session) {
                             " has no tensors");
 }
 
+absl::StatusOr<v1::MemoryReport> MemoryOf(LiveSession& session) {
+  ASSIGN_OR_RETURN(const NumericFamily* family, AsNumeric(session));
+  v1::MemoryReport report;
+  for (const optim::TensorSpec& spec : family->layout()->specs()) {
+    v1::TensorMemory* tensor = report.add_tensors();
+    tensor->set_name(spec.name);
+    tensor->set_parameter_bytes(spec.bytes());
+  }
+  report.set_parameter_bytes(family->layout()->total_bytes());
+  report.set_gradient_bytes(family->layout()->total_bytes());
+  family->DescribeMemory(&report);
+  return report;
+}
+
 absl::Status StoreInitial(Context& context, const v1::CreateSessionRequest& request, const Layout& layout,
                           v1::Session* session, store::VersionRow* version0) {
   session->set_has_values(false);

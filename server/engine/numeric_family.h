@@ -25,6 +25,8 @@ class NumericFamily : public Family {
   virtual absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) = 0;
   /// Optimizer state of the head, sorted by name. FAILED_PRECONDITION without values.
   virtual absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) = 0;
+  /// Fills in what the family knows: states, transient, resident. The tensors stand there with their names and sizes.
+  virtual void DescribeMemory(v1::MemoryReport* report) const = 0;
 
  protected:
   std::shared_ptr<const Layout> layout_;
@@ -32,6 +34,9 @@ class NumericFamily : public Family {
 
 /// The numeric half of a session. FAILED_PRECONDITION for trace sessions.
 absl::StatusOr<NumericFamily*> AsNumeric(LiveSession& session);
+
+/// The report behind SessionService.DescribeMemory. FAILED_PRECONDITION for trace sessions.
+absl::StatusOr<v1::MemoryReport> MemoryOf(LiveSession& session);
 
 // ---- used by both families
 

@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "server/engine/engine_impl.h"
+#include "server/engine/trace_search.h"
 #include "trace/optimizers/constraint_check.h"
 
 namespace optod::engine {
@@ -48,12 +49,6 @@ trace::MemoryRound RoundFromWire(const v1::MemoryRound& round) {
   out.feedback = round.feedback();
   if (round.has_score()) out.score = round.score();
   return out;
-}
-
-double HyperNumber(const LiveSession& session, const std::string& name, double fallback) {
-  const auto& hyper = session.proto.optimizer().hyperparameters();
-  auto it = hyper.find(name);
-  return it == hyper.end() || it->second.value_case() != v1::HyperValue::kNumber ? fallback : it->second.number();
 }
 
 v1::KeyOutcomeKind ToWire(trace::KeyOutcome outcome) {
@@ -131,7 +126,7 @@ absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSe
 
 FamilyFactory MakeTraceFamilyFactory() {
   FamilyFactory factory;
-  factory.optimizers = {"optoprime", "optoprime-multi"};
+  factory.optimizers = {"optoprime", "optoprime-multi", "optoprime-v2", "opro", "textgrad"};
   factory.create = Create;
   factory.load = TraceFamily::Load;
   factory.fork = Fork;
@@ -143,6 +138,9 @@ absl::StatusOr<TraceFamily*> AsTrace(LiveSession& session) {
   return FailedPrecondition("session ", session.name().Full(), " has optimizer ", session.proto.optimizer().name(), ", which has no trace");
 }
 
+TraceFamily::TraceFamily(Context& context) : context_(context), searches_(std::make_unique<TraceSearches>(*this)) {}
+TraceFamily::~TraceFamily() = default;
+
 // ---- loading
 
 absl::StatusOr<std::unique_ptr<Family>> TraceFamily::Load(Context& context, LiveSession& session) {
@@ -153,6 +151,8 @@ absl::StatusOr<std::unique_ptr<Family>> TraceFamily::Load(Context& context, Live
   ASSIGN_OR_RETURN(store::VersionRow head, context.store->GetVersion(session.row.uid, session.row.head_version));
   family->head_step_ = head.step;
   RETURN_IF_ERROR(family->LoadFeedback(session));
+  RETURN_IF_ERROR(family->replies_.Load(*context.store, session.row.uid));
+  RETURN_IF_ERROR(family->searches_->Load(session));
   return std::unique_ptr<Family>(std::move(family));
 }
 
@@ -356,10 +356,11 @@ absl::StatusOr<std::vector<NodeId>> TraceFamily::Chosen(const google::protobuf::
 // ---- versions
 
 store::VersionRow TraceFamily::MakeVersion(LiveSession& session, int64_t parent, const Values& changed, const std::string& kind,
-                                           const std::string& note) {
+                                           const std::string& note, const v1::Usage* cost) {
   v1::Version version;
   version.set_kind(kind);
   version.set_note(note);
+  if (cost != nullptr && cost->llm_calls() > 0) *version.mutable_cost() = *cost;
   for (const auto& [id, value] : changed)
     (*version.mutable_values())[KeyOf(session, id)] = engine::ToWire(std::string(graph_.TypeName(id)), value);
   int64_t parent_step = head_step_;
@@ -400,12 +401,21 @@ absl::Status TraceFamily::SetValues(LiveSession& session, const v1::SetValuesReq
 
 // ---- proposals
 
+absl::StatusOr<ProposalSpec> TraceFamily::SpecFor(LiveSession& session, const google::protobuf::RepeatedPtrField<std::string>& mask,
+                                                  const google::protobuf::Map<std::string, std::string>& titles) {
+  if (context_.trace == nullptr || context_.trace->gateway == nullptr) return FailedPrecondition("llm: this server has no language models");
+  const std::string name = session.proto.optimizer().llm().empty() ? "default" : session.proto.optimizer().llm();
+  auto endpoint = context_.trace->gateway->Endpoint(name);
+  if (!endpoint.ok()) return FailedPrecondition("llm: ", std::string(endpoint.status().message()));
+  return MakeProposalSpec(session.proto, mask, titles, *endpoint);
+}
+
 absl::StatusOr<v1::Problem> TraceFamily::GetProblem(LiveSession& session, const v1::GetProblemRequest& request) {
   ASSIGN_OR_RETURN(std::vector<NodeId> parameters, Chosen(request.parameters()));
-  trace::ProblemOptions options;
-  const auto& hyper = session.proto.optimizer().hyperparameters();
-  if (auto it = hyper.find("objective"); it != hyper.end()) options.instruction = it->second.text();
-  ASSIGN_OR_RETURN(trace::ProblemInstance problem, trace::BuildProblem(graph_, feedback_, parameters, options));
+  absl::StatusOr<ProposalSpec> spec = SpecFor(session, request.mask(), request.titles());
+  if (absl::IsFailedPrecondition(spec.status())) spec = MakeProposalSpec(session.proto, request.mask(), request.titles(), std::nullopt);
+  if (!spec.ok()) return spec.status();
+  ASSIGN_OR_RETURN(trace::ProblemInstance problem, trace::BuildProblem(graph_, feedback_, parameters, spec->proposer.problem));
   v1::Problem out;
   ASSIGN_OR_RETURN(trace::Subgraph subgraph, trace::ComputeSubgraph(graph_, feedback_.Outputs(), parameters));
   for (NodeId id : subgraph.nodes) out.add_subgraph(id);
@@ -418,6 +428,7 @@ absl::StatusOr<v1::Problem> TraceFamily::GetProblem(LiveSession& session, const 
       value->set_type(entry.type);
       value->set_text(entry.text);
       value->set_constraint(entry.constraint);
+      value->set_hidden(entry.hidden);
     }
   };
   fill(problem.variables, out.mutable_variables());
@@ -425,49 +436,48 @@ absl::StatusOr<v1::Problem> TraceFamily::GetProblem(LiveSession& session, const 
   fill(problem.others, out.mutable_others());
   fill(problem.outputs, out.mutable_outputs());
   out.set_feedback(problem.feedback);
-  trace::RenderOptions render;
-  for (const std::string& title : request.mask()) {
-    auto section = trace::ParseSection(title);
-    if (!section) return InvalidArgument("mask: \"", title, "\" is no section; #Code, #Feedback, ... are");
-    render.mask.push_back(*section);
+  spec->proposer.memory = trace::SelectMemory(memory_, spec->memory);
+  out.set_token_limit(spec->proposer.render.max_prompt_tokens);
+  const auto prompt = trace::FirstPrompt(spec->proposer, graph_, feedback_, parameters);
+  if (!prompt.ok()) {   // the lists are right all the same
+    out.add_left_out(Cat("prompt: there is none: ", prompt.status().message()));
+    return out;
   }
-  render.memory = memory_;
-  const trace::Prompt prompt = trace::Render(problem, render);
-  out.set_system_prompt(prompt.system);
-  out.set_user_prompt(prompt.user);
-  out.set_estimated_tokens(static_cast<int64_t>(trace::EstimateTokens(prompt.system) + trace::EstimateTokens(prompt.user)));
+  out.set_system_prompt(prompt->system);
+  out.set_user_prompt(prompt->user);
+  out.set_estimated_tokens(static_cast<int64_t>(trace::EstimateTokens(prompt->system) + trace::EstimateTokens(prompt->user)));
+  for (const std::string& what : prompt->left_out) out.add_left_out(what);
+  out.set_over_limit(prompt->over_limit);
   return out;
+}
+
+void TraceFamily::FillBudget(LiveSession& session, Proposal* out) {
+  const v1::Budget& budget = session.proto.budget();
+  const v1::Usage& usage = session.proto.usage();
+  if (budget.max_llm_tokens() > 0) out->limits.max_tokens = budget.max_llm_tokens();
+  if (budget.max_llm_usd() > 0) out->limits.max_usd = budget.max_llm_usd();
+  out->used = {usage.llm_calls(), usage.llm_prompt_tokens(), usage.llm_completion_tokens(), usage.llm_usd()};
 }
 
 absl::StatusOr<TraceFamily::Proposal> TraceFamily::PrepareProposal(LiveSession& session, const v1::ProposeRequest& request) {
   if (session.row.state != v1::Session::ACTIVE) return FailedPrecondition("session ", session.name().Full(), " is closed");
-  if (context_.trace == nullptr || context_.trace->gateway == nullptr) return FailedPrecondition("llm: this server has no language models");
-  RETURN_IF_ERROR(CheckBudget(session.proto, session.row.create_ms, context_.clock->NowUnixMs()));
   if (request.candidates() < 0 || request.candidates() > 64) return InvalidArgument("candidates: ", request.candidates(), " is outside [0, 64]");
+  RETURN_IF_ERROR(CheckBudget(session.proto, session.row.create_ms, context_.clock->NowUnixMs()));
+  if (request.replies_size() > 0 && !request.client_model()) return InvalidArgument("replies: given without client_model");
+  if (request.replies_size() > 10'000) return InvalidArgument("replies: ", request.replies_size(), " replies; at most 10000");
+  for (const std::string& reply : request.replies())
+    if (reply.size() > (1u << 20)) return InvalidArgument("replies: ", reply.size(), " bytes; at most 1 MiB");
+  ASSIGN_OR_RETURN(ProposalSpec spec, request.client_model() ? MakeProposalSpec(session.proto, request.mask(), request.titles(), std::nullopt)
+                                                             : SpecFor(session, request.mask(), request.titles()));
   Proposal out;
-  out.endpoint = session.proto.optimizer().llm().empty() ? "default" : session.proto.optimizer().llm();
-  auto endpoint = context_.trace->gateway->Endpoint(out.endpoint);
-  if (!endpoint.ok()) return FailedPrecondition("llm: ", std::string(endpoint.status().message()));
+  out.client_model = request.client_model();
+  out.given.assign(request.replies().begin(), request.replies().end());
   ASSIGN_OR_RETURN(out.nodes, Chosen(request.parameters()));
-  trace::OptoPrimeOptions options;
-  options.candidates = static_cast<uint32_t>(request.candidates() > 0 ? request.candidates() : HyperNumber(session, "candidates", 1));
-  options.temperature = HyperNumber(session, session.proto.optimizer().name() == "optoprime-multi" ? "temperature_max" : "temperature", 0.7);
-  options.memory_size = static_cast<uint32_t>(HyperNumber(session, "memory", 0));
-  out.max_tokens = static_cast<int>(HyperNumber(session, "max_tokens", 4096));
-  out.max_tokens = std::min(out.max_tokens, std::max(64, endpoint->context_tokens / 4));
-  options.render.max_prompt_tokens = static_cast<uint32_t>(std::max(256, endpoint->context_tokens - out.max_tokens));
-  const auto& hyper = session.proto.optimizer().hyperparameters();
-  if (auto it = hyper.find("objective"); it != hyper.end()) options.problem.instruction = it->second.text();
-  if (auto it = hyper.find("prompt"); it != hyper.end() && it->second.text() == "brief")
-    options.render.form = trace::PromptForm::kBrief;
-  if (auto it = hyper.find("include_example"); it != hyper.end()) options.render.include_example = it->second.flag();
-  for (const std::string& title : request.mask()) {
-    auto section = trace::ParseSection(title);
-    if (!section) return InvalidArgument("mask: \"", title, "\" is no section; #Code, #Feedback, ... are");
-    options.render.mask.push_back(*section);
-  }
-  ASSIGN_OR_RETURN(out.requests, trace::BuildOptoPrimeRequests(graph_, feedback_, out.nodes, memory_, options));
-  out.parameters = trace::ReplyParameters(graph_, out.nodes);
+  if (request.candidates() > 0) spec.proposer.candidates = static_cast<uint32_t>(request.candidates());
+  spec.proposer.memory = trace::SelectMemory(memory_, spec.memory);
+  ASSIGN_OR_RETURN(out.proposer, trace::MakeProposer(spec.proposer, graph_, feedback_, out.nodes));
+  out.endpoint = spec.endpoint;
+  out.max_tokens = spec.max_tokens;
   std::optional<double> score;
   if (auto head = context_.store->GetVersion(session.row.uid, session.row.head_version); head.ok()) {
     v1::Version version;
@@ -477,66 +487,84 @@ absl::StatusOr<TraceFamily::Proposal> TraceFamily::PrepareProposal(LiveSession& 
   out.round = trace::MakeMemoryRound(graph_, out.nodes, feedback_, score);
   out.base_version = session.row.head_version;
   out.apply = request.apply();
-  const v1::Budget& budget = session.proto.budget();
-  const v1::Usage& usage = session.proto.usage();
-  if (budget.max_llm_tokens() > 0) out.limits.max_tokens = budget.max_llm_tokens();
-  if (budget.max_llm_usd() > 0) out.limits.max_usd = budget.max_llm_usd();
-  out.used = {usage.llm_calls(), usage.llm_prompt_tokens(), usage.llm_completion_tokens(), usage.llm_usd()};
+  FillBudget(session, &out);
   // One seed a request, the same in every run with the session's seed: what a cassette and a deterministic endpoint need.
-  out.first_seed = static_cast<int64_t>((session.proto.optimizer().seed() * 1'000'003 + static_cast<uint64_t>(usage.steps()) * 64) &
+  out.first_seed = static_cast<int64_t>((session.proto.optimizer().seed() * 1'000'003 + static_cast<uint64_t>(session.proto.usage().steps()) * 64) &
                                         0x7fffffff);
   return out;
 }
 
 void TraceFamily::PushMemory(LiveSession& session, trace::MemoryRound round, Effects* effects) {
-  const auto size = static_cast<uint32_t>(HyperNumber(session, "memory", 0));
-  if (size == 0) return;
+  auto spec = MakeProposalSpec(session.proto, {}, {}, std::nullopt);
+  if (!spec.ok() || spec->memory_kept == 0) return;
   effects->mutations.push_back(
       store::PutObservation{Observation(session.row.uid, "memory", next_memory_++, 0, RoundToWire(round).SerializeAsString())});
-  trace::PushMemory(memory_, std::move(round), size);
-  effects->mutations.push_back(store::DeleteObservations{session.row.uid, "memory", next_memory_ - static_cast<int64_t>(size)});
+  trace::PushMemory(memory_, std::move(round), static_cast<uint32_t>(spec->memory_kept));
+  effects->mutations.push_back(store::DeleteObservations{session.row.uid, "memory", next_memory_ - static_cast<int64_t>(spec->memory_kept)});
 }
 
-absl::Status TraceFamily::FinishProposal(LiveSession& session, const Proposal& proposal,
-                                         const std::vector<absl::StatusOr<trace::ChatReply>>& replies, v1::ProposeResponse* response,
-                                         Effects* effects) {
-  bool applied = false, answered = false;
-  v1::Usage* usage = session.proto.mutable_usage();
-  for (const auto& reply : replies) {
-    v1::CandidateOutcome* out = response->add_candidates();
-    if (!reply.ok()) {
-      out->set_kind(v1::REPLY_FAILED);
-      out->set_reason(std::string(reply.status().message()));
-      continue;
-    }
+v1::Usage TraceFamily::CostOf(const trace::ProposedCandidate& candidate, const std::vector<CallCost>& costs) {
+  v1::Usage out;
+  for (size_t call : candidate.calls) {
+    if (call >= costs.size() || !costs[call].answered) continue;
+    out.set_llm_calls(out.llm_calls() + 1);
+    out.set_llm_prompt_tokens(out.llm_prompt_tokens() + costs[call].prompt_tokens);
+    out.set_llm_completion_tokens(out.llm_completion_tokens() + costs[call].completion_tokens);
+    out.set_llm_usd(out.llm_usd() + costs[call].usd);
+  }
+  return out;
+}
+
+void TraceFamily::FillOutcome(const Proposal& proposal, const trace::ProposedCandidate& candidate, const std::vector<CallCost>& costs,
+                              v1::CandidateOutcome* out, Values* changed) {
+  const trace::ReplyOutcome& outcome = candidate.outcome;
+  out->set_kind(candidate.call_failed ? v1::REPLY_FAILED : ToWire(outcome.kind));
+  out->set_reason(outcome.reason);
+  out->set_reasoning(outcome.reasoning);
+  out->set_reply(candidate.reply);
+  for (const std::string& fix : outcome.fixes) out->add_fixes(fix);
+  const v1::Usage cost = CostOf(candidate, costs);
+  out->set_llm_calls(static_cast<int32_t>(cost.llm_calls()));
+  out->set_prompt_tokens(cost.llm_prompt_tokens());
+  out->set_completion_tokens(cost.llm_completion_tokens());
+  for (const trace::KeyResult& key : outcome.keys) {
+    v1::KeyOutcome* k = out->add_keys();
+    k->set_key(key.key);
+    k->set_kind(ToWire(key.outcome));
+    k->set_old_text(key.old_text);
+    k->set_new_text(key.new_text);
+    k->set_new_json(key.new_json.value_or(""));
+    k->set_reason(key.reason);
+    if (key.outcome == trace::KeyOutcome::kApplied)
+      (*changed)[proposal.nodes[static_cast<size_t>(key.parameter)]] = TraceValue{key.new_text, key.new_json};
+  }
+}
+
+absl::Status TraceFamily::FinishProposal(LiveSession& session, const Proposal& proposal, const trace::ProposerResult& result,
+                                         const std::vector<CallCost>& costs, v1::ProposeResponse* response, Effects* effects) {
+  bool answered = false;
+  v1::Usage* used = response->mutable_usage();
+  for (const CallCost& cost : costs) {
+    if (!cost.answered) continue;
     answered = true;
-    for (v1::Usage* u : {usage, response->mutable_usage()}) {
-      u->set_llm_calls(u->llm_calls() + 1);
-      u->set_llm_prompt_tokens(u->llm_prompt_tokens() + reply->usage.prompt_tokens);
-      u->set_llm_completion_tokens(u->llm_completion_tokens() + reply->usage.completion_tokens);
-      u->set_llm_usd(u->llm_usd() + reply->usage.usd);
-    }
-    const trace::ReplyOutcome outcome = trace::ParseReply(reply->text, proposal.parameters);
-    out->set_kind(ToWire(outcome.kind));
-    out->set_reason(outcome.reason);
-    out->set_reasoning(outcome.reasoning);
-    out->set_reply(reply->text);
-    out->set_prompt_tokens(reply->usage.prompt_tokens);
-    out->set_completion_tokens(reply->usage.completion_tokens);
+    used->set_llm_calls(used->llm_calls() + 1);
+    used->set_llm_prompt_tokens(used->llm_prompt_tokens() + cost.prompt_tokens);
+    used->set_llm_completion_tokens(used->llm_completion_tokens() + cost.completion_tokens);
+    used->set_llm_usd(used->llm_usd() + cost.usd);
+  }
+  if (proposal.client_model)   // the session's usage counts the server's own calls when they are received
+    session.proto.mutable_usage()->set_llm_calls(session.proto.usage().llm_calls() + used->llm_calls());
+  if (result.selected) response->set_selected(static_cast<int32_t>(*result.selected));
+  bool applied = false;
+  for (size_t i = 0; i < result.candidates.size(); ++i) {
+    v1::CandidateOutcome* out = response->add_candidates();
     Values changed;
-    for (const trace::KeyResult& key : outcome.keys) {
-      v1::KeyOutcome* k = out->add_keys();
-      k->set_key(key.key);
-      k->set_kind(ToWire(key.outcome));
-      k->set_old_text(key.old_text);
-      k->set_new_text(key.new_text);
-      k->set_reason(key.reason);
-      if (key.outcome == trace::KeyOutcome::kApplied)
-        changed[proposal.nodes[static_cast<size_t>(key.parameter)]] = TraceValue{key.new_text, key.new_json};
-    }
+    FillOutcome(proposal, result.candidates[i], costs, out, &changed);
     if (changed.empty()) continue;
-    const bool apply = proposal.apply && !applied && session.row.head_version == proposal.base_version;
-    store::VersionRow row = MakeVersion(session, proposal.base_version, changed, apply ? "step" : "candidate", outcome.reasoning);
+    const bool apply = proposal.apply && result.selected == i && session.row.head_version == proposal.base_version;
+    const v1::Usage cost = CostOf(result.candidates[i], costs);
+    store::VersionRow row =
+        MakeVersion(session, proposal.base_version, changed, apply ? "step" : "candidate", result.candidates[i].outcome.reasoning, &cost);
     out->set_version(row.number);
     effects->mutations.push_back(store::InsertVersion{row});
     if (!apply) continue;
@@ -547,8 +575,8 @@ absl::Status TraceFamily::FinishProposal(LiveSession& session, const Proposal& p
     ++session.row.seq;
   }
   if (answered) {
-    usage->set_steps(usage->steps() + 1);
-    response->mutable_usage()->set_steps(1);
+    session.proto.mutable_usage()->set_steps(session.proto.usage().steps() + 1);
+    used->set_steps(1);
     PushMemory(session, proposal.round, effects);
   }
   if (applied) DropFeedback(session, effects);

@@ -8,6 +8,8 @@
 
 #include "optod/v1/trace.pb.h"
 #include "server/engine/engine.h"
+#include "server/engine/proposal_spec.h"
+#include "server/engine/reply_journal.h"
 #include "server/engine/trace_services.h"
 #include "server/engine/trace_values.h"
 #include "trace/backward/feedback.h"
@@ -16,11 +18,14 @@
 
 namespace optod::engine {
 
+class TraceSearches;
+
 FamilyFactory MakeTraceFamilyFactory();
 
 class TraceFamily final : public Family {
  public:
   static absl::StatusOr<std::unique_ptr<Family>> Load(Context& context, LiveSession& session);
+  ~TraceFamily() override;
 
   absl::StatusOr<v1::AskResponse> Ask(LiveSession& session, const v1::AskRequest& request, const Caller& caller) override;
   absl::Status Tell(LiveSession& session, const v1::TellRequest& request, v1::TellResponse* response, Effects* effects) override;
@@ -39,20 +44,30 @@ class TraceFamily final : public Family {
   struct Proposal {
     std::string endpoint;
     int64_t base_version = 0;
-    std::vector<trace::CandidateRequest> requests;
-    std::vector<trace::ReplyParameter> parameters;   ///< as they stood when the prompt was made
-    std::vector<trace::NodeId> nodes;                ///< of `parameters`
+    std::unique_ptr<trace::Proposer> proposer;
+    std::vector<trace::NodeId> nodes;   ///< given to the proposer, in order: what KeyResult::parameter counts in
     trace::MemoryRound round;
     int max_tokens = 4096;
-    int64_t first_seed = 0;
+    int64_t first_seed = 0;             ///< of call 0; call i has first_seed + i
+    std::string scope;                  ///< of received replies: "" = named by content
     bool apply = false;
+    bool client_model = false;          ///< the client answers the calls
+    std::vector<std::string> given;     ///< its answers so far, by number of the call
     trace::BudgetLimits limits;   ///< of the session
     trace::BudgetUse used;
   };
+  /// What one call came to.
+  struct CallCost {
+    bool answered = false;
+    int64_t prompt_tokens = 0, completion_tokens = 0;
+    double usd = 0;
+  };
   absl::StatusOr<Proposal> PrepareProposal(LiveSession& session, const v1::ProposeRequest& request);
-  /// Turns replies (or errors, in the order of proposal.requests) into versions.
-  absl::Status FinishProposal(LiveSession& session, const Proposal& proposal, const std::vector<absl::StatusOr<trace::ChatReply>>& replies,
+  /// Turns what the proposer made into versions. `costs` by number of the call.
+  absl::Status FinishProposal(LiveSession& session, const Proposal& proposal, const trace::ProposerResult& result, const std::vector<CallCost>& costs,
                               v1::ProposeResponse* response, Effects* effects);
+  ReplyJournal& replies() { return replies_; }
+  TraceSearches& searches() { return *searches_; }
 
   const trace::Graph& graph() const { return graph_; }
   const trace::FeedbackStore& feedback() const { return feedback_; }
@@ -61,7 +76,8 @@ class TraceFamily final : public Family {
  private:
   using Values = std::map<trace::NodeId, TraceValue>;
 
-  explicit TraceFamily(Context& context) : context_(context) {}
+  friend class TraceSearches;
+  explicit TraceFamily(Context& context);
   absl::Status LoadNodes(LiveSession& session);
   absl::Status LoadFeedback(LiveSession& session);
   /// Values of all parameters at a version: along the branch, the nearest version that names one; else the initial value.
@@ -72,10 +88,22 @@ class TraceFamily final : public Family {
   absl::StatusOr<trace::NodeId> FindParameter(const std::string& key) const;
   absl::StatusOr<std::vector<trace::NodeId>> Chosen(const google::protobuf::RepeatedField<int64_t>& ids) const;
   void DropFeedback(LiveSession& session, Effects* effects);
-  store::VersionRow MakeVersion(LiveSession& session, int64_t parent, const Values& changed, const std::string& kind, const std::string& note);
+  store::VersionRow MakeVersion(LiveSession& session, int64_t parent, const Values& changed, const std::string& kind, const std::string& note,
+                               const v1::Usage* cost = nullptr);
+  static v1::Usage CostOf(const trace::ProposedCandidate& candidate, const std::vector<CallCost>& costs);
   void PushMemory(LiveSession& session, trace::MemoryRound round, Effects* effects);
 
+  /// The endpoint's configuration and the spec made for it. FAILED_PRECONDITION: no language models, or none of that name.
+  absl::StatusOr<ProposalSpec> SpecFor(LiveSession& session, const google::protobuf::RepeatedPtrField<std::string>& mask,
+                                       const google::protobuf::Map<std::string, std::string>& titles);
+  void FillBudget(LiveSession& session, Proposal* proposal);
+  /// One candidate as the answer shows it; `changed` gets the values to set.
+  void FillOutcome(const Proposal& proposal, const trace::ProposedCandidate& candidate, const std::vector<CallCost>& costs,
+                   v1::CandidateOutcome* out, Values* changed);
+
   Context& context_;
+  ReplyJournal replies_;
+  std::unique_ptr<TraceSearches> searches_;
   trace::Graph graph_;
   trace::FeedbackStore feedback_;
   std::vector<trace::NodeId> parameters_;    ///< all parameter nodes

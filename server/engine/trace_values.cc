@@ -82,13 +82,16 @@ absl::StatusOr<trace::Constraint> ToConstraint(const v1::ParameterSpec& spec, co
   out.enum_values.assign(spec.choices().begin(), spec.choices().end());
   out.regex = spec.pattern();
   if (spec.max_length() < 0) return InvalidArgument(field, ".max_length: ", spec.max_length(), " is negative");
+  out.json_schema = spec.json_schema();
+  out.python_signature = spec.python_signature();
+  out.python = spec.python();
   if (spec.max_length() > 0) out.max_length = static_cast<uint64_t>(spec.max_length());
   if (absl::Status valid = trace::ValidateConstraint(out); !valid.ok()) return InvalidArgument(field, ": ", std::string(valid.message()));
   return out;
 }
 
 absl::Status CheckAllowed(const trace::Constraint& constraint, const std::string& type, const TraceValue& value, const std::string& field) {
-  const std::string broken = trace::CheckConstraint(constraint, type, value.text);
+  const std::string broken = trace::CheckConstraint(constraint, type, value.text, value.json);
   return broken.empty() ? absl::OkStatus() : InvalidArgument(field, ": ", broken);
 }
 
@@ -155,6 +158,10 @@ absl::Status Borrow(const v1::Node& node, size_t i, Borrowed* out) {
     if (node.level() < 0 || node.level() > INT32_MAX) return InvalidArgument(field, ".level: ", node.level(), " is out of range");
     input.level = static_cast<uint32_t>(node.level());
   }
+  if (node.has_index()) {
+    if (node.index() < 0 || node.index() > INT32_MAX) return InvalidArgument(field, ".index: ", node.index(), " is out of range");
+    input.index = static_cast<uint32_t>(node.index());
+  }
   for (int k = 0; k < node.inputs_size(); ++k) {
     ASSIGN_OR_RETURN(trace::ParentRef parent, ParentOf(node.inputs(k).node(), i, Cat(field, ".inputs[", k, "].node")));
     input.inputs.push_back({node.inputs(k).argument(), parent});
@@ -192,6 +199,7 @@ v1::Node NodeToWire(const trace::Graph& graph, trace::NodeId id) {
   v1::Node out;
   out.set_id(id);
   out.set_name(graph.Name(id));
+  out.set_py_name(graph.PyName(id));
   out.set_base(std::string(graph.BaseName(id)));
   switch (graph.Kind(id)) {
     case trace::NodeKind::kNode: out.set_kind(v1::Node::NODE); break;

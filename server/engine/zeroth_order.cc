@@ -18,14 +18,22 @@ constexpr uint64_t kPointBytes = 1u << 20;
 constexpr int64_t kStoreValuesEvery = 1000;
 constexpr int64_t kTailSteps = 4096, kTailQueries = 1 << 17;
 
-double NumberOr(const v1::OptimizerSpec& spec, const char* name, double fallback) {
-  auto it = spec.hyperparameters().find(name);
-  return it == spec.hyperparameters().end() || !it->second.has_number() ? fallback : it->second.number();
+/// The session's hyperparameters, which CheckOptimizer has completed, as optim/zo takes them.
+absl::StatusOr<zo::ZoHyper> HyperOf(const v1::OptimizerSpec& spec) {
+  zo::ZoValues values;
+  for (const auto& [name, value] : spec.hyperparameters()) {
+    if (value.has_number()) values[name] = value.number();
+    if (value.has_flag()) values[name] = value.flag();
+    if (value.has_text()) values[name] = value.text();
+  }
+  return zo::ZoHyperFor(spec.name(), values);
 }
 
-std::string TextOr(const v1::OptimizerSpec& spec, const char* name, const char* fallback) {
-  auto it = spec.hyperparameters().find(name);
-  return it == spec.hyperparameters().end() || !it->second.has_text() ? fallback : it->second.text();
+zo::ZoLayout ZoLayoutOf(const Layout& layout) {
+  std::vector<zo::ZoTensor> tensors;
+  for (size_t i = 0; i < layout.size(); ++i)
+    tensors.push_back({layout.spec(i).name, static_cast<size_t>(layout.spec(i).elements()), !layout.no_decay(i)});
+  return zo::ZoLayout(std::move(tensors));
 }
 
 /// "<version>.<query>" taken apart; false when it is something else.
@@ -46,12 +54,8 @@ bool ParseProbeId(const std::string& text, int64_t* version, int64_t* query) {
 }
 
 absl::Status CheckOffered(const v1::OptimizerSpec& spec) {
-  const bool plain = spec.name() == "zo-sgd";
-  const bool sign = spec.name() == "zo-sgd-sign" && TextOr(spec, "sign", "code") == "code";
-  if (!plain && !sign)
-    return Unimplemented("optimizer: ", spec.name(), spec.name() == "zo-sgd-sign" ? " with sign \"paper\"" : "",
-                         " is not offered for sessions; zo-sgd and zo-sgd-sign (sign \"code\") are");
-  if (TextOr(spec, "residue", "none") != "none")
+  ASSIGN_OR_RETURN(const zo::ZoHyper hyper, HyperOf(spec));
+  if (hyper.residue != zo::Residue::kNone)
     return Unimplemented("hyperparameters.residue: only \"none\" is offered for sessions");
   return absl::OkStatus();
 }
@@ -78,32 +82,43 @@ absl::Status Create(Context& context, const v1::CreateSessionRequest& request, v
 absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSession& fork,
                   store::VersionRow* version0, Effects*) {
   ASSIGN_OR_RETURN(const store::VersionRow row, context.store->GetVersion(source.row.uid, version));
-  v1::Version initial;
+  v1::Version from, initial;
+  if (!from.ParseFromString(row.payload)) return DataLoss("version ", version, " cannot be parsed");
   initial.set_kind("initial");
   initial.set_note(Cat("forked from ", source.name().Full(), "/versions/", version));
+  initial.set_rule_step(from.rule_step());
   version0->payload = initial.SerializeAsString();
   version0->step = row.step;  // schedules go on where they were
   version0->blob = row.blob;
-  if (!fork.proto.has_values() || !row.blob.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(auto values, static_cast<ZerothOrder*>(source.family.get())->ParametersAt(source, version));
-  ASSIGN_OR_RETURN(version0->blob, context.blobs->Put(values->bytes()));
+  auto* family = static_cast<ZerothOrder*>(source.family.get());
+  if (!fork.proto.has_values()) {
+    if (family->has_state() && from.rule_step() > 0)
+      return FailedPrecondition("version ", version, ": the moments of ", source.proto.optimizer().name(),
+                                " live at the workers of this session (layout only); fork a session with values");
+    return absl::OkStatus();
+  }
+  if (!row.blob.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(version0->blob, family->Save(source, version, row.step));
   return absl::OkStatus();
 }
 
 }  // namespace
 
-FamilyFactory ZerothOrderFactory() { return {{"zo-sgd", "zo-sgd-sign"}, &Create, &ZerothOrder::Load, &Fork}; }
+FamilyFactory ZerothOrderFactory() {
+  return {{"zo-sgd", "zo-sgd-mmt", "zo-sgd-cons", "zo-sgd-sign", "zo-adam", "forward-grad"},
+          &Create,
+          &ZerothOrder::Load,
+          &Fork};
+}
 
 ZerothOrder::ZerothOrder(Context& context, const LiveSession& session)
     : NumericFamily(session.proto.layout()),
       context_(context),
       spec_(session.proto.optimizer()),
       durability_(session.proto.durability()) {
-  eps_ = NumberOr(spec_, "eps", 1e-3);
-  weight_decay_ = NumberOr(spec_, "weight_decay", 0);
-  two_side_ = TextOr(spec_, "perturbation", "two-side") == "two-side";
-  sign_ = spec_.name() == "zo-sgd-sign";
-  queries_.resize(static_cast<size_t>(NumberOr(spec_, "queries", 1)));
+  hyper_ = *HyperOf(spec_);  // Load has checked it
+  zo_layout_ = ZoLayoutOf(*layout_);
+  queries_.resize(static_cast<size_t>(q() + (conservative() ? 1 : 0)));
 }
 
 absl::StatusOr<std::unique_ptr<Family>> ZerothOrder::Load(Context& context, LiveSession& session) {
@@ -111,16 +126,21 @@ absl::StatusOr<std::unique_ptr<Family>> ZerothOrder::Load(Context& context, Live
   auto family = std::unique_ptr<ZerothOrder>(new ZerothOrder(context, session));
   const int64_t uid = session.row.uid, head = session.row.head_version;
   ASSIGN_OR_RETURN(const store::VersionRow row, context.store->GetVersion(uid, head));
+  v1::Version head_version;
+  if (!head_version.ParseFromString(row.payload)) return DataLoss("version ", head, " cannot be parsed");
   family->head_step_ = row.step;
+  family->head_rule_step_ = head_version.rule_step();
   family->tail_base_ = head;
+  family->tree_head_ = head;
   ASSIGN_OR_RETURN(const auto jumps, context.store->ListObservations(uid, "jump", 0, INT64_MAX));
   for (const store::ObservationRow& jump : jumps) family->tree_.Add(jump.a, jump.b);
   ASSIGN_OR_RETURN(const auto partial, context.store->ListObservations(uid, "probe", head, head + 1));
   for (const store::ObservationRow& observation : partial) {
     v1::ProbeResult result;
-    if (!result.ParseFromString(observation.payload) || observation.b < 0 || observation.b >= family->q()) continue;
+    if (!result.ParseFromString(observation.payload) || observation.b < 0 || observation.b >= family->probes())
+      continue;
     Query& query = family->queries_[static_cast<size_t>(observation.b)];
-    query = {true, result.loss_plus(), result.loss_minus(), "", INT64_MIN};
+    query = {true, result.loss_plus(), result.loss_minus(), result.loss(), "", INT64_MIN};
     ++family->told_;
   }
   return std::unique_ptr<Family>(std::move(family));
@@ -133,12 +153,7 @@ void ZerothOrder::StartStep() {
 }
 
 double ZerothOrder::LrOfStep(int64_t step) const {
-  const double base = NumberOr(spec_, "lr", 0);
-  return spec_.has_schedule() ? ScheduledLr(spec_.schedule(), base, step) : base;
-}
-
-float ZerothOrder::DecayFactor(double lr) const {
-  return weight_decay_ > 0 ? static_cast<float>(1.0 - lr * weight_decay_) : 1.0f;
+  return spec_.has_schedule() ? ScheduledLr(spec_.schedule(), hyper_.lr, step) : hyper_.lr;
 }
 
 // ---- ask
@@ -165,13 +180,15 @@ absl::Status ZerothOrder::AddProbes(LiveSession& session, const v1::AskRequest& 
     return FailedPrecondition("session ", session.name().Full(), " has used up its 2^32 directions; fork it");
   const int64_t now_ns = context_.clock->NowMonotonicNs();
   const auto want = static_cast<size_t>(std::max(1, request.count()));
+  // The candidates of zo-sgd-cons are defined once all directions are told.
+  const size_t offered = static_cast<size_t>(conservative() && told_ < q() ? q() : probes());
   std::vector<uint32_t> chosen;
-  for (size_t i = 0; i < queries_.size() && chosen.size() < want; ++i) {
-    const size_t at = (next_ + i) % queries_.size();
+  for (size_t i = 0; i < offered && chosen.size() < want; ++i) {
+    const size_t at = (next_ + i) % offered;
     if (!queries_[at].told && queries_[at].lease_until_ns <= now_ns) chosen.push_back(static_cast<uint32_t>(at));
   }
   if (chosen.empty() && !request.worker().empty()) {  // a worker that lost the answer gets its own probes again
-    for (size_t at = 0; at < queries_.size() && chosen.size() < want; ++at)
+    for (size_t at = 0; at < offered && chosen.size() < want; ++at)
       if (!queries_[at].told && queries_[at].worker == request.worker()) chosen.push_back(static_cast<uint32_t>(at));
   }
   for (const uint32_t query : chosen) RETURN_IF_ERROR(FillProbe(session, query, request.with_point(), out));
@@ -191,26 +208,59 @@ absl::Status ZerothOrder::FillProbe(LiveSession& session, uint32_t query, bool w
   probe->set_seed(spec_.seed());
   probe->set_step(static_cast<uint32_t>(head));
   probe->set_query(query);
-  probe->set_eps(eps_);
-  probe->set_two_side(two_side_);
-  if (!with_point) return absl::OkStatus();
+  probe->set_eps(hyper_.eps);
+  probe->set_two_side(hyper_.sides == zo::Sides::kTwo);
+  if (forward()) probe->set_kind(v1::Probe::DERIVATIVE);
+  const bool candidates = static_cast<int64_t>(query) == q();
+  if (candidates) {
+    const v1::ReplayStep down = CandidateStep();
+    probe->set_kind(v1::Probe::CANDIDATES);
+    *probe->mutable_terms() = down.queries();
+    probe->set_weight_decay_rate(down.weight_decay_rate());
+  }
+  return with_point ? FillPoint(session, query, probe) : absl::OkStatus();
+}
+
+absl::Status ZerothOrder::FillPoint(LiveSession& session, uint32_t query, v1::Probe* probe) {
+  const int64_t head = session.row.head_version;
   if (layout_->total_bytes() > kPointBytes)
     return InvalidArgument("with_point: the parameters have ", layout_->total_bytes(), " bytes; at most ", kPointBytes,
                            "; perturb them at the worker");
   ASSIGN_OR_RETURN(const auto theta, ParametersAt(session, head));
-  const auto shift = [&](float scale, google::protobuf::RepeatedPtrField<v1::Tensor>* point) -> absl::Status {
-    auto moved = TensorBuffer::Copy(*theta);
-    if (moved == nullptr) return ResourceExhausted("with_point: no memory");
-    for (size_t t = 0; t < layout_->size() && scale != 0; ++t) {
-      auto* values = reinterpret_cast<float*>(moved->data() + layout_->offset(t));
-      zo::AddScaledNormal({spec_.seed(), static_cast<uint32_t>(head), query}, static_cast<uint32_t>(t), 0, scale,
-                          {values, static_cast<size_t>(layout_->spec(t).elements())});
-    }
-    TensorsFromFlat(*layout_, moved->data(), point);
+  const zo::Direction direction{spec_.seed(), static_cast<uint32_t>(head), query};
+  using Tensors = google::protobuf::RepeatedPtrField<v1::Tensor>;
+  const auto moved = [&](zo::UpdateScalars update, float sign, Tensors* point) -> absl::Status {
+    Values values{head, TensorBuffer::Copy(*theta), {}};
+    if (values.flat == nullptr) return ResourceExhausted("with_point: no memory");
+    for (zo::Term& term : update.terms) term.coefficient *= sign;
+    update.decay_rate *= sign;
+    RETURN_IF_ERROR(zo::ApplyUpdate(zo_layout_, PlainHyper(), spec_.seed(), update, values.span(), nullptr));
+    TensorsFromFlat(*layout_, values.flat->data(), point);
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(shift(static_cast<float>(eps_), probe->mutable_plus()));
-  return shift(two_side_ ? -static_cast<float>(eps_) : 0.0f, probe->mutable_minus());
+  // theta +- eps z is an update with the one coefficient -+eps.
+  const zo::UpdateScalars shift{{{direction.step, direction.query, static_cast<float>(-hyper_.eps)}}, 0, {}};
+  if (probe->kind() == v1::Probe::CANDIDATES) {
+    zo::UpdateScalars down{{}, probe->weight_decay_rate(), {}};
+    for (const v1::ReplayQuery& term : probe->terms()) down.terms.push_back({term.step(), term.query(), term.coefficient()});
+    RETURN_IF_ERROR(moved(down, 1, probe->mutable_plus()));
+    RETURN_IF_ERROR(moved(down, -1, probe->mutable_minus()));
+    return moved({}, 1, probe->mutable_stay());
+  }
+  if (forward()) {
+    RETURN_IF_ERROR(moved({}, 1, probe->mutable_plus()));
+    auto z = TensorBuffer::Make(layout_->total_bytes());
+    if (z == nullptr) return ResourceExhausted("with_point: no memory");
+    for (size_t t = 0; t < layout_->size(); ++t) {
+      zo::FillNormal(direction, static_cast<uint32_t>(t), 0,
+                     {reinterpret_cast<float*>(z->data() + layout_->offset(t)),
+                      static_cast<size_t>(layout_->spec(t).elements())});
+    }
+    TensorsFromFlat(*layout_, z->data(), probe->mutable_direction());
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(moved(shift, 1, probe->mutable_plus()));
+  return moved(hyper_.sides == zo::Sides::kTwo ? shift : zo::UpdateScalars{}, -1, probe->mutable_minus());
 }
 
 // ---- tell
@@ -227,17 +277,24 @@ absl::StatusOr<std::vector<ZerothOrder::Result>> ZerothOrder::Accept(LiveSession
     if (!ParseProbeId(result.probe_id(), &version, &query))
       return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(),
                              "\" is no probe; must be VERSION.QUERY as asked");
-    if (version >= session.row.version_count || query >= q())
+    if (version >= session.row.version_count || query >= probes() ||
+        (version == session.row.head_version && query == q() && told_ < q()))
       return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(),
                              "\" was never handed out; versions are 0 to ", session.row.version_count - 1,
                              ", queries 0 to ", q() - 1);
     if (version != session.row.head_version) continue;
+    if (forward() && !result.has_jvp())
+      return InvalidArgument("losses.results[", i, "].jvp: missing; ", spec_.name(), " needs the derivative along z");
+    if (query == q() && !result.has_loss())
+      return InvalidArgument("losses.results[", i, "].loss: missing; the candidates of ", spec_.name(),
+                             " need the loss at theta too");
     ++current;
     if (seen.empty()) seen.resize(queries_.size());
     const auto at = static_cast<size_t>(query);
     if (queries_[at].told || seen[at]) continue;
     seen[at] = true;
-    fresh.push_back({static_cast<uint32_t>(query), result.loss_plus(), result.loss_minus()});
+    fresh.push_back({static_cast<uint32_t>(query), forward() ? result.jvp() : result.loss_plus(), result.loss_minus(),
+                     result.has_loss() ? result.loss() : std::nan("")});
   }
   if (current == 0)
     return Aborted("losses.results[0].probe_id: \"", tell.results(0).probe_id(),
@@ -251,14 +308,17 @@ absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& requ
   ASSIGN_OR_RETURN(const std::vector<Result> fresh, Accept(session, request.losses()));
   if (session.row.version_count > UINT32_MAX)
     return FailedPrecondition("session ", session.name().Full(), " has used up its 2^32 directions; fork it");
-  const bool completes = told_ + static_cast<int64_t>(fresh.size()) == q();
   for (const Result& result : fresh) {
-    queries_[result.query] = {true, result.plus, result.minus, "", INT64_MIN};
+    queries_[result.query] = {true, result.plus, result.minus, result.loss, "", INT64_MIN};
     ++told_;
-    if (completes) continue;  // the version row will hold all that is needed
+  }
+  const bool completes = Completes();
+  for (const Result& result : fresh) {
+    if (completes) break;  // the version row will hold all that is needed
     v1::ProbeResult kept;
     kept.set_loss_plus(result.plus);
     kept.set_loss_minus(result.minus);
+    kept.set_loss(result.loss);
     effects->mutations.push_back(store::PutObservation{
         {session.row.uid, "probe", session.row.head_version, result.query, kept.SerializeAsString(), ""}});
   }
@@ -269,49 +329,108 @@ absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& requ
   if (completes) RETURN_IF_ERROR(Complete(session, response, effects));
   response->set_head_version(session.row.head_version);
   response->set_seq(session.row.seq);
-  response->set_pending(static_cast<int32_t>(q() - told_));
+  response->set_pending(static_cast<int32_t>(probes() - told_));
   ChooseDurability(session, response, effects);
   return absl::OkStatus();
 }
 
-/// Losses of all queries into projected gradients (double) and coefficients (float32), or a skipped version.
-void ZerothOrder::FillScalars(v1::Version* version, v1::TellResponse* response) const {
-  const double lr = version->lr(), count = static_cast<double>(q());
-  double mean = 0;
+bool ZerothOrder::Project(std::vector<double>* g) const {
   bool usable = true;
-  for (size_t i = 0; i < queries_.size(); ++i) {
-    const double g = (queries_[i].plus - queries_[i].minus) / (two_side_ ? 2 * eps_ : eps_);
-    const double direction = sign_ ? static_cast<double>((g > 0) - (g < 0)) : g;
-    const auto coefficient = static_cast<float>(lr * direction / count);
-    usable = usable && std::isfinite(queries_[i].plus) && std::isfinite(queries_[i].minus) && std::isfinite(g) &&
-             std::isfinite(coefficient);
-    mean += g / count;
+  g->clear();
+  for (int64_t i = 0; i < q(); ++i) {
+    const Query& query = queries_[static_cast<size_t>(i)];
+    g->push_back(forward() ? query.plus : zo::ProjectedGradient(query.plus, query.minus, hyper_.eps, hyper_.sides));
+    usable = usable && std::isfinite(query.plus) && (forward() || std::isfinite(query.minus)) && std::isfinite(g->back());
+  }
+  return usable;
+}
+
+bool ZerothOrder::Completes() const {
+  if (told_ == probes()) return true;
+  if (!conservative() || told_ < q()) return false;
+  std::vector<double> g;
+  v1::Version scratch;
+  scratch.set_parent(0);
+  return !Project(&g) || !Descent(g, LrOfStep(head_step_ + 1), &scratch);  // no candidate can be formed
+}
+
+bool ZerothOrder::Descent(const std::vector<double>& g, double lr, v1::Version* version) const {
+  const bool rule = zo::NeedsRule(hyper_);
+  bool usable = true;
+  for (size_t i = 0; i < g.size(); ++i) {
+    const double direction = hyper_.sign == zo::Sign::kScalar ? static_cast<double>((g[i] > 0) - (g[i] < 0)) : g[i];
+    const auto coefficient = static_cast<float>(rule ? direction : lr * direction / static_cast<double>(q()));
+    usable = usable && std::isfinite(coefficient);
     v1::ReplayQuery* term = version->add_queries();
     term->set_step(static_cast<uint32_t>(version->parent()));
     term->set_query(static_cast<uint32_t>(i));
     term->set_coefficient(coefficient);
   }
-  if (!usable) version->clear_queries();
+  if (!rule) version->set_weight_decay_rate(static_cast<float>(lr * hyper_.weight_decay));
+  return usable;
+}
+
+/// What theta - u of zo-sgd-cons is: the descent of the step under way.
+v1::ReplayStep ZerothOrder::CandidateStep() const {
+  std::vector<double> g;
+  Project(&g);
+  v1::Version version;
+  version.set_parent(tree_head_);
+  Descent(g, LrOfStep(head_step_ + 1), &version);
+  v1::ReplayStep step;
+  *step.mutable_queries() = version.queries();
+  step.set_weight_decay_rate(version.weight_decay_rate());
+  return step;
+}
+
+/// The candidate of zo-sgd-cons that is kept, written into the version that descends.
+void ZerothOrder::Choose(v1::Version* version) const {
+  const Query& told = queries_.back();
+  const zo::Candidate chosen = zo::ChooseCandidate(told.loss, told.plus, told.minus);
+  version->set_loss(told.plus);
+  version->set_note(zo::CandidateName(chosen));
+  if (chosen == zo::Candidate::kStay) {
+    version->clear_queries();
+    version->clear_weight_decay_rate();
+  } else if (chosen == zo::Candidate::kAscent) {
+    for (v1::ReplayQuery& term : *version->mutable_queries()) term.set_coefficient(-term.coefficient());
+    version->set_weight_decay_rate(-version->weight_decay_rate());
+  }
+}
+
+/// Losses of all queries into projected gradients (double) and coefficients (float32), or a skipped version.
+void ZerothOrder::FillScalars(v1::Version* version, v1::TellResponse* response) const {
+  std::vector<double> g;
+  const bool usable = Project(&g) && Descent(g, version->lr(), version);
   version->set_kind(usable ? "step" : "skipped");
+  version->set_rule_step(head_rule_step_ + (usable ? 1 : 0));
   response->set_skipped(!usable);
-  if (usable) response->set_projected_gradient(mean);
+  if (!usable) {
+    version->clear_queries();
+    version->clear_weight_decay_rate();
+    return;
+  }
+  double mean = 0;
+  for (const double one : g) mean += one / static_cast<double>(q());
+  response->set_projected_gradient(mean);
+  if (conservative()) Choose(version);
 }
 
 absl::Status ZerothOrder::Complete(LiveSession& session, v1::TellResponse* response, Effects* effects) {
   const int64_t base = session.row.head_version;
   v1::Version version;
   version.set_parent(base);
-  version.set_loss(queries_[0].plus);
+  version.set_loss(forward() ? queries_[0].loss : queries_[0].plus);
   version.set_lr(LrOfStep(head_step_ + 1));
   FillScalars(&version, response);
   store::VersionRow row = session.NewVersion(&version, head_step_, context_.clock->NowUnixMs());
   const v1::ReplayStep step = StepOf(row.number, version);
   if (theta_.version == base) {  // in use: follow, and store now and then so that a replay stays short
     if (!SoleOwner(theta_.flat)) theta_.flat = TensorBuffer::Copy(*theta_.flat);
-    if (theta_.flat != nullptr && ApplyStep(step, theta_.flat.get()).ok()) {
+    if (theta_.flat != nullptr && ApplyStep(step, &theta_).ok()) {
       theta_.version = row.number;
       if (row.number - stored_version_ >= kStoreValuesEvery) {
-        auto blob = context_.blobs->Put(theta_.flat->bytes());
+        auto blob = PutValues(theta_, row.step);
         if (blob.ok()) row.blob = *std::move(blob);  // else the next step tries again
         if (!row.blob.empty()) stored_version_ = row.number;
       }
@@ -327,6 +446,8 @@ absl::Status ZerothOrder::Complete(LiveSession& session, v1::TellResponse* respo
   ++session.row.seq;
   session.proto.mutable_usage()->set_steps(session.proto.usage().steps() + 1);
   head_step_ = row.step;
+  head_rule_step_ = version.rule_step();
+  tree_head_ = row.number;
   effects->mutations.push_back(store::InsertVersion{std::move(row)});
   Remember(session, step);
   StartStep();
@@ -367,12 +488,16 @@ void ZerothOrder::ChooseDurability(LiveSession& session, v1::TellResponse* respo
 
 absl::Status ZerothOrder::MoveHead(LiveSession& session, const store::VersionRow& version, Effects* effects) {
   if (version.number == session.row.head_version) return absl::OkStatus();
+  v1::Version parsed;
+  if (!parsed.ParseFromString(version.payload)) return DataLoss("version ", version.number, " cannot be parsed");
   effects->mutations.push_back(store::DeleteObservations{session.row.uid, "probe", version.number + 1});
   StartStep();
   tail_.clear();
   tail_queries_ = 0;
   tail_base_ = version.number;
   head_step_ = version.step;
+  head_rule_step_ = parsed.rule_step();
+  tree_head_ = version.number;
   return absl::OkStatus();
 }
 
@@ -380,13 +505,18 @@ absl::Status ZerothOrder::SetInitial(LiveSession& session, std::shared_ptr<Tenso
                                      const std::string& sha256, Effects* effects) {
   RETURN_IF_ERROR(CheckFloat32(*layout_, "layout"));
   RETURN_IF_ERROR(AttachInitial(context_, session, sha256, effects));
-  theta_ = {0, std::move(values)};
+  theta_ = {0, std::move(values), zo::InitialState(zo_layout_, hyper_)};
   stored_version_ = 0;
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<optim::OwnedTensor>> ZerothOrder::State(LiveSession&) {
-  return std::vector<optim::OwnedTensor>{};
+void ZerothOrder::DescribeMemory(v1::MemoryReport* report) const {
+  report->set_gradient_bytes(0);
+  report->set_resident(theta_.flat != nullptr);
+  const uint64_t moments = (hyper_.base == zo::Base::kAdam || hyper_.momentum > 0) + (hyper_.base == zo::Base::kAdam);
+  for (size_t t = 0; t < layout_->size() && theta_.flat != nullptr; ++t)
+    report->mutable_tensors(static_cast<int>(t))->set_state_bytes(moments * zo_layout_.tensor(t).size * sizeof(float));
+  report->set_state_bytes((theta_.state.m.size() + theta_.state.v.size()) * sizeof(float));
 }
 
 size_t ZerothOrder::ResidentBytes() const {
@@ -394,6 +524,8 @@ size_t ZerothOrder::ResidentBytes() const {
                  static_cast<size_t>(tail_queries_) * 24;
   if (theta_.flat) total += theta_.flat->size();
   if (pulled_.flat) total += pulled_.flat->size();
+  for (const Values* values : {&theta_, &pulled_})
+    total += (values->state.m.size() + values->state.v.size()) * sizeof(float);
   return total;
 }
 

@@ -6,8 +6,12 @@
 ///       ─► all q there: g_i = (L+ - L-) / (2 eps), coefficient_i = fl32(lr g_i / q)
 ///       ─► version row holding the coefficients; theta itself is touched only when somebody asks for it
 ///
-/// MeZO (Malladi et al. 2023, Alg. 1) with q queries, two- or one-sided; `zo-sgd`, and `zo-sgd-sign` with sign "code".
-/// Other names: UNIMPLEMENTED.
+/// The rules are those of optim/zo: zo-sgd, zo-sgd-sign, zo-sgd-mmt, zo-adam (Zhang et al. 2024) as MeZO (Malladi et al.
+/// 2023, Alg. 1) with q queries, two- or one-sided; zo-sgd-cons asks, once all directions are told, for the losses at
+/// theta and at both candidates (probe "<base version>.<q>"); forward-grad asks for derivatives along the directions.
+/// residue "mezo" is UNIMPLEMENTED: workers that evaluate different queries would keep different rounding.
+/// - Momentum and Adam's moments are part of the values: a session with a layout only leaves them to the workers, who
+///   rebuild them by replay. Such a session can be forked only where no update was made.
 /// - Directions: Philox counter words (element / 4, tensor, query, base version); version numbers are never reused, so
 ///   two branches share a direction only where they start from the same version.
 /// - probe_id "<base version>.<query>". A probe told twice counts once. Results for versions other than the head are
@@ -16,16 +20,20 @@
 ///   nothing is free gets the probes again that it holds.
 /// - Partial results are durable (observation "probe", a = base version, b = query). Rolling back to a version starts
 ///   its step anew.
-/// - A NaN or Inf loss makes a `skipped` version: no coefficients, no decay.
+/// - A NaN or Inf loss makes a `skipped` version: no coefficients, no decay, no change of the moments. Of zo-sgd-cons's
+///   candidates one that is not finite is only not taken.
 /// - Layout-only sessions hold no tensor and may have any size; with values all tensors are float32. ParametersAt
-///   replays from the last stored values (theta <- fl(factor * theta) on decayed tensors, then
-///   theta <- fl(theta - fl(c_i z_i)) for each query in order); values in use are stored again every 1000 steps.
+///   replays from the last stored values (zo::ApplyUpdate); values in use are stored again every 1000 steps, with the
+///   moments as a snapshot (snapshot.h).
 
 #include <deque>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "optim/zo/projected_gradient.h"
+#include "optim/zo/replay.h"
 #include "server/engine/numeric_family.h"
 #include "server/engine/version_tree.h"
 
@@ -37,6 +45,10 @@ FamilyFactory ZerothOrderFactory();
 class ZerothOrder final : public NumericFamily {
  public:
   static absl::StatusOr<std::unique_ptr<Family>> Load(Context& context, LiveSession& session);
+  /// Whether the rule keeps moments beside the parameters.
+  bool has_state() const { return hyper_.base == zo::Base::kAdam || hyper_.momentum > 0; }
+  /// The blob of a version's values and moments for a fork.
+  absl::StatusOr<std::string> Save(LiveSession& session, int64_t version, int64_t step);
 
   absl::StatusOr<v1::AskResponse> Ask(LiveSession& session, const v1::AskRequest& request,
                                       const Caller& caller) override;
@@ -49,6 +61,8 @@ class ZerothOrder final : public NumericFamily {
                           Effects* effects) override;
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
+  /// State as it is once the head's values are in use; until then nothing of it is allocated.
+  void DescribeMemory(v1::MemoryReport* report) const override;
 
   static constexpr int64_t kReplaySteps = 10'000;     ///< of one answer
   static constexpr int64_t kReplayQueries = 100'000;  ///< of one answer: keeps it below gRPC's message limit
@@ -57,27 +71,33 @@ class ZerothOrder final : public NumericFamily {
   /// One query of the step that is under way.
   struct Query {
     bool told = false;
-    double plus = 0, minus = 0;
+    double plus = 0, minus = 0;  ///< forward-grad: plus = the derivative
+    double loss = 0;             ///< at theta, where it was told; NaN elsewhere
     std::string worker;
     int64_t lease_until_ns = INT64_MIN;
   };
   struct Result {
     uint32_t query;
-    double plus, minus;
+    double plus, minus, loss;
   };
   struct Values {
     int64_t version = -1;
     std::shared_ptr<TensorBuffer> flat;
+    zo::ZoState<float> state;
+    std::span<float> span() const { return {reinterpret_cast<float*>(flat->data()), flat->size() / sizeof(float)}; }
   };
 
   ZerothOrder(Context& context, const LiveSession& session);
-  int64_t q() const { return static_cast<int64_t>(queries_.size()); }
+  int64_t q() const { return hyper_.queries; }
+  int64_t probes() const { return static_cast<int64_t>(queries_.size()); }  ///< of a step: q, and cons's candidates
+  bool conservative() const { return hyper_.rule == zo::Rule::kConservative; }
+  bool forward() const { return hyper_.rule == zo::Rule::kForwardGrad; }
   void StartStep();
   double LrOfStep(int64_t step) const;
-  float DecayFactor(double lr) const;
 
   absl::Status AddProbes(LiveSession& session, const v1::AskRequest& request, v1::AskResponse* out);
   absl::Status FillProbe(LiveSession& session, uint32_t query, bool with_point, v1::AskResponse* out);
+  absl::Status FillPoint(LiveSession& session, uint32_t query, v1::Probe* probe);
   absl::Status AddReplay(LiveSession& session, int64_t known, v1::AskResponse* out);
   /// Steps on the way to `to`, after `from` (an ancestor), oldest first, from the store; stops after the limits.
   absl::StatusOr<std::vector<v1::ReplayStep>> ReadSteps(int64_t uid, int64_t from, int64_t to, int64_t max_steps,
@@ -87,23 +107,38 @@ class ZerothOrder final : public NumericFamily {
   /// Results for the head that are new; counts how many of the tell were for other versions.
   absl::StatusOr<std::vector<Result>> Accept(LiveSession& session, const v1::LossTell& tell) const;
   absl::Status Complete(LiveSession& session, v1::TellResponse* response, Effects* effects);
+  /// Whether the step can be ended with what is told: all probes, or all directions of which one is not usable.
+  bool Completes() const;
+  /// g of every query, from the losses told; false when one is not finite.
+  bool Project(std::vector<double>* g) const;
+  /// The update that descends: terms, rate or rule. False when a coefficient is not finite.
+  bool Descent(const std::vector<double>& g, double lr, v1::Version* version) const;
   void FillScalars(v1::Version* version, v1::TellResponse* response) const;
+  void Choose(v1::Version* version) const;
+  v1::ReplayStep CandidateStep() const;
+  /// The settings under which an update is terms and a rate, whatever the session's own rule.
+  static zo::ZoHyper PlainHyper() { return {}; }
   void Remember(LiveSession& session, v1::ReplayStep step);
   void ChooseDurability(LiveSession& session, v1::TellResponse* response, Effects* effects) const;
 
-  absl::Status ApplyStep(const v1::ReplayStep& step, TensorBuffer* flat) const;
+  absl::Status ApplyStep(const v1::ReplayStep& step, Values* values) const;
+  std::vector<optim::OwnedTensor> ExportState(const zo::ZoState<float>& state) const;
+  absl::StatusOr<std::string> PutValues(const Values& values, int64_t step) const;
+  absl::StatusOr<Values> ValuesAt(LiveSession& session, int64_t version);
   absl::StatusOr<Values> NearestValues(int64_t uid, int64_t version) const;
 
   Context& context_;
   v1::OptimizerSpec spec_;
   v1::Durability durability_;
-  double eps_ = 1e-3, weight_decay_ = 0;
-  bool two_side_ = true, sign_ = false;
+  zo::ZoHyper hyper_;
+  zo::ZoLayout zo_layout_;
 
-  std::vector<Query> queries_;  ///< of the head
+  std::vector<Query> queries_;  ///< of the head; zo-sgd-cons: the candidates are the last
   int64_t told_ = 0;
   size_t next_ = 0;        ///< where the search for a free query starts
-  int64_t head_step_ = 0;  ///< VersionRow::step of the head
+  int64_t head_step_ = 0;       ///< VersionRow::step of the head
+  int64_t head_rule_step_ = 0;  ///< Version::rule_step of the head
+  int64_t tree_head_ = 0;       ///< number of the head
   VersionTree tree_;
   std::deque<v1::ReplayStep> tail_;  ///< the newest steps of the head's branch, oldest first
   int64_t tail_base_ = 0;            ///< version before the first of them

@@ -1,9 +1,8 @@
 #include "server/services/proposals.h"
 
-#include <mutex>
-
 #include "base/status.h"
 #include "server/engine/trace_family.h"
+#include "server/services/llm_run.h"
 
 namespace optod::services {
 namespace {
@@ -27,66 +26,60 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
   /// The start is durable: ask the model.
   void Launch() {
     hold_ = engine_.HoldDrain();
-    cancelled_ = services_.operations->Begin(operation);
-    budget_ = std::make_unique<trace::Budget>(proposal.limits, proposal.used);
-    replies_.assign(proposal.requests.size(), absl::UnknownError("not asked"));
-    waiting_ = proposal.requests.size();
-    for (size_t i = 0; i < proposal.requests.size(); ++i) services_.llm_pool->Post([self = shared_from_this(), i] { self->AskModel(i); });
+    auto run = std::make_shared<LlmRun>(engine_, caller_, session_, proposal, services_.operations->Begin(operation));
+    run->Start(
+        [self = shared_from_this()](size_t answered, size_t known, const std::string& label) {
+          self->services_.operations->Progress(self->operation.name(),
+                                               static_cast<double>(answered) / static_cast<double>(known),
+                                               Cat(label, " answered; ", answered, " of ", known, " calls"));
+        },
+        [self = shared_from_this()](LlmRun::Result result) { self->End(std::move(result)); });
   }
 
  private:
-  void AskModel(size_t i) {
-    const trace::CandidateRequest& wanted = proposal.requests[i];
-    trace::ChatRequest chat;
-    if (!wanted.prompt.system.empty()) chat.messages.push_back({"system", wanted.prompt.system});
-    chat.messages.push_back({"user", wanted.prompt.user});
-    chat.temperature = wanted.temperature;
-    chat.max_tokens = proposal.max_tokens;
-    chat.seed = proposal.first_seed + static_cast<int64_t>(i);
-    if (!wanted.response_schema.empty()) chat.json_schema = trace::JsonSchema{"suggestion", wanted.response_schema};
-    auto reply = services_.gateway->Complete(proposal.endpoint, chat, budget_.get(), cancelled_.get(), services_.cassette);
-    bool last = false;
-    size_t answered = 0;
-    {
-      std::lock_guard lock(mutex_);
-      replies_[i] = std::move(reply);
-      last = --waiting_ == 0;
-      answered = replies_.size() - waiting_;
+  void FillCalls(const std::vector<trace::ProposerCall>& pending, v1::ProposeResponse* response) const {
+    for (const trace::ProposerCall& call : pending) {
+      v1::ClientCall* out = response->add_calls();
+      out->set_system(call.prompt.system);
+      out->set_user(call.prompt.user);
+      if (call.temperature) out->set_temperature(*call.temperature);
+      out->set_json_schema(call.response_schema);
+      out->set_max_tokens(proposal.max_tokens);
+      out->set_label(call.label);
     }
-    if (last) return End();
-    services_.operations->Progress(operation.name(), static_cast<double>(answered) / static_cast<double>(replies_.size()),
-                                   Cat("candidate ", answered, " of ", replies_.size()));
   }
 
-  /// The operation failed as a whole when no model call was answered.
-  absl::Status Failure() const {
-    for (const auto& reply : replies_)
-      if (reply.ok()) return absl::OkStatus();
-    return replies_.front().status();
-  }
-
-  void End() {
-    auto self = shared_from_this();
+  void End(LlmRun::Result result) {
+    auto shared = std::make_shared<LlmRun::Result>(std::move(result));
     engine_.Mutate<v1::ProposeResponse>(
         caller_, session_, "ProposeEnd", "", "",
-        [self](LiveSession& session, v1::ProposeResponse* response) -> absl::StatusOr<Effects> {
+        [self = shared_from_this(), shared](LiveSession& session,
+                                            v1::ProposeResponse* response) -> absl::StatusOr<Effects> {
           Effects effects;
-          if (absl::Status failure = self->Failure(); !failure.ok()) {
-            effects.mutations.push_back(self->services_.operations->Finish(&self->operation, failure));
+          ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
+          if (!shared->failure.ok()) {  // no call was answered: the operation failed as a whole
+            family->replies().End(session, &effects);
+            effects.mutations.push_back(self->services_.operations->Finish(&self->operation, shared->failure));
             return effects;
           }
-          ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
-          RETURN_IF_ERROR(family->FinishProposal(session, self->proposal, self->replies_, response, &effects));
+          if (shared->pending.empty()) {
+            RETURN_IF_ERROR(
+                family->FinishProposal(session, self->proposal, shared->made, shared->costs, response, &effects));
+          } else {
+            self->FillCalls(shared->pending, response);
+            response->set_head_version(session.row.head_version);
+          }
+          family->replies().End(session, &effects);
           google::protobuf::Any packed;
           packed.PackFrom(*response);
           effects.mutations.push_back(self->services_.operations->Finish(&self->operation, packed));
           return effects;
         },
-        [self](absl::StatusOr<v1::ProposeResponse> result) {
-          if (!result.ok()) {   // the session went away or its store failed: the operation must end all the same
+        [self = shared_from_this()](absl::StatusOr<v1::ProposeResponse> response) {
+          if (!response.ok()) {  // the session went away or its store failed: the operation must end all the same
             self->operation.clear_response();
             store::Batch batch;
-            batch.mutations.push_back(self->services_.operations->Finish(&self->operation, result.status()));
+            batch.mutations.push_back(self->services_.operations->Finish(&self->operation, response.status()));
             self->engine_.context().store->Commit(std::move(batch), [](absl::Status) {});
           }
           self->services_.operations->Ended(self->operation);
@@ -99,25 +92,24 @@ class ProposalRun : public std::enable_shared_from_this<ProposalRun> {
   engine::Caller caller_;
   const std::string session_;
   std::shared_ptr<void> hold_;
-  std::shared_ptr<std::atomic<bool>> cancelled_;
-  std::unique_ptr<trace::Budget> budget_;
-  std::mutex mutex_;
-  std::vector<absl::StatusOr<trace::ChatReply>> replies_;
-  size_t waiting_ = 0;
 };
 
 }  // namespace
 
-void StartProposal(engine::Engine& engine, const engine::Caller& caller, const v1::ProposeRequest& request, engine::Done<v1::Operation> done) {
+void StartProposal(engine::Engine& engine, const engine::Caller& caller, const v1::ProposeRequest& request,
+                   engine::Done<v1::Operation> done) {
   if (engine.context().trace == nullptr) return done(FailedPrecondition("llm: this server has no language models"));
   auto name = engine::ParseSessionName(request.session(), caller, "session");
   if (!name.ok()) return done(name.status());
   auto run = std::make_shared<ProposalRun>(engine, caller, name->Full());
   engine.Mutate<v1::Operation>(
-      caller, request.session(), "Propose", request.request_id(), request.request_id().empty() ? "" : engine::CanonicalBytes(request),
-      [run, request, user = name->user, operations = engine.context().trace->operations](LiveSession& session, v1::Operation* out) -> absl::StatusOr<Effects> {
+      caller, request.session(), "Propose", request.request_id(),
+      request.request_id().empty() ? "" : engine::CanonicalBytes(request),
+      [run, request, user = name->user, operations = engine.context().trace->operations](
+          LiveSession& session, v1::Operation* out) -> absl::StatusOr<Effects> {
         ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
         ASSIGN_OR_RETURN(run->proposal, family->PrepareProposal(session, request));
+        family->replies().Begin();
         store::Mutation row;
         run->operation = operations->Prepare(user, "propose", session.name().Full(), request.SerializeAsString(), &row);
         run->prepared = true;

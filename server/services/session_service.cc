@@ -6,6 +6,8 @@
 #include <deque>
 #include <mutex>
 
+#include "server/engine/numeric_family.h"
+#include "server/services/shared_memory.h"
 #include "server/services/status.h"
 #include "server/services/tensor_streams.h"
 #include "server/services/unary.h"
@@ -176,6 +178,13 @@ class SessionService final : public SessionServiceBase {
   OPTOD_UNARY(ForkSession, ForkSessionRequest, Session)
 #undef OPTOD_UNARY
 
+  ServerUnaryReactor* DescribeMemory(CallbackServerContext* context, const v1::DescribeMemoryRequest* request,
+                                     v1::MemoryReport* response) override {
+    return RunUnary(authenticator_, context, response, [&](const Caller& caller, engine::Done<v1::MemoryReport> done) {
+      engine_.Read<v1::MemoryReport>(caller, request->session(), &engine::MemoryOf, std::move(done));
+    });
+  }
+
   ServerUnaryReactor* ListOptimizers(CallbackServerContext* context, const v1::ListOptimizersRequest* request,
                                      v1::ListOptimizersResponse* response) override {
     return RunUnary(authenticator_, context, response, [&](const Caller&, engine::Done<v1::ListOptimizersResponse> done) {
@@ -216,7 +225,9 @@ class SessionService final : public SessionServiceBase {
   RawBidiReactor* StepStream(CallbackServerContext* context) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));
-    return MakeStepStream(engine_, *caller, WithDetails(context));
+    StreamOptions options;
+    options.local_peer = IsLocalPeer(context->peer());
+    return MakeStepStream(engine_, *caller, WithDetails(context), options);
   }
 
  private:

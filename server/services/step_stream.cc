@@ -4,6 +4,9 @@
 //   steps:  committed steps wait in `steps_`; one at a time goes to the blob store (when large), then to the strand
 //   writes: opened, then per step: applied, chunks of the new parameters; one message in flight
 //
+// A step's bytes come in chunks or lie in memory shared with the client (shared_memory.h); the new parameters go back
+// the same way, as they are or rounded to a half precision.
+//
 // Reads, steps and writes run side by side: the next gradient arrives while the last one is applied. A step that is
 // refused ends the stream with its status, after the answers before it.
 #include <deque>
@@ -11,11 +14,14 @@
 #include <optional>
 #include <variant>
 
+#include "base/crc32c.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "server/engine/first_order.h"
+#include "server/services/shared_memory.h"
 #include "server/services/tensor_streams.h"
 #include "server/services/tensor_wire.h"
+#include "server/services/values_form.h"
 
 namespace optod::services {
 namespace {
@@ -39,7 +45,26 @@ struct Step {
   FirstOrder::FlatStep flat;
   std::string request_id;
   uint64_t bytes = 0;
+  bool in_memory = false;  ///< the bytes lie in the shared memory until the step is applied
 };
+
+/// What names a told gradient's bytes in the hash of its request.
+std::string ContentOf(const TensorBuffer& flat) {
+  // A checksum tells a request id used for something else by mistake, at a hundredth of a digest's time.
+  constexpr size_t kDigestBytes = size_t{1} << 20;
+  return flat.size() <= kDigestBytes ? Sha256Hex(flat.bytes()) : Cat("crc32c ", Crc32c(flat.bytes()), " ", flat.size());
+}
+
+/// Everything else of a step that makes it this request.
+std::string ContentOf(const FirstOrder::FlatStep& flat) {
+  std::string out = Cat("\n", flat.seq, "\n", flat.base_version, "\n", flat.loss.value_or(0), "\n",
+                        static_cast<int>(flat.form.dtype));
+  for (const double lr : flat.form.lr) out += Cat("\nlr ", lr);
+  for (const int32_t at : flat.form.absent) out += Cat("\nabsent ", at);
+  for (const optim::TensorSpec& spec : flat.form.extra)
+    out += Cat("\nextra ", spec.name, engine::ShapeText(spec.shape));
+  return out;
+}
 
 absl::StatusOr<FirstOrder*> AsFirstOrder(LiveSession& live) {
   if (auto* family = dynamic_cast<FirstOrder*>(live.family.get())) return family;
@@ -90,8 +115,9 @@ class StepReactor final : public RawBidiReactor {
     if (state_ == State::kChunks) {
       std::vector<grpc::Slice> slices;
       ChunkView chunk;
-      if (message_.Dump(&slices).ok() && ParseChunk(slices, v1::StepStreamRequest::kChunkFieldNumber, &chunk)) {
-        unprocessed_ += chunk.size;
+      if (!step_.in_memory && message_.Dump(&slices).ok() &&
+          ParseChunk(slices, v1::StepStreamRequest::kChunkFieldNumber, &chunk)) {
+        Count(chunk.size);
         return receiver_.Add(slices, chunk);
       }
     }
@@ -104,7 +130,8 @@ class StepReactor final : public RawBidiReactor {
         return OnBegin(request.begin());
       case v1::StepStreamRequest::kChunk:
         if (state_ != State::kChunks) return InvalidArgument("chunk: comes without begin");
-        unprocessed_ += request.chunk().data().size();
+        if (step_.in_memory) return InvalidArgument("chunk: the step is in shared memory");
+        Count(request.chunk().data().size());
         return receiver_.Add(request.chunk());
       case v1::StepStreamRequest::kCommit:
         return OnCommit(request.commit());
@@ -112,6 +139,11 @@ class StepReactor final : public RawBidiReactor {
         break;
     }
     return InvalidArgument("message: missing; send open, begin, chunk or commit");
+  }
+
+  void Count(uint64_t bytes) {
+    unprocessed_ += bytes;
+    chunked_ += bytes;
   }
 
   absl::Status OnOpen(const v1::StepStreamOpen& open) {
@@ -124,20 +156,35 @@ class StepReactor final : public RawBidiReactor {
 
   absl::Status OnBegin(const v1::StepStreamBegin& begin) {
     if (state_ == State::kOpen) return InvalidArgument("open: missing; the first message must be open");
+    if (state_ == State::kChunks && begin.restart()) {
+      unprocessed_ -= chunked_;
+      state_ = State::kBegin;
+    }
     if (state_ != State::kBegin) return InvalidArgument("begin: the step before has no commit");
     if (begin.seq() < 1) return InvalidArgument("begin.seq: ", begin.seq(), "; must be 1 or more");
     step_ = {};
     step_.request_id = begin.request_id();
     step_.flat.seq = begin.seq();
     step_.flat.base_version = begin.base_version();
-    step_.flat.dtype = engine::DTypeFromProto(begin.dtype());
+    chunked_ = 0;
+    engine::FlatForm& form = step_.flat.form;
+    form.dtype = engine::DTypeFromProto(begin.dtype());
     if (!v1::DType_IsValid(begin.dtype()))
       return InvalidArgument("begin.dtype: ", static_cast<int>(begin.dtype()), " is unknown");
+    form.absent.assign(begin.absent().begin(), begin.absent().end());
+    for (const v1::TensorSpec& spec : begin.extra()) form.extra.push_back(engine::SpecFromProto(spec));
+    RETURN_IF_ERROR(engine::CheckForm(*session_.layout, form));
     if (begin.has_loss()) step_.flat.loss = begin.loss();
-    step_.bytes = engine::FlatBytes(*session_.layout, step_.flat.dtype);
+    step_.bytes = engine::FlatBytes(*session_.layout, form);
     if (begin.total_bytes() != step_.bytes)
       return InvalidArgument("begin.total_bytes: ", begin.total_bytes(), "; gradients of this layout have ",
                              step_.bytes);
+    step_.in_memory = begin.in_shared_memory();
+    if (step_.in_memory && memory_ == nullptr)
+      return InvalidArgument("begin.in_shared_memory: the stream was opened without shared memory");
+    if (step_.in_memory && step_.bytes > memory_->input().size())
+      return InvalidArgument("begin.total_bytes: ", step_.bytes, "; the shared memory has room for ",
+                             memory_->input().size());
     RETURN_IF_ERROR(receiver_.Start(step_.bytes));
     state_ = State::kChunks;
     return absl::OkStatus();
@@ -147,7 +194,14 @@ class StepReactor final : public RawBidiReactor {
     if (state_ != State::kChunks) return InvalidArgument("commit: comes without begin");
     if (commit.seq() != step_.flat.seq)
       return InvalidArgument("commit.seq: ", commit.seq(), "; begin said ", step_.flat.seq);
-    RETURN_IF_ERROR(receiver_.CheckComplete());
+    if (commit.has_loss()) step_.flat.loss = commit.loss();
+    step_.flat.form.lr.assign(commit.lr().begin(), commit.lr().end());
+    RETURN_IF_ERROR(engine::CheckRates(step_.flat.form.lr, "commit.lr"));
+    if (step_.in_memory) {
+      Count(step_.bytes);  // copied when its turn comes
+    } else {
+      RETURN_IF_ERROR(receiver_.CheckComplete());
+    }
     step_.flat.gradients = receiver_.Take();
     steps_.push_back(std::move(step_));
     state_ = State::kBegin;
@@ -167,12 +221,30 @@ class StepReactor final : public RawBidiReactor {
         [this](absl::StatusOr<Opened> opened) { OnOpened(std::move(opened)); });
   }
 
+  /// Takes up the memory that the client offers, or says why not.
+  void OpenMemory(v1::StepStreamOpened* opened) {
+    if (!open_.has_shared_memory()) return;
+    const uint64_t values = open_.return_values() ? ValuesBytes(*session_.layout, values_dtype_) : 0;
+    auto memory = options_.local_peer ? SharedMemory::Map(open_.shared_memory(), values)
+                                      : FailedPrecondition("shared_memory: the client is on another machine");
+    if (memory.ok()) {
+      memory_ = *std::move(memory);
+    } else {
+      opened->set_shared_memory_refused(std::string(memory.status().message()));
+    }
+    opened->set_shared_memory(memory_ != nullptr);
+  }
+
   void OnOpened(absl::StatusOr<Opened> opened) {
     std::unique_lock lock(mutex_);
+    values_dtype_ = engine::DTypeFromProto(open_.values_dtype());
+    if (opened.ok())
+      if (absl::Status status = CheckValuesDtype(*opened->layout, values_dtype_); !status.ok()) opened = status;
     if (opened.ok()) {
       session_ = *std::move(opened);
       state_ = State::kBegin;
       v1::StepStreamResponse response;
+      OpenMemory(response.mutable_opened());
       response.mutable_opened()->set_seq(session_.seq);
       response.mutable_opened()->set_head_version(session_.head_version);
       response.mutable_opened()->set_total_bytes(session_.layout->total_bytes());
@@ -187,6 +259,7 @@ class StepReactor final : public RawBidiReactor {
 
   /// On the pool: what is large becomes a blob before the session's strand is asked.
   void ApplyStep(std::shared_ptr<Step> step) {
+    if (step->in_memory) CopyBytes(step->flat.gradients->data(), memory_->input().data(), step->flat.gradients->size());
     std::string content;
     if (session_.every_step && step->bytes > engine::kInlineGradientBytes) {
       auto blob = engine_.context().blobs->Put(step->flat.gradients->bytes());
@@ -194,10 +267,9 @@ class StepReactor final : public RawBidiReactor {
       step->flat.blob = *std::move(blob);
       content = step->flat.blob;
     } else if (!step->request_id.empty()) {
-      content = Sha256Hex(step->flat.gradients->bytes());
+      content = ContentOf(*step->flat.gradients);
     }
-    content += Cat("\n", step->flat.seq, "\n", step->flat.base_version, "\n", step->flat.loss.value_or(0), "\n",
-                   static_cast<int>(step->flat.dtype));
+    content += ContentOf(step->flat);
     auto values = std::make_shared<std::shared_ptr<const TensorBuffer>>();
     const int64_t start_ns = engine_.context().clock->NowMonotonicNs();
     engine_.Mutate<v1::TellResponse>(
@@ -224,8 +296,8 @@ class StepReactor final : public RawBidiReactor {
 
   void OnAnswered(const std::shared_ptr<Step>& step, absl::StatusOr<v1::TellResponse> answer,
                   std::shared_ptr<const TensorBuffer> values) {
-    if (!answer.ok() || !open_.return_values() || values != nullptr)
-      return OnApplied(*step, std::move(answer), std::move(values));
+    if (!answer.ok() || !open_.return_values()) return OnApplied(*step, std::move(answer), nullptr);
+    if (values != nullptr) return ReturnValues(step, *std::move(answer), std::move(values));
     // A step that was told before: its parameters are those of its version, if they can still be had.
     const int64_t version = answer->head_version();
     engine_.Read<std::shared_ptr<const TensorBuffer>>(
@@ -236,8 +308,26 @@ class StepReactor final : public RawBidiReactor {
         },
         [this, step, answer = *std::move(answer)](absl::StatusOr<std::shared_ptr<const TensorBuffer>> found) {
           if (!found.ok()) return OnApplied(*step, found.status(), nullptr);
-          OnApplied(*step, answer, *std::move(found));
+          ReturnValues(step, answer, *std::move(found));
         });
+  }
+
+  /// The new parameters in the form in which they go back; work on many bytes is done on the pool.
+  void ReturnValues(const std::shared_ptr<Step>& step, v1::TellResponse answer,
+                    std::shared_ptr<const TensorBuffer> values) {
+    if (!step->in_memory && values_dtype_ == optim::DType::kUnspecified)
+      return OnApplied(*step, std::move(answer), std::move(values));
+    engine_.context().pool->Post([this, step, answer = std::move(answer), values = std::move(values)]() mutable {
+      if (step->in_memory) {
+        WriteValues(*session_.layout, *values, values_dtype_, memory_->values().data());
+        return OnApplied(*step, std::move(answer), nullptr);
+      }
+      auto converted = TensorBuffer::Make(ValuesBytes(*session_.layout, values_dtype_));
+      if (converted == nullptr) return OnApplied(*step, ResourceExhausted("values: no memory"), nullptr);
+      WriteValues(*session_.layout, *values, values_dtype_, converted->data());
+      values.reset();
+      OnApplied(*step, std::move(answer), std::move(converted));
+    });
   }
 
   void OnApplied(Step& step, absl::StatusOr<v1::TellResponse> answer, std::shared_ptr<const TensorBuffer> values) {
@@ -250,6 +340,11 @@ class StepReactor final : public RawBidiReactor {
       v1::StepStreamResponse response;
       *response.mutable_applied() = *std::move(answer);
       writes_.push_back(SerializeMessage(response));
+      if (step.in_memory && open_.return_values()) {
+        v1::StepStreamResponse lies;
+        lies.mutable_in_memory()->set_bytes(ValuesBytes(*session_.layout, values_dtype_));
+        writes_.push_back(SerializeMessage(lies));
+      }
       if (values != nullptr)
         writes_.push_back(
             FlatSender(values, {{0, values->size()}}, v1::StepStreamResponse::kChunkFieldNumber, options_.chunk_bytes));
@@ -334,6 +429,9 @@ class StepReactor final : public RawBidiReactor {
   std::deque<Step> steps_;  ///< committed, not yet applied
   std::deque<std::variant<grpc::ByteBuffer, FlatSender>> writes_;
   uint64_t unprocessed_ = 0, applying_bytes_ = 0;
+  uint64_t chunked_ = 0;                                    ///< of unprocessed_, what the step being received has
+  optim::DType values_dtype_ = optim::DType::kUnspecified;  ///< set once, when the session is opened
+  std::unique_ptr<SharedMemory> memory_;                    ///< likewise
 };
 
 }  // namespace

@@ -42,7 +42,8 @@ using Unary1 = S::WithCallbackMethod_CreateSession<
 using Unary2 = S::WithCallbackMethod_Ask<
     S::WithCallbackMethod_Tell<S::WithCallbackMethod_AskTellStream<S::WithCallbackMethod_ListVersions<
         S::WithCallbackMethod_GetVersion<S::WithCallbackMethod_Rollback<S::WithCallbackMethod_ForkSession<
-            S::WithCallbackMethod_ExportSession<S::WithCallbackMethod_ListOptimizers<Unary1>>>>>>>>>;
+            S::WithCallbackMethod_ExportSession<S::WithCallbackMethod_ListOptimizers<
+                S::WithCallbackMethod_DescribeMemory<Unary1>>>>>>>>>>;
 }  // namespace internal
 using SessionServiceBase = v1::SessionService::WithRawCallbackMethod_PushParameters<
     v1::SessionService::WithRawCallbackMethod_PullParameters<v1::SessionService::WithRawCallbackMethod_PullState<
@@ -58,6 +59,7 @@ using ToGrpcStatus = std::function<grpc::Status(const absl::Status&)>;
 struct StreamOptions {
   size_t window_bytes = 64u << 20;  ///< received and not yet applied, per stream
   size_t chunk_bytes = 1u << 20;    ///< of what is sent
+  bool local_peer = false;          ///< the caller is on this machine: shared memory may be used
 };
 
 /// `response` is filled before the call finishes. The engine must outlive the call.

@@ -101,6 +101,31 @@ class OptodLoad:
         return step
 
 
+class OptodStreamLoad(OptodLoad):
+    """The channel that optod's own Python worker uses: a tell and the next ask in one message."""
+
+    def caller(self, shape, run, index, callers):
+        from optod.v1 import session_pb2 as pb
+        from optod.worker import AskTellChannel
+        name = f"pys-{run}" if shape == "shared" else f"pys-{run}-{index}"
+        try:
+            session = self.client.sessions.create("zo-sgd", layout=LAYOUT, lr=1e-6, queries=callers if shape == "shared" else 1, id=name)
+        except self.optod.errors.AlreadyExists:
+            session = self.client.sessions.get(name)
+        channel, ask, held = AskTellChannel(session.transport, session.stub), pb.AskRequest(session=session.name, worker=f"worker-{index}"), []
+        ask.wait.seconds = 5
+
+        def step():
+            request = pb.AskTellRequest(ask=ask)
+            if held:
+                result = pb.ProbeResult(probe_id=held.pop(), loss_plus=0.7001, loss_minus=0.6999)
+                request.tell.CopyFrom(pb.TellRequest(session=session.name, losses=pb.LossTell(results=[result])))
+            told = request.HasField("tell")
+            held.extend(probe.probe_id for probe in channel.exchange(request, timeout=60).ask.probes[:1])
+            return told
+        return step
+
+
 class VizierLoad:
     def __init__(self, address):
         from vizier.service import clients, pyvizier
@@ -141,7 +166,7 @@ class OptunaLoad:
         return step
 
 
-LOADS = {"optod": OptodLoad, "vizier": VizierLoad, "optuna": OptunaLoad}
+LOADS = {"optod": OptodLoad, "optod-stream": OptodStreamLoad, "vizier": VizierLoad, "optuna": OptunaLoad}
 
 
 def run_caller(step, window, latencies, errors):
@@ -374,9 +399,9 @@ def compare(build, folder, options):
         return server, window
 
     loads = {}
-    for kind in ("optod", "vizier", "optuna"):
+    for kind in ("optod", "optod-stream", "vizier", "optuna"):
         try:
-            server = ours if kind == "optod" else start_peer(kind, folder)
+            server = ours if kind.startswith("optod") else start_peer(kind, folder)
             if server is not ours:
                 servers.append(server)
             if kind == "optod":
@@ -384,7 +409,7 @@ def compare(build, folder, options):
             loads[kind] = (PythonLoad(kind, server.address, options.callers), server)
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             notes[kind] = str(error)
-    names = {"optod": "optod, Python unary", "vizier": "Vizier", "optuna": "Optuna"}
+    names = {"optod": "optod, Python unary", "optod-stream": "optod, Python stream", "vizier": "Vizier", "optuna": "Optuna"}
     for shape in ("own", "shared"):
         for mode in ("stream", "unary"):
             entries[f"optod, C++ {mode} | {shape}"] = (ours, cpp(mode, shape))
@@ -442,7 +467,7 @@ def ratio_lines(rows):
             base = rate.get(f"{peer} | {shape}")
             if not base:
                 continue
-            parts = [f"{name} {rate[key] / base:.0f}x" for name in ("C++ stream", "C++ unary", "Python unary")
+            parts = [f"{name} {rate[key] / base:.0f}x" for name in ("C++ stream", "C++ unary", "Python stream", "Python unary")
                      if (key := f"optod, {name} | {shape}") in rate]
             yield f"- {shape}, against {peer}: " + ", ".join(parts)
 

@@ -1,8 +1,8 @@
-// How fast tensors get into a server: 1 GiB in 1 MiB chunks up one PushParameters stream, over TCP and a Unix socket,
+// How fast tensors get into a server: 256 MiB in 1 MiB chunks up one PushParameters stream, over TCP and a Unix socket,
 // by a raw client (GenericStub and static slices) and by an ordinary protobuf client, beside a plain socket copy of the
 // same bytes in the same run. And zeroth-order tells a second.
 //
-//   tensor_stream_bench [--mib 1024] [--rounds 5]
+//   tensor_stream_bench [--mib 256] [--rounds 5]
 //
 // "received": until every byte stands in the session's buffer (blobs are dropped). "hashed": with the SHA-256 that
 // names the blob. The server is another process; both ends set mallopt as optod does. Rows are interleaved; medians and
@@ -329,7 +329,7 @@ double TellsPerSecond(int q, int tells) {
 }
 
 int Main(int argc, char** argv) {
-  size_t mib = 1024;
+  size_t mib = 256;
   int rounds = 5;
   for (int i = 1; i + 1 < argc; i += 2) {
     if (std::string(argv[i]) == "--mib") mib = std::stoul(argv[i + 1]);
@@ -351,6 +351,7 @@ int Main(int argc, char** argv) {
     rows.push_back({name, {rate}});
   };
   for (int round = 0; round <= rounds; ++round) {  // round 0 warms up
+    std::fprintf(stderr, "round %d of %d: %zu MiB ten times\n", round, rounds, mib);
     for (const bool unix_socket : {false, true}) {
       const std::string where = unix_socket ? "unix" : "tcp";
       const double copy = SocketCopy(unix_socket, base + "c", data);

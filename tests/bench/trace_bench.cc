@@ -117,7 +117,7 @@ int main(int argc, char** argv) {
   std::printf("%-8s %9s %12s %12s %12s %12s %10s %9s\n", "shape", "nodes", "M nodes/s", "backward ms", "problem ms",
               "render ms", "B/node", "subgraph");
   for (const char* shape : {"chain", "tree", "layered", "diamond"}) {
-    for (long size = 1000; size <= largest; size *= 10) {
+    for (long size = 100; size <= largest; size *= 10) {
       Cost best = Measure(shape, static_cast<NodeId>(size));
       for (int i = 0; i < 4; ++i) best.KeepBest(Measure(shape, static_cast<NodeId>(size)));
       std::printf("%-8s %9ld %12.2f %12.3f %12.3f %12.3f %10.1f %9zu\n", shape, size,

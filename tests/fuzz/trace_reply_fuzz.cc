@@ -1,13 +1,18 @@
-// libFuzzer target of everything that reads a model's reply: both readings, JSON, source check. Run: trace_reply_fuzz
-// -max_len=4096
+// libFuzzer target of everything that reads a model's reply: JSON in both readings, tags, rewritten variables, choices,
+// experts, JSON Schema, source and signature checks. Run: trace_reply_fuzz -max_len=4096
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
 
+#include "trace/optimizers/constraint_check.h"
+#include "trace/optimizers/json_schema.h"
 #include "trace/optimizers/json_value.h"
+#include "trace/optimizers/multi.h"
+#include "trace/optimizers/optoprime_v2.h"
 #include "trace/optimizers/python_syntax.h"
 #include "trace/optimizers/python_text.h"
 #include "trace/optimizers/reply.h"
+#include "trace/optimizers/textgrad.h"
 
 namespace {
 
@@ -39,8 +44,9 @@ void Check(bool condition) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  for (const bool peer : {false, true}) {
-    const ReplyOutcome outcome = ParseReply(text, Parameters(), {.peer_compat = peer});
+  for (const int form : {0, 1, 2}) {
+    const ReplyOutcome outcome =
+        form == 2 ? ParseTaggedReply(text, Parameters()) : ParseReply(text, Parameters(), {.peer_compat = form == 1});
     bool applied = false;
     for (const KeyResult& key : outcome.keys) {
       applied = applied || key.outcome == KeyOutcome::kApplied;
@@ -56,6 +62,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (json) Check(ToJson(*ParseJson(*json)) == json);
     }
   }
+  if (ValidateJsonSchema(text).ok()) {
+    for (const char* value : {"1", "\"a\"", "[1,[2]]", "{\"a\":{\"b\":null}}"})
+      (void)CheckJsonSchema(text, *ParseJson(value));
+  }
   (void)CheckPythonSource(text);
+  (void)CheckSignature("def f(x, y=1)", text);
+  (void)ImprovedVariable(text);
+  if (const auto choice = ReadChoice(text, 3)) Check(*choice >= 1 && *choice <= 3);
+  Check(ReadExperts(text, 5).size() <= 5);
   return 0;
 }

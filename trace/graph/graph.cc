@@ -90,7 +90,7 @@ struct Graph::Rep {
   NodeId FindByBase(std::string_view base_name, std::string_view digits) const;
   NodeId FindPlainPyName(std::string_view py_name) const;
   NodeId FindPyName(std::string_view py_name) const;
-  void RegisterName(NodeId id, std::string_view base_name);
+  void RegisterName(NodeId id, std::string_view base_name, std::optional<uint32_t> wanted);
   absl::StatusOr<uint32_t> CheckNode(const NodeInput& in, size_t at, std::span<const uint32_t> batch_levels) const;
   absl::StatusOr<NodeId> Resolve(ParentRef ref, size_t at) const;
   void Append(const NodeInput& in, NodeId first, uint32_t node_level);
@@ -126,14 +126,21 @@ NodeId Graph::Rep::FindPyName(std::string_view py_name) const {
 }
 
 // Appends `id` to its base's list and gives it an escaped py_name if the plain one is taken.
-void Graph::Rep::RegisterName(NodeId id, std::string_view base_name) {
+void Graph::Rep::RegisterName(NodeId id, std::string_view base_name, std::optional<uint32_t> wanted) {
   auto [nodes, is_new] = by_base.try_emplace(base[id]);
   const bool ends_in_digit = IsDigit(base_name.back());
   if (is_new && ends_in_digit) {
     for (size_t n = base_name.size(); n > 1 && IsDigit(base_name[n - 1]);)
       digit_stems.emplace(base_name.substr(0, --n));
   }
-  const uint32_t next = static_cast<uint32_t>(nodes->second.size());
+  std::vector<NodeId>& of_base = nodes->second;
+  const uint32_t end = static_cast<uint32_t>(of_base.size());
+  const bool usable = wanted && (*wanted < end ? of_base[*wanted] == kNoNode : *wanted - end <= kMaxIndexGap);
+  const uint32_t next = usable ? *wanted : end;
+  if (next >= end) {
+    of_base.resize(next + 1, kNoNode);
+    by_base_elements += next + 1 - end;
+  }
   index.push_back(next);
   const bool can_collide = ends_in_digit || !by_escaped_name.empty() ||
                            (!digit_stems.empty() && digit_stems.contains(std::string(base_name)));
@@ -151,8 +158,7 @@ void Graph::Rep::RegisterName(NodeId id, std::string_view base_name) {
       by_escaped_name.emplace(std::move(name), id);
     }
   }
-  nodes->second.push_back(id);
-  ++by_base_elements;
+  of_base[next] = id;
 }
 
 absl::StatusOr<NodeId> Graph::Rep::Resolve(ParentRef ref, size_t at) const {
@@ -238,7 +244,7 @@ void Graph::Rep::Append(const NodeInput& in, NodeId first, uint32_t node_level) 
     std::vector<NodeId>& list = hidden[id];
     for (ParentRef ref : in.hidden_parameters) list.push_back(resolve(ref));
   }
-  RegisterName(id, base_name);
+  RegisterName(id, base_name, in.index);
 }
 
 Graph::Graph(GraphLimits limits) : rep_(std::make_unique<Rep>(limits)) {}

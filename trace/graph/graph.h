@@ -6,11 +6,11 @@
 /// their children, so ascending id is a topological order and nothing here recurses. Views returned by accessors stay
 /// valid until the graph dies, except ValueText/ValueJson of a parameter, which end at its next SetValue.
 ///
-/// Names. The graph gives each node an index per base name in creation order, from 0: name `base:index`. py_name is the
-/// name without the colon (`a:0` -> `a0`), unique in the graph: where base `x1` index 0 and base `x` index 10 would
-/// both be `x10`, the later node puts underscores between base and index (`x1_0`). Levels. max(parents' level) + 1, or
-/// 0 without parents; an explicit level may raise it, never lower it. Memory. About 80 bytes a node beside values,
-/// names and 8 bytes an input; see BytesUsed().
+/// Names. The graph gives each node an index per base name in creation order, from 0 (or the wanted one): name
+/// `base:index`. py_name is the name without the colon (`a:0` -> `a0`), unique in the graph: where base `x1` index 0
+/// and base `x` index 10 would both be `x10`, the later node puts underscores between base and index (`x1_0`). Levels.
+/// max(parents' level) + 1, or 0 without parents; an explicit level may raise it, never lower it. Memory. About 80
+/// bytes a node beside values, names and 8 bytes an input; see BytesUsed().
 
 #include <cstdint>
 #include <memory>
@@ -67,7 +67,11 @@ struct NodeInput {
   bool trainable = false;                  ///< parameters only
   std::optional<uint32_t> level{};         ///< absent: by rule; else >= that of the rule (detached copies keep theirs)
   std::vector<ParentRef> hidden_parameters{};  ///< parameters used inside a traceable body, not among the inputs
+  std::optional<uint32_t> index{};  ///< wanted index of the name; absent, taken or kMaxIndexGap past the last: the next
 };
+
+/// How far a wanted index may lie behind the base's last one; the gap costs 4 bytes an index.
+inline constexpr uint32_t kMaxIndexGap = 1u << 20;
 
 struct GraphLimits {
   uint32_t max_nodes = 64u << 20;

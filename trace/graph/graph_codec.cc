@@ -99,6 +99,9 @@ void WriteConstraint(Writer& w, const Constraint& c) {
   w.Varint(c.enum_values.size());
   for (const std::string& v : c.enum_values) w.Text(v);
   w.Text(c.regex);
+  w.Text(c.json_schema);
+  w.Text(c.python_signature);
+  w.Byte(c.python ? 1 : 0);
 }
 
 Constraint ReadConstraint(Reader& r) {
@@ -110,6 +113,9 @@ Constraint ReadConstraint(Reader& r) {
   if (has & 4) c.max_length = r.Varint();
   for (uint64_t n = r.Count(); n > 0 && r.ok(); --n) c.enum_values.emplace_back(r.Text());
   c.regex = r.Text();
+  c.json_schema = r.Text();
+  c.python_signature = r.Text();
+  c.python = r.Byte() != 0;
   return c;
 }
 

@@ -49,6 +49,8 @@ struct ChatReply {
   int attempts = 1;                     ///< HTTP requests this took; 0 when it came from a cassette
   std::chrono::nanoseconds latency{0};  ///< of all attempts and waits; 0 when it came from a cassette
   bool replayed = false;                ///< came from a cassette
+  bool cached = false;                  ///< came from the request cache: nothing was paid
+  std::string endpoint;                 ///< which endpoint answered: another than asked when a fallback did
 };
 
 /// What an answered call came to. When `error` is set the reply's text is unusable (malformed, empty), but its usage

@@ -74,7 +74,7 @@ absl::Status CheckRequest(const ChatRequest& request) {
   return absl::OkStatus();
 }
 
-std::string EncodeRequest(const std::string& model, const ChatRequest& request, SchemaForm form) {
+std::string EncodeRequest(const std::string& model, const ChatRequest& request, SchemaForm form, bool stream) {
   Json json = Fields(model, request);
   if (request.json_schema && form == SchemaForm::kSchema) {
     json["response_format"] = {
@@ -85,6 +85,10 @@ std::string EncodeRequest(const std::string& model, const ChatRequest& request, 
     json["response_format"] = {{"type", "json_object"}};
   }
   if (!request.stop.empty()) json["stop"] = request.stop;
+  if (stream) {
+    json["stream"] = true;
+    json["stream_options"] = {{"include_usage", true}};
+  }
   return Dump(json);
 }
 

@@ -20,7 +20,8 @@ enum class SchemaForm { kSchema, kObject, kNone };
 absl::Status CheckRequest(const ChatRequest& request);
 
 /// The body to POST. The request must have passed CheckRequest.
-std::string EncodeRequest(const std::string& model, const ChatRequest& request, SchemaForm form);
+/// With `stream` the endpoint is asked to send the reply as it writes it, and the usage at the end.
+std::string EncodeRequest(const std::string& model, const ChatRequest& request, SchemaForm form, bool stream = false);
 
 /// The canonical JSON that a cassette hashes: fixed order of fields, absent ones left out, no spaces.
 std::string CanonicalRequest(const std::string& model, const ChatRequest& request);

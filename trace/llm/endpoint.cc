@@ -103,6 +103,9 @@ absl::Status CheckEndpoint(const EndpointConfig& config) {
   const auto not_negative = [&](const char* field, double value) {
     return value >= 0 ? absl::OkStatus() : InvalidArgument(who, field, ": ", value, " is negative; must be >= 0");
   };
+  for (const std::string& name : config.fallback) {
+    if (!IsName(name) || name == config.name) return InvalidArgument(who, "fallback: must name other endpoints");
+  }
   RETURN_IF_ERROR(not_negative("requests_per_minute", config.requests_per_minute));
   RETURN_IF_ERROR(not_negative("tokens_per_minute", static_cast<double>(config.tokens_per_minute)));
   RETURN_IF_ERROR(not_negative("usd_per_million_prompt_tokens", config.usd_per_million_prompt_tokens));

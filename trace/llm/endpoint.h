@@ -34,6 +34,10 @@ struct EndpointConfig {
   double usd_per_million_prompt_tokens = 0;
   double usd_per_million_completion_tokens = 0;
   SchemaSupport json_schema = SchemaSupport::kAuto;
+  /// Asked in this order when this one cannot be reached, fails, does not answer in time or has too many requests.
+  std::vector<std::string> fallback;
+  /// An equal request (same model, messages, seed, ...) gets the reply it got before, for nothing.
+  bool cache = false;
 };
 
 /// A URL as the gateway wants it, and what a user should know about it.

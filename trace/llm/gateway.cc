@@ -6,10 +6,13 @@
 #include <optional>
 #include <utility>
 
+#include "base/sha256.h"
 #include "base/status.h"
 #include "trace/llm/chat_json.h"
+#include "trace/llm/chat_stream.h"
 #include "trace/llm/error.h"
 #include "trace/llm/limiter.h"
+#include "trace/llm/reply_cache.h"
 #include "trace/llm/retry.h"
 
 namespace optod::trace {
@@ -37,6 +40,9 @@ struct CallContext {
   std::shared_ptr<EndpointState> endpoint;
   std::vector<Secret> secrets;
   const std::atomic<bool>* cancelled = nullptr;
+  milliseconds timeout{0};  ///< of an attempt
+  const std::function<void(std::string_view)>* on_text = nullptr;
+  bool* text_went_out = nullptr;
 };
 
 /// What came of one HTTP request.
@@ -61,12 +67,20 @@ std::optional<SchemaForm> Simpler(SchemaForm form) {
   return std::nullopt;
 }
 
-absl::Status TransportError(const EndpointState& endpoint, const absl::Status& status) {
+/// What another endpoint may do better.
+bool WorthAFallback(const absl::Status& status) {
+  const std::string reason = LlmErrorReason(status);
+  return reason == "unreachable" || reason == "server_error" || reason == "timeout" || reason == "rate_limited" ||
+         reason == "cut";
+}
+
+absl::Status TransportError(const EndpointState& endpoint, const absl::Status& status, milliseconds timeout) {
   const std::string& who = endpoint.who;
   switch (status.code()) {
     case absl::StatusCode::kDeadlineExceeded:
-      return LlmError(status.code(), "timeout",
-                      Cat(who, ": no complete reply within ", endpoint.config.timeout.count(), " ms"));
+      return LlmError(status.code(), "timeout", Cat(who, ": no complete reply within ", timeout.count(), " ms"));
+    case absl::StatusCode::kCancelled:
+      return LlmError(status.code(), "cancelled", "llm call: cancelled");
     case absl::StatusCode::kResourceExhausted:
       return LlmError(status.code(), "oversize", Cat(who, ": the reply is too large (", status.message(), ")"));
     case absl::StatusCode::kInvalidArgument:
@@ -118,6 +132,10 @@ struct LlmGateway::Impl {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<EndpointState>> endpoints;
   std::atomic<uint64_t> draws{0};
+  ReplyCache cache;
+  UsageLedger* ledger = nullptr;
+
+  Impl(HttpTransport& t, Clock& c, GatewayOptions o) : transport(t), clock(c), options(o), cache(o.cache_bytes) {}
 
   /// SplitMix64 (Steele et al., 2014) by counter: waits need spread, not quality.
   uint64_t Draw() {
@@ -129,17 +147,29 @@ struct LlmGateway::Impl {
 
   absl::StatusOr<CallContext> Prepare(const std::string& name, const std::atomic<bool>* cancelled) {
     std::lock_guard lock(mutex);
-    CallContext call{nullptr, {}, cancelled};
+    CallContext call;
+    call.cancelled = cancelled;
     std::string known;
     for (const auto& [other, endpoint] : endpoints) {
       known += (known.empty() ? "" : ", ") + other;
       if (!endpoint->config.key.empty()) call.secrets.push_back(endpoint->config.key);
       if (other == name) call.endpoint = endpoint;
     }
-    if (call.endpoint != nullptr) return call;
+    if (call.endpoint != nullptr) {
+      call.timeout = call.endpoint->config.timeout;
+      return call;
+    }
     return LlmError(absl::StatusCode::kNotFound, "unknown_endpoint",
                     Cat("llm endpoint ", Quote(name, call.secrets, 63), ": is not configured; ",
                         known.empty() ? "set OPTOD_LLM_URL to define `default`" : "there is: " + known));
+  }
+
+  static bool WentOut(const CallContext& call) { return call.text_went_out != nullptr && *call.text_went_out; }
+
+  static void HandOn(const CallContext& call, const std::string& text) {
+    if (text.empty()) return;
+    if (call.text_went_out != nullptr) *call.text_went_out = true;
+    (*call.on_text)(text);
   }
 
   Attempt Post(const CallContext& call, const ChatRequest& request, SchemaForm form) {
@@ -147,9 +177,19 @@ struct LlmGateway::Impl {
     HttpRequest http;
     http.url = endpoint.config.base_url + "/chat/completions";
     http.headers = {{"Content-Type", "application/json"}, {"Accept", "application/json"}};
-    http.body = EncodeRequest(endpoint.config.model, request, form);
-    http.timeout = endpoint.config.timeout;
+    const bool stream = call.on_text != nullptr && *call.on_text;
+    http.body = EncodeRequest(endpoint.config.model, request, form, stream);
+    http.timeout = call.timeout;
     http.max_response_bytes = options.max_reply_bytes;
+    ChatStream reader;
+    StreamRedactor redactor(call.secrets);
+    if (stream) {
+      http.on_body = [&](std::string_view piece) {
+        if (IsCancelled(call.cancelled)) return false;
+        HandOn(call, redactor.Feed(reader.Feed(piece)));
+        return true;
+      };
+    }
     if (!endpoint.config.key.empty()) {
       http.headers.emplace_back("Authorization", std::string("Bearer ").append(endpoint.config.key.Reveal()));
     }
@@ -158,13 +198,27 @@ struct LlmGateway::Impl {
 
     Attempt attempt;
     if (!response.ok()) {
-      attempt.error = TransportError(endpoint, response.status());
-      attempt.retryable = absl::IsUnavailable(attempt.error);
+      attempt.error = TransportError(endpoint, response.status(), call.timeout);
+      attempt.retryable = absl::IsUnavailable(attempt.error) && !WentOut(call);
       return attempt;
     }
     attempt.http_status = response->status;
     if (response->status == 200) {
-      attempt.outcome = ParseReply(endpoint.who, response->body, call.secrets);
+      if (!stream) {
+        attempt.outcome = ParseReply(endpoint.who, response->body, call.secrets);
+        return attempt;
+      }
+      if (response->body.size() > 0 && !reader.Fed())
+        reader.Feed(response->body);  // a transport that hands out no pieces
+      attempt.outcome = reader.Finish(endpoint.who, call.secrets);
+      if (LlmErrorReason(attempt.outcome.error) == "cut") {
+        attempt.http_status = 0;
+        attempt.error = attempt.outcome.error;
+        attempt.retryable = !WentOut(call);
+        return attempt;
+      }
+      HandOn(call, redactor.Finish());
+      if (!WentOut(call)) HandOn(call, Redact(attempt.outcome.reply.text, call.secrets));  // it came in one piece
       return attempt;
     }
     attempt.error = HttpError(call, *response);
@@ -243,10 +297,41 @@ struct LlmGateway::Impl {
       RETURN_IF_ERROR(SleepUnlessCancelled(clock, *wait, call.cancelled));
     }
   }
+
+  /// The endpoint, then its fallbacks. Their own fallbacks do not count: the chain is what the one that was asked for
+  /// says.
+  absl::StatusOr<ChatOutcome> AskInTurn(const CallContext& asked, const ChatRequest& request, const CallOptions& how) {
+    bool text_went_out = false;
+    std::string others;
+    CallContext call = asked;
+    for (size_t next = 0;; ++next) {
+      if (how.timeout.count() > 0) call.timeout = std::min(call.timeout, how.timeout);
+      call.on_text = &how.on_text;
+      call.text_went_out = &text_went_out;
+      EndpointState& endpoint = *call.endpoint;
+      absl::StatusOr<ChatOutcome> answer = Ask(call, request);
+      if (answer.ok()) {
+        answer->reply.endpoint = endpoint.config.name;
+        ++(answer->error.ok() ? endpoint.answered : endpoint.failed);
+        endpoint.prompt_tokens += answer->reply.usage.prompt_tokens;
+        endpoint.completion_tokens += answer->reply.usage.completion_tokens;
+        return answer;
+      }
+      ++endpoint.failed;
+      const bool last = next >= asked.endpoint->config.fallback.size();
+      if (last || text_went_out || !WorthAFallback(answer.status())) {
+        if (others.empty()) return answer.status();
+        return LlmError(answer.status().code(), LlmErrorReason(answer.status()),
+                        Cat(answer.status().message(), "; before it: ", others));
+      }
+      others += (others.empty() ? "" : "; ") + std::string(answer.status().message());
+      ASSIGN_OR_RETURN(call, Prepare(asked.endpoint->config.fallback[next], asked.cancelled));
+    }
+  }
 };
 
 LlmGateway::LlmGateway(HttpTransport& transport, Clock& clock, GatewayOptions options)
-    : impl_(new Impl{transport, clock, options, {}, {}, {}}) {}
+    : impl_(new Impl(transport, clock, options)) {}
 LlmGateway::~LlmGateway() = default;
 
 absl::Status LlmGateway::SetEndpoint(EndpointConfig config) {
@@ -271,7 +356,8 @@ std::vector<EndpointTotals> LlmGateway::Totals() const {
   std::lock_guard lock(impl_->mutex);
   std::vector<EndpointTotals> totals;
   for (const auto& [name, endpoint] : impl_->endpoints) {
-    totals.push_back({name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
+    totals.push_back(
+        {name, endpoint->answered, endpoint->failed, endpoint->prompt_tokens, endpoint->completion_tokens});
   }
   return totals;
 }
@@ -281,10 +367,71 @@ absl::StatusOr<EndpointConfig> LlmGateway::Endpoint(const std::string& name) con
   return call.endpoint->config;
 }
 
+void LlmGateway::SetLedger(UsageLedger* ledger) { impl_->ledger = ledger; }
+
 absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, const ChatRequest& request, Budget* budget,
                                                const std::atomic<bool>* cancelled, Cassette* cassette) {
+  CallOptions options;
+  options.budget = budget;
+  options.cancelled = cancelled;
+  options.cassette = cassette;
+  return Complete(endpoint, request, options);
+}
+
+namespace {
+
+/// Room for one call in the session's budget and in the ledger; given back unless it is charged.
+class Purse {
+ public:
+  Purse(Budget* budget, UsageLedger* ledger, std::string user)
+      : budget_(budget), ledger_(ledger), user_(std::move(user)) {}
+  ~Purse() {
+    if (!open_) return;
+    if (budget_ != nullptr) budget_->Release();
+    if (ledger_ != nullptr) ledger_->Release(user_);
+  }
+  absl::Status Begin() {
+    if (budget_ != nullptr) RETURN_IF_ERROR(budget_->Begin());
+    if (ledger_ != nullptr) {
+      if (absl::Status status = ledger_->Begin(user_); !status.ok()) {
+        if (budget_ != nullptr) budget_->Release();
+        return status;
+      }
+    }
+    open_ = true;
+    return absl::OkStatus();
+  }
+  /// `paid`: somebody was asked; what a cassette replays counts in the session's budget alone.
+  void Charge(const std::string& endpoint, const ChatUsage& usage, bool paid) {
+    open_ = false;
+    if (budget_ != nullptr) budget_->Charge(usage);
+    if (ledger_ == nullptr) return;
+    if (paid)
+      ledger_->Charge(user_, endpoint, usage);
+    else
+      ledger_->Release(user_);
+  }
+
+ private:
+  Budget* budget_;
+  UsageLedger* ledger_;
+  const std::string user_;
+  bool open_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, const ChatRequest& request,
+                                               const CallOptions& options) {
+  ASSIGN_OR_RETURN(ChatOutcome outcome, Exchange(endpoint, request, options));
+  return std::move(outcome).Result();
+}
+
+absl::StatusOr<ChatOutcome> LlmGateway::Exchange(const std::string& endpoint, const ChatRequest& request,
+                                                 const CallOptions& options) {
   RETURN_IF_ERROR(CheckRequest(request));
-  absl::StatusOr<CallContext> call = impl_->Prepare(endpoint, cancelled);
+  Cassette* cassette = options.cassette;
+  absl::StatusOr<CallContext> call = impl_->Prepare(endpoint, options.cancelled);
   const bool offline = cassette != nullptr && cassette->mode() == CassetteMode::kReplay;
   const std::string model = call.ok() ? call->endpoint->config.model : offline ? cassette->OnlyModel() : std::string();
   if (model.empty()) return call.status();
@@ -293,35 +440,35 @@ absl::StatusOr<ChatReply> LlmGateway::Complete(const std::string& endpoint, cons
     for (ChatMessage& message : safe.messages) message.content = Redact(std::move(message.content), call->secrets);
   }
   if (cassette != nullptr) RETURN_IF_ERROR(cassette->Health());
-  if (IsCancelled(cancelled)) return LlmError(absl::StatusCode::kCancelled, "cancelled", "llm call: cancelled");
+  if (IsCancelled(options.cancelled)) return LlmError(absl::StatusCode::kCancelled, "cancelled", "llm call: cancelled");
 
-  Budget unlimited;
-  Budget& purse = budget != nullptr ? *budget : unlimited;
+  const auto whole = [&](ChatOutcome outcome) {  // what did not come from a stream comes in one piece
+    if (outcome.error.ok() && options.on_text) options.on_text(outcome.reply.text);
+    return outcome;
+  };
+  const bool caching = cassette == nullptr && call.ok() && call->endpoint->config.cache;
+  const std::string cache_key = caching ? Sha256Hex(CanonicalRequest(model, safe)) : "";
+  if (caching) {
+    if (std::optional<ChatReply> found = impl_->cache.Find(cache_key))
+      return whole(ChatOutcome{*std::move(found), absl::OkStatus()});
+  }
+  Purse purse(options.budget, impl_->ledger, options.user);
   RETURN_IF_ERROR(purse.Begin());
   std::optional<Cassette::Ticket> ticket;
   if (cassette != nullptr) {
     ticket = cassette->Take(model, safe);
     if (std::optional<ChatOutcome> found = cassette->Find(*ticket)) {
-      if (LlmErrorReason(found->error) == "not_recorded") {
-        purse.Release();
-      } else {
-        purse.Charge(found->reply.usage);
-      }
-      return std::move(*found).Result();
+      if (LlmErrorReason(found->error) == "not_recorded") return found->error;
+      purse.Charge(endpoint, found->reply.usage, false);
+      return whole(*std::move(found));
     }
   }
-  absl::StatusOr<ChatOutcome> answer = impl_->Ask(*call, safe);
-  if (!answer.ok()) {
-    ++call->endpoint->failed;
-    purse.Release();
-    return answer.status();
-  }
-  ++(answer->error.ok() ? call->endpoint->answered : call->endpoint->failed);
-  call->endpoint->prompt_tokens += answer->reply.usage.prompt_tokens;
-  call->endpoint->completion_tokens += answer->reply.usage.completion_tokens;
-  purse.Charge(answer->reply.usage);
+  absl::StatusOr<ChatOutcome> answer = impl_->AskInTurn(*call, safe, options);
+  if (!answer.ok()) return answer.status();
+  purse.Charge(answer->reply.endpoint, answer->reply.usage, true);
   if (ticket) cassette->Record(*ticket, *answer);
-  return std::move(*answer).Result();
+  if (caching && answer->error.ok()) impl_->cache.Put(cache_key, answer->reply);
+  return answer;
 }
 
 }  // namespace optod::trace

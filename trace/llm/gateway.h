@@ -21,8 +21,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -40,13 +42,41 @@ struct GatewayOptions {
   std::chrono::milliseconds max_backoff{30'000};
   std::chrono::milliseconds max_retry_after{120'000};  ///< an endpoint that asks for more is given up at once
   size_t max_reply_bytes = 1u << 20;
-  uint64_t jitter_seed = 0;  ///< main draws it from the kernel; a fixed one makes waits repeatable
+  uint64_t jitter_seed = 0;        ///< main draws it from the kernel; a fixed one makes waits repeatable
+  size_t cache_bytes = 64u << 20;  ///< of the replies of endpoints with `cache`
+};
+
+/// Who is told of every call that was paid, and may refuse one before it is made: budgets by user and by day live
+/// there. Thread-safe.
+class UsageLedger {
+ public:
+  virtual ~UsageLedger() = default;
+  /// RESOURCE_EXHAUSTED [budget]: what the user may spend is spent. Counts the call as under way.
+  virtual absl::Status Begin(const std::string& user) = 0;
+  /// A call that was begun was answered.
+  virtual void Charge(const std::string& user, const std::string& endpoint, const ChatUsage& usage) = 0;
+  /// A call that was begun was not answered.
+  virtual void Release(const std::string& user) = 0;
+};
+
+/// How one call is made. All pointers may be null.
+struct CallOptions {
+  std::string user;          ///< for the ledger; "" = the server itself
+  Budget* budget = nullptr;  ///< of the session or the run
+  const std::atomic<bool>* cancelled =
+      nullptr;  ///< looked at about every 50 ms while waiting, and with each piece of a stream
+  Cassette* cassette = nullptr;
+  std::chrono::milliseconds timeout{0};  ///< of an attempt, when shorter than the endpoint's; 0 = the endpoint's
+  /// The reply is streamed: called with each new piece of text, in order, on the calling thread. A reply from the
+  /// cassette, the cache or an endpoint that does not stream comes in one piece. After the first piece nothing is tried
+  /// again and no fallback asked: the text would come twice.
+  std::function<void(std::string_view text)> on_text;
 };
 
 /// What was asked of an endpoint since the start. Replies from a cassette are not counted: nobody was asked.
 struct EndpointTotals {
   std::string name;
-  int64_t answered = 0, failed = 0;   ///< calls of Complete, whatever the number of attempts
+  int64_t answered = 0, failed = 0;  ///< calls of Complete, whatever the number of attempts
   int64_t prompt_tokens = 0, completion_tokens = 0;
 };
 
@@ -65,11 +95,24 @@ class LlmGateway {
   /// What prompts may be built for. NOT_FOUND names the endpoints there are, or says how to define one.
   absl::StatusOr<EndpointConfig> Endpoint(const std::string& name) const;
 
+  /// As Complete, but a paid answer that cannot be used (empty, malformed) comes back with its usage instead of as an
+  /// error.
+  absl::StatusOr<ChatOutcome> Exchange(const std::string& endpoint, const ChatRequest& request,
+                                       const CallOptions& options);
+
   /// One reply. `budget`, `cancelled` and `cassette` may be null; `cancelled` is looked at about every 50 ms while
   /// waiting (a request that is already on the wire runs to its end or its timeout, since it is paid for). Replayed
   /// replies are charged to the budget as recorded, so that a replayed run ends where the recorded one ended.
   absl::StatusOr<ChatReply> Complete(const std::string& endpoint, const ChatRequest& request, Budget* budget = nullptr,
                                      const std::atomic<bool>* cancelled = nullptr, Cassette* cassette = nullptr);
+  /// The same with everything. When the endpoint is [unreachable], [server_error], [timeout], [rate_limited] or [cut]
+  /// its fallbacks are asked in turn, each with its own retries; the last error says who was asked. A cassette records
+  /// under the endpoint that was asked for.
+  absl::StatusOr<ChatReply> Complete(const std::string& endpoint, const ChatRequest& request,
+                                     const CallOptions& options);
+
+  /// Must outlive the gateway's calls; nullptr = none. Set once, before the first call.
+  void SetLedger(UsageLedger* ledger);
 
  private:
   struct Impl;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/status.h"
+#include "trace/optimizers/json_schema.h"
 #include "trace/optimizers/python_syntax.h"
 #include "trace/optimizers/python_text.h"
 
@@ -35,10 +36,29 @@ absl::Status ValidateConstraint(const Constraint& c) {
     const RE2 pattern(c.regex, Quiet());
     if (!pattern.ok()) return InvalidArgument("constraint.regex: ", pattern.error());
   }
+  if (!c.json_schema.empty()) RETURN_IF_ERROR(ValidateJsonSchema(c.json_schema));
+  if (!c.python_signature.empty() && !ParseSignature(c.python_signature))
+    return InvalidArgument("constraint.python_signature: must be like def f(x, y=1)");
   return absl::OkStatus();
 }
 
-std::string CheckConstraint(const Constraint& c, std::string_view type, std::string_view text) {
+namespace {
+
+std::string CheckSchema(const Constraint& c, std::string_view text, const std::optional<std::string>& json) {
+  std::optional<JsonValue> value = json ? ParseJson(*json) : ParseJson(text);
+  if (!value) value = JsonValue::String(std::string(text));
+  // A text parameter that holds a document is judged by the document.
+  if (value->kind == JsonValue::Kind::kString) {
+    if (auto inner = ParseJson(value->text); inner && CheckJsonSchema(c.json_schema, *inner).empty()) return {};
+  }
+  const std::string broken = CheckJsonSchema(c.json_schema, *value);
+  return broken.empty() ? broken : Cat("breaks its JSON schema: ", broken);
+}
+
+}  // namespace
+
+std::string CheckConstraint(const Constraint& c, std::string_view type, std::string_view text,
+                            const std::optional<std::string>& json) {
   if ((c.min || c.max) && (type == "int" || type == "float")) {
     const std::optional<double> value = ParsePythonFloat(text);
     if (!value || std::isnan(*value)) return Cat(text, " is no number in a range");
@@ -58,7 +78,57 @@ std::string CheckConstraint(const Constraint& c, std::string_view type, std::str
     if (!pattern.ok()) return Cat("the pattern ", c.regex, " is invalid");
     if (!RE2::FullMatch(re2::StringPiece(text.data(), text.size()), pattern)) return Cat("does not match ", c.regex);
   }
+  if (!c.json_schema.empty()) {
+    if (std::string broken = CheckSchema(c, text, json); !broken.empty()) return broken;
+  }
+  if (c.python || !c.python_signature.empty()) {
+    if (std::string error = CheckPythonSource(text); !error.empty()) return Cat("is no Python source: ", error);
+  }
+  if (!c.python_signature.empty()) return CheckSignature(c.python_signature, text);
   return {};
+}
+
+std::optional<std::pair<std::string, std::vector<std::string>>> ParseSignature(std::string_view source,
+                                                                               std::string_view name) {
+  const std::vector<std::string_view> tokens = PythonTokens(source);
+  for (size_t i = 0; i + 2 < tokens.size(); ++i) {
+    if (tokens[i] != "def" || tokens[i + 2] != "(" || (!name.empty() && tokens[i + 1] != name)) continue;
+    std::pair<std::string, std::vector<std::string>> out{std::string(tokens[i + 1]), {}};
+    std::string argument;
+    int depth = 0;
+    bool rest = false;  // behind ':' or '=' of an argument
+    for (size_t k = i + 3; k < tokens.size(); ++k) {
+      const std::string_view t = tokens[k];
+      if (depth == 0 && (t == ")" || t == ",")) {
+        if (!argument.empty()) out.second.push_back(std::move(argument));
+        argument.clear();
+        rest = false;
+        if (t == ")") return out;
+        continue;
+      }
+      if (t == "(" || t == "[" || t == "{") ++depth;
+      if (t == ")" || t == "]" || t == "}") --depth;
+      if (depth == 0 && t == "=") argument += '=';
+      rest = rest || (depth == 0 && (t == ":" || t == "="));
+      if (!rest) argument += t;
+    }
+    return std::nullopt;  // never closed
+  }
+  return std::nullopt;
+}
+
+std::string CheckSignature(std::string_view signature, std::string_view source) {
+  const auto wanted = ParseSignature(signature);
+  if (!wanted) return "the signature is none";
+  const auto got = ParseSignature(source, wanted->first);
+  if (!got) return Cat("does not define the function ", wanted->first);
+  if (got->second == wanted->second) return {};
+  const auto list = [](const std::vector<std::string>& all) {
+    std::string out;
+    for (const std::string& one : all) out += (out.empty() ? "" : ", ") + one;
+    return out;
+  };
+  return Cat(wanted->first, ": arguments are (", list(got->second), "), must be (", list(wanted->second), ")");
 }
 
 std::string CheckCode(std::string_view current, std::string_view text) {

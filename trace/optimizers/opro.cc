@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "trace/optimizers/fit.h"
 #include "trace/optimizers/json_value.h"
 #include "trace/optimizers/python_text.h"
 
@@ -52,15 +53,29 @@ absl::StatusOr<std::vector<CandidateRequest>> BuildOproRequests(const Graph& gra
     user += Cat("(", p.is_code ? "code" : p.type_name, ") ", p.py_name, rule.empty() ? "" : ": ", rule, "\n");
   }
   if (!any) return FailedPrecondition("parameters: none is trainable");
-  const size_t skipped = memory.size() - std::min<size_t>(memory.size(), options.max_rounds);
-  user += "\nTried so far, oldest first:\n";
-  if (skipped > 0) user += Cat("...[", skipped, " earlier rounds]\n");
-  for (size_t i = skipped; i < memory.size(); ++i) user += RoundText(memory[i]);
-  user += RoundText(MakeMemoryRound(graph, parameters, feedback)) + "\nYour JSON object:\n";
-
+  std::vector<MemoryRound> rounds = memory;
+  rounds.push_back(MakeMemoryRound(graph, parameters, feedback));
+  const auto render = [&](const Cut& cut) {
+    Prompt prompt;
+    prompt.system = kSystem;
+    prompt.user = user + "\nTried so far, oldest first:\n";
+    // The current round is always shown.
+    const size_t most = std::min<size_t>(cut.memory == SIZE_MAX ? options.max_rounds : cut.memory, memory.size());
+    const size_t skipped = memory.size() - most;
+    if (skipped > 0) prompt.user += Cat("...[", skipped, " earlier rounds]\n");
+    for (size_t i = skipped; i < rounds.size(); ++i) {
+      MemoryRound round = rounds[i];
+      const bool current = i + 1 == rounds.size();
+      round.feedback = CutMiddle(round.feedback, current ? cut.feedback_limit : cut.value_limit);
+      prompt.truncated_values += !current && round.feedback != rounds[i].feedback;
+      prompt.user += RoundText(round);
+    }
+    prompt.user += "\nYour JSON object:\n";
+    return prompt;
+  };
   CandidateRequest request;
-  request.prompt.system = kSystem;
-  request.prompt.user = std::move(user);
+  request.prompt = FitPrompt(options.max_prompt_tokens, 0, std::min<size_t>(memory.size(), options.max_rounds), 0,
+                             rounds.back().feedback.size(), render);
   request.response_schema = ReplySchema(reply_parameters);
   return SpreadCandidates(request, options.candidates, options.temperature);
 }

@@ -14,7 +14,8 @@ struct OproOptions {
   std::string objective{};  ///< empty: a default that refers to the feedback
   uint32_t candidates = 1;  ///< as in OptoPrimeOptions
   std::optional<double> temperature{};
-  uint32_t max_rounds = 50;  ///< newest rounds shown; older ones are counted in one line
+  uint32_t max_rounds = 50;        ///< newest rounds shown; older ones are counted in one line
+  uint32_t max_prompt_tokens = 0;  ///< as in RenderOptions
 };
 
 /// `memory` holds the past rounds, oldest first, without the current one. Errors: as BuildOptoPrimeRequests.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "trace/optimizers/fit.h"
 #include "trace/optimizers/python_text.h"
 #include "trace/optimizers/reply_internal.h"
 
@@ -32,6 +33,101 @@ std::string SystemText() {
          "without quotes or escapes. "
          "If nothing should change, answer TERMINATE.";
 }
+
+class TaggedRenderer {
+ public:
+  TaggedRenderer(const ProblemInstance& problem, const RenderOptions& options, const Cut& cut)
+      : problem_(problem), options_(options), cut_(cut) {}
+
+  Prompt Run() {
+    prompt_.system = SystemText();
+    if (Shown(Section::kInstruction)) out_ += problem_.instruction + "\n";
+    if (Shown(Section::kCode)) Code();
+    if (Shown(Section::kDocumentation)) {
+      for (const DocumentationEntry& d : problem_.documentation) out_ += d.function + ": " + d.text + "\n";
+    }
+    Values(Section::kVariables, "variable", problem_.variables, 0);
+    Values(Section::kInputs, "node", problem_.inputs, cut_.value_limit);
+    Values(Section::kOthers, "node", problem_.others, cut_.value_limit);
+    Values(Section::kOutputs, "node", problem_.outputs, cut_.value_limit);
+    if (Shown(Section::kFeedback)) out_ += CutMiddle(problem_.feedback, cut_.feedback_limit) + "\n";
+    Rounds();
+    out_ += "\nVariables you may change:";
+    for (const ValueEntry& v : problem_.variables) out_ += " " + v.py_name;
+    prompt_.user = std::move(out_) + "\nYour answer:\n";
+    return std::move(prompt_);
+  }
+
+ private:
+  bool Shown(Section s) {
+    std::string title(DefaultTitle(s));
+    for (const auto& [section, text] : options_.titles) {
+      if (section == s) title = text;
+    }
+    out_ += (out_.empty() ? "" : "\n") + title + "\n";
+    return std::find(options_.mask.begin(), options_.mask.end(), s) == options_.mask.end();
+  }
+
+  void Code() {
+    std::vector<const std::string*> lines;
+    for (const CodeLine& line : problem_.code) {
+      if (cut_.collapse && line.collapsed) {
+        ++prompt_.collapsed_lines;
+        continue;
+      }
+      lines.push_back(&line.text);
+      if (!cut_.collapse) continue;
+      auto note = std::lower_bound(problem_.collapse_notes.begin(), problem_.collapse_notes.end(),
+                                   std::pair(line.node, std::string()));
+      for (; note != problem_.collapse_notes.end() && note->first == line.node; ++note) lines.push_back(&note->second);
+    }
+    Some(lines.size(), "lines", [&](size_t i) { return *lines[i] + "\n"; });
+  }
+
+  void Values(Section s, std::string_view tag, const std::vector<ValueEntry>& list, uint32_t limit) {
+    if (!Shown(s)) return;
+    std::vector<const ValueEntry*> shown;
+    for (const ValueEntry& v : list) {
+      if (!cut_.collapse || !v.collapsed) shown.push_back(&v);
+    }
+    const auto one = [&](size_t i) { return TaggedValue(tag, *shown[i], limit, prompt_); };
+    if (s == Section::kVariables || s == Section::kOutputs) {
+      for (size_t i = 0; i < shown.size(); ++i) out_ += one(i);
+    } else {
+      Some(shown.size(), "values", one);
+    }
+    if (shown.size() < list.size()) out_ += Cat("...[", list.size() - shown.size(), " values of the calls left out]\n");
+  }
+
+  // All, or the first and last halves of cut_.lines.
+  template <typename F>
+  void Some(size_t count, std::string_view what, F one) {
+    const size_t head = count <= cut_.lines ? count : cut_.lines / 2;
+    const size_t tail = count <= cut_.lines ? count : count - (cut_.lines - head);
+    for (size_t i = 0; i < head; ++i) out_ += one(i);
+    if (tail > head) {
+      out_ += Cat("...[", tail - head, " more ", what, "]\n");
+      prompt_.omitted_lines += static_cast<uint32_t>(tail - head);
+    }
+    for (size_t i = tail; i < count; ++i) out_ += one(i);
+  }
+
+  void Rounds() {
+    int number = 1;
+    for (const MemoryRound& round : NewestRounds(options_.memory, cut_.memory)) {
+      out_ += Cat("\n<round ", number++, ">\n");
+      for (const auto& [name, value] : round.variables) out_ += Cat(name, "=", value, "\n");
+      if (round.score) out_ += "score: " + FloatRepr(*round.score) + "\n";
+      out_ += "feedback: " + round.feedback + "\n</round>\n";
+    }
+  }
+
+  const ProblemInstance& problem_;
+  const RenderOptions& options_;
+  const Cut cut_;
+  Prompt prompt_;
+  std::string out_;
+};
 
 // Text between `<tag>` and the `</tag>` that closes it (pairs may nest), from `*pos`; `*pos` moves behind it. nullopt:
 // none is complete.
@@ -71,51 +167,10 @@ std::optional<std::pair<std::string, std::string>> NameAndValue(std::string_view
 }  // namespace
 
 Prompt RenderTagged(const ProblemInstance& problem, const RenderOptions& options) {
-  Prompt prompt;
-  prompt.system = SystemText();
-  std::string& out = prompt.user;
-  auto shown = [&](Section s) {
-    std::string title(DefaultTitle(s));
-    for (const auto& [section, text] : options.titles) {
-      if (section == s) title = text;
-    }
-    out += (out.empty() ? "" : "\n") + title + "\n";
-    return std::find(options.mask.begin(), options.mask.end(), s) == options.mask.end();
-  };
-  auto values = [&](Section s, std::string_view tag, const std::vector<ValueEntry>& list, uint32_t limit) {
-    if (!shown(s)) return;
-    for (const ValueEntry& v : list) out += TaggedValue(tag, v, limit, prompt);
-  };
-  if (shown(Section::kInstruction)) out += problem.instruction + "\n";
-  if (shown(Section::kCode)) {
-    for (const CodeLine& line : problem.code) out += line.text + "\n";
-  }
-  if (shown(Section::kDocumentation)) {
-    for (const DocumentationEntry& d : problem.documentation) out += d.function + ": " + d.text + "\n";
-  }
-  values(Section::kVariables, "variable", problem.variables, 0);
-  values(Section::kInputs, "node", problem.inputs, options.value_limit);
-  values(Section::kOthers, "node", problem.others, options.value_limit);
-  values(Section::kOutputs, "node", problem.outputs, options.value_limit);
-  if (shown(Section::kFeedback)) out += problem.feedback + "\n";
-  int number = 1;
-  for (const MemoryRound& round : options.memory) {
-    out += Cat("\n<round ", number++, ">\n");
-    for (const auto& [name, value] : round.variables) out += Cat(name, "=", value, "\n");
-    if (round.score) out += "score: " + FloatRepr(*round.score) + "\n";
-    out += "feedback: " + round.feedback + "\n</round>\n";
-  }
-  out += "\nVariables you may change:";
-  for (const ValueEntry& v : problem.variables) out += " " + v.py_name;
-  out += "\nYour answer:\n";
-  if (options.max_prompt_tokens > 0 &&
-      EstimateTokens(prompt.system) + EstimateTokens(out) > options.max_prompt_tokens) {
-    RenderOptions shorter = options;
-    shorter.value_limit = options.value_limit == 0 ? 4096 : options.value_limit / 2;
-    if (shorter.value_limit >= 40) return RenderTagged(problem, shorter);
-    prompt.over_limit = true;
-  }
-  return prompt;
+  const size_t lines = std::max({problem.code.size(), problem.others.size(), problem.inputs.size()});
+  return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines,
+                   problem.feedback.size(),
+                   [&](const Cut& cut) { return TaggedRenderer(problem, options, cut).Run(); });
 }
 
 ReplyOutcome ParseTaggedReply(std::string_view reply, const std::vector<ReplyParameter>& parameters,

@@ -11,8 +11,7 @@
 
 namespace optod::trace {
 
-/// As Render; constraints stand beside their variable. Of max_prompt_tokens only the first half holds: values are
-/// shortened, no lines left out.
+/// As Render; constraints stand beside their variable.
 Prompt RenderTagged(const ProblemInstance& problem, const RenderOptions& options = {});
 
 /// Reads `<reasoning>..</reasoning>` and then, per changed variable,

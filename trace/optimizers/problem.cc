@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "base/status.h"
 #include "trace/optimizers/builtin_ops.h"
+#include "trace/optimizers/collapse.h"
 #include "trace/optimizers/python_text.h"
 
 namespace optod::trace {
@@ -48,23 +49,54 @@ class Builder {
 
   void Run(const ProblemOptions& options) {
     for (NodeId id : sub_.nodes) in_graph_[id] = true;
-    const uint32_t depth = sub_.nodes.empty() ? 0 : g_.Level(sub_.nodes.back());
-    for (NodeId id : sub_.nodes) {
-      if (!IsIntermediate(id)) {
-        const bool variable = variables_.contains(id) && g_.Trainable(id);
-        (variable ? out_.variables : out_.inputs).push_back(MakeEntry(g_, id));
-        continue;
-      }
-      out_.code.push_back({g_.Level(id), CallText(g_, id)});
+    const std::vector<NodeRole> roles = Roles(options);
+    Collapsed collapsed;
+    collapsed.left_out.assign(sub_.nodes.size(), false);
+    if (options.collapse) collapsed = CollapseSubgraph(g_, sub_, roles);
+    for (size_t i = 0; i < sub_.nodes.size(); ++i) {
+      const NodeId id = sub_.nodes[i];
+      std::vector<ValueEntry>& section = *SectionOf(roles[i]);
+      section.push_back(MakeEntry(g_, id));
+      section.back().collapsed = collapsed.left_out[i];
+      if (roles[i] != NodeRole::kIntermediate && roles[i] != NodeRole::kOutput) continue;
+      out_.code.push_back({g_.Level(id), CallText(g_, id), id, collapsed.left_out[i]});
       Document(id);
-      const bool output = options.deepest_output_only ? g_.Level(id) == depth : outputs_.contains(id);
-      (output ? out_.outputs : out_.others).push_back(MakeEntry(g_, id));
     }
+    out_.collapse_notes = std::move(collapsed.notes);
     SortCode();
     if (options.list_hidden) ListHidden();
   }
 
  private:
+  std::vector<NodeRole> Roles(const ProblemOptions& options) const {
+    const uint32_t depth = sub_.nodes.empty() ? 0 : g_.Level(sub_.nodes.back());
+    std::vector<NodeRole> roles;
+    roles.reserve(sub_.nodes.size());
+    for (NodeId id : sub_.nodes) {
+      if (!IsIntermediate(id)) {
+        const bool variable = variables_.contains(id) && g_.Trainable(id);
+        roles.push_back(variable ? NodeRole::kVariable : NodeRole::kInput);
+        continue;
+      }
+      const bool output = options.deepest_output_only ? g_.Level(id) == depth : outputs_.contains(id);
+      roles.push_back(output ? NodeRole::kOutput : NodeRole::kIntermediate);
+    }
+    return roles;
+  }
+  std::vector<ValueEntry>* SectionOf(NodeRole role) {
+    switch (role) {
+      case NodeRole::kInput:
+        return &out_.inputs;
+      case NodeRole::kVariable:
+        return &out_.variables;
+      case NodeRole::kIntermediate:
+        return &out_.others;
+      case NodeRole::kOutput:
+        return &out_.outputs;
+    }
+    return &out_.others;
+  }
+
   // A node whose inputs are all in the graph. One without inputs counts when parameters act inside it: else it is a
   // given value.
   bool IsIntermediate(NodeId id) const {
@@ -163,6 +195,12 @@ std::string ConstraintText(const Constraint& c) {
     add("one of: " + list, "; ");
   }
   if (!c.regex.empty()) add("matches " + c.regex, "; ");
+  if (!c.json_schema.empty()) add("obeys the JSON schema " + c.json_schema, "; ");
+  if (!c.python_signature.empty()) {
+    add("Python source that defines " + c.python_signature, "; ");
+  } else if (c.python) {
+    add("Python source", "; ");
+  }
   if (c.max_length) add("at most " + std::to_string(*c.max_length) + " characters", "; ");
   return out;
 }

@@ -17,6 +17,8 @@ namespace optod::trace {
 struct CodeLine {
   uint32_t level = 0;
   std::string text;  ///< `py_name = function(arg=py_name, ...)`
+  NodeId node = kNoNode;
+  bool collapsed = false;  ///< another line stands for it (collapse.h)
 };
 
 struct DocumentationEntry {
@@ -32,6 +34,7 @@ struct ValueEntry {
   std::string text;
   std::string constraint;  ///< constraint text for the prompt, with the enforced bounds spelled out; empty: none
   bool hidden = false;     ///< a variable that acts only inside traceable bodies: appears in no code line
+  bool collapsed = false;  ///< of a call, or an input of calls, that other lines stand for
 };
 
 struct ProblemInstance {
@@ -44,6 +47,8 @@ struct ProblemInstance {
   std::vector<ValueEntry> others;   ///< intermediate values
   std::vector<ValueEntry> outputs;  ///< nodes that received feedback
   std::string feedback;
+  /// What is said behind a line, by its node (ascending), when collapsed lines are left out.
+  std::vector<std::pair<NodeId, std::string>> collapse_notes;
 };
 
 /// The default objective.
@@ -53,7 +58,8 @@ struct ProblemOptions {
   std::string instruction{};  ///< empty: DefaultInstruction()
   bool list_hidden = true;    ///< list parameters that act only inside traceable bodies under variables
   bool deepest_output_only =
-      false;  ///< show only outputs at the greatest level as outputs (the reference library's rule)
+      false;             ///< show only outputs at the greatest level as outputs (the reference library's rule)
+  bool collapse = true;  ///< find out which lines a short prompt may leave out; nothing is left out here
 };
 
 /// Errors: FAILED_PRECONDITION when there is no feedback; those of ComputeSubgraph.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "trace/optimizers/fit.h"
 #include "trace/optimizers/python_text.h"
 
 namespace optod::trace {
@@ -21,16 +22,13 @@ constexpr std::string_view kMeanings[kSectionCount] = {
     "values computed on the way",
     "the result that was judged",
     "the judgement: what was good or wrong about the result"};
-constexpr uint32_t kAllLines = UINT32_MAX;
-constexpr uint32_t kSmallestLimit = 40, kFewestLines = 8;
 
 class Renderer {
  public:
   Renderer(const ProblemInstance& problem, const RenderOptions& options) : problem_(problem), options_(options) {}
 
-  Prompt Run(uint32_t value_limit, uint32_t lines) {
-    limit_ = value_limit;
-    lines_ = lines;
+  Prompt Run(const Cut& cut) {
+    cut_ = cut;
     prompt_ = {};
     prompt_.system = System();
     prompt_.user = User();
@@ -74,7 +72,7 @@ class Renderer {
     std::string out;
     if (options_.include_example) out += Example();
     out += "The recorded run:\n----------\n" + Instance() + "----------\n";
-    if (!options_.memory.empty()) out += Memory();
+    if (const auto rounds = NewestRounds(options_.memory, cut_.memory); !rounds.empty()) out += Memory(rounds);
     return out + "Your JSON object:\n";
   }
 
@@ -102,10 +100,10 @@ class Renderer {
   void AppendSection(std::string& out, Section s) {
     switch (s) {
       case Section::kInstruction:
-        out += problem_.instruction + "\n";
+        out += Instruction() + "\n";
         break;
       case Section::kCode:
-        AppendSome(out, problem_.code.size(), "lines", [&](size_t i) { return problem_.code[i].text; });
+        AppendCode(out);
         break;
       case Section::kDocumentation:
         for (const DocumentationEntry& d : problem_.documentation) out += d.function + ": " + d.text + "\n";
@@ -125,23 +123,52 @@ class Renderer {
         AppendValues(out, problem_.others);
         break;
       case Section::kOutputs:
-        for (const ValueEntry& v : problem_.outputs) out += ValueLine(v, limit_) + "\n";
+        for (const ValueEntry& v : problem_.outputs) out += ValueLine(v, cut_.value_limit) + "\n";
         break;
       case Section::kFeedback:
-        out += problem_.feedback + "\n";
+        out += CutMiddle(problem_.feedback, cut_.feedback_limit) + "\n";
         break;
     }
   }
 
-  void AppendValues(std::string& out, const std::vector<ValueEntry>& values) {
-    AppendSome(out, values.size(), "values", [&](size_t i) { return ValueLine(values[i], limit_); });
+  // The default objective names sections: by the titles in use.
+  std::string Instruction() const {
+    if (problem_.instruction != DefaultInstruction()) return problem_.instruction;
+    return Cat("Find values for the variables in ", Title(Section::kVariables), " that move the result in ",
+               Title(Section::kOutputs), " where ", Title(Section::kFeedback), " says it should go.");
   }
 
-  // All lines, or the first and last halves of lines_ with a note of how many are left out between.
+  void AppendCode(std::string& out) {
+    std::vector<std::string> lines;
+    for (const CodeLine& line : problem_.code) {
+      if (cut_.collapse && line.collapsed) {
+        ++prompt_.collapsed_lines;
+        continue;
+      }
+      lines.push_back(line.text);
+      if (!cut_.collapse) continue;
+      auto note = std::lower_bound(problem_.collapse_notes.begin(), problem_.collapse_notes.end(),
+                                   std::pair(line.node, std::string()));
+      for (; note != problem_.collapse_notes.end() && note->first == line.node; ++note) lines.push_back(note->second);
+    }
+    AppendSome(out, lines.size(), "lines", [&](size_t i) { return lines[i]; });
+  }
+
+  void AppendValues(std::string& out, const std::vector<ValueEntry>& values) {
+    std::vector<const ValueEntry*> shown;
+    for (const ValueEntry& v : values) {
+      if (!cut_.collapse || !v.collapsed) shown.push_back(&v);
+    }
+    AppendSome(out, shown.size(), "values", [&](size_t i) { return ValueLine(*shown[i], cut_.value_limit); });
+    if (shown.size() < values.size())
+      out += Cat("...[", values.size() - shown.size(), " values of the calls left out]\n");
+  }
+
+  // All lines, or the first and last halves of cut_.lines with a note of how many are left out between.
   template <typename F>
   void AppendSome(std::string& out, size_t count, std::string_view what, F line) {
-    const size_t head = count <= lines_ ? count : lines_ / 2;
-    const size_t tail = count <= lines_ ? count : count - (lines_ - head);
+    const size_t head = count <= cut_.lines ? count : cut_.lines / 2;
+    const size_t tail = count <= cut_.lines ? count : count - (cut_.lines - head);
     for (size_t i = 0; i < head; ++i) out += line(i) + "\n";
     if (tail > head) {
       out += Cat("...[", tail - head, " more ", what, "]\n");
@@ -159,10 +186,10 @@ class Renderer {
     return out;
   }
 
-  std::string Memory() const {
+  static std::string Memory(std::span<const MemoryRound> rounds) {
     std::string out = "Earlier values and what was said about them, oldest first:\n";
     int number = 1;
-    for (const MemoryRound& round : options_.memory) {
+    for (const MemoryRound& round : rounds) {
       out += Cat(number++, ". ");
       if (round.score) out += "score " + FloatRepr(*round.score) + "; ";
       for (const auto& [name, value] : round.variables) out += name + "=" + value + "; ";
@@ -173,8 +200,7 @@ class Renderer {
 
   const ProblemInstance& problem_;
   const RenderOptions& options_;
-  uint32_t limit_ = 0;
-  uint32_t lines_ = kAllLines;
+  Cut cut_;
   Prompt prompt_;
 };
 
@@ -196,19 +222,9 @@ std::optional<Section> ParseSection(std::string_view title) {
 Prompt Render(const ProblemInstance& problem, const RenderOptions& options) {
   if (options.form == PromptForm::kBrief) return RenderBrief(problem, options);
   Renderer renderer(problem, options);
-  uint32_t limit = options.value_limit;
-  uint32_t lines = kAllLines;
-  Prompt prompt = renderer.Run(limit, lines);
-  if (options.max_prompt_tokens == 0) return prompt;
-  auto fits = [&] { return EstimateTokens(prompt.system) + EstimateTokens(prompt.user) <= options.max_prompt_tokens; };
-  // First shorter values, then fewer lines.
-  if (limit == 0 && !fits()) prompt = renderer.Run(limit = 4096, lines);
-  while (!fits() && limit > kSmallestLimit) prompt = renderer.Run(limit = std::max(limit / 2, kSmallestLimit), lines);
-  const size_t most = std::max({problem.code.size(), problem.others.size(), problem.inputs.size()});
-  lines = static_cast<uint32_t>(std::min<size_t>(most, kAllLines));
-  while (!fits() && lines > kFewestLines) prompt = renderer.Run(limit, lines = std::max(lines / 2, kFewestLines));
-  prompt.over_limit = !fits();
-  return prompt;
+  const size_t lines = std::max({problem.code.size(), problem.others.size(), problem.inputs.size()});
+  return FitPrompt(options.max_prompt_tokens, options.value_limit, options.memory.size(), lines,
+                   problem.feedback.size(), [&](const Cut& cut) { return renderer.Run(cut); });
 }
 
 uint64_t EstimateTokens(std::string_view text) {

@@ -49,7 +49,7 @@ struct RenderOptions {
   uint32_t value_limit =
       2000;  ///< code points of an input, other or output value; variables are never cut; 0: no limit
   uint32_t max_prompt_tokens =
-      0;  ///< estimate over both messages; values, then intermediates, are cut to fit; 0: no limit
+      0;  ///< estimate over both messages; cut to fit as fit.h says, variables never; 0: no limit
   bool include_example = false;  ///< put a small worked example before the instance
   std::vector<MemoryRound> memory{};
 };
@@ -59,7 +59,9 @@ struct Prompt {
   std::string user;
   uint32_t truncated_values = 0;  ///< values that were cut
   uint32_t omitted_lines = 0;     ///< code lines and intermediate values left out to fit max_prompt_tokens
+  uint32_t collapsed_lines = 0;   ///< calls of chains and repeats that one line stands for, to fit max_prompt_tokens
   bool over_limit = false;        ///< even the shortest form exceeds max_prompt_tokens
+  std::vector<std::string> left_out;  ///< what was shortened or left out, in words; empty: nothing
 };
 
 Prompt Render(const ProblemInstance& problem, const RenderOptions& options = {});

@@ -397,6 +397,16 @@ std::string CheckPythonSource(std::string_view source) {
   return CheckLines(tokens);
 }
 
+std::vector<std::string_view> PythonTokens(std::string_view source) {
+  std::vector<Token> tokens;
+  (void)Tokenizer(source).Run(tokens);
+  std::vector<std::string_view> out;
+  for (const Token& token : tokens) {
+    if (token.kind != TokenKind::kNewline) out.push_back(token.text);
+  }
+  return out;
+}
+
 std::string FirstFunctionName(std::string_view source) {
   std::vector<Token> tokens;
   (void)Tokenizer(source).Run(tokens);  // tokens up to the first error are enough

@@ -4,11 +4,15 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace optod::trace {
 
 /// Empty when `source` may be a Python module, else the reason with its line: `line 3: '(' is never closed`.
 std::string CheckPythonSource(std::string_view source);
+
+/// Tokens of the source as they are written, without comments and line ends, up to the first error.
+std::vector<std::string_view> PythonTokens(std::string_view source);
 
 /// Name after the first `def` that is a token of its own; empty: none.
 std::string FirstFunctionName(std::string_view source);

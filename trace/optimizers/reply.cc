@@ -281,7 +281,11 @@ class Reader {
       Note(out_, kFixPlainText);
     }
     r.new_text = cast.text;
-    if (std::string error = CheckConstraint(p.constraint, p.type_name, cast.text); !error.empty()) {
+    std::string error = CheckConstraint(p.constraint, p.type_name, cast.text, cast.json);
+    const bool source = p.is_code || p.constraint.python || !p.constraint.python_signature.empty();
+    if (error.empty() && source && options_.check_python && cast.text != p.text)
+      error = options_.check_python(cast.text);
+    if (!error.empty()) {
       Note(out_, kFixConstraint);
       r.new_text.resize(std::min<size_t>(r.new_text.size(), 200));
       return give_up(KeyOutcome::kConstraintRejected, std::move(error));

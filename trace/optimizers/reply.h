@@ -9,6 +9,7 @@
 /// cast by the parameter's declared type (cast.h). Peer rules (`peer_compat`): what the reference library does, defects
 /// included, for parity checks.
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -91,6 +92,9 @@ struct ReplyOptions {
   bool peer_compat = false;
   bool accept_bare_object = false;  ///< no "suggestion" key: take the whole object if it names a parameter
   size_t max_bytes = 8u << 20;      ///< longer replies are unparsable
+  /// A stricter check of source text than ours (an interpreter's own parser): empty or the reason. Asked last, about
+  /// values that all else allows.
+  std::function<std::string(std::string_view source)> check_python{};
 };
 
 ReplyOutcome ParseReply(std::string_view reply, const std::vector<ReplyParameter>& parameters,

@@ -12,6 +12,7 @@
 #include "base/subprocess.h"
 #include "clients/cli/optimize/gate.h"
 #include "clients/cli/optimize/score.h"
+#include "clients/cli/optimize/workflow_runner.h"
 
 namespace optod::cli {
 namespace {
@@ -101,6 +102,10 @@ std::string ValuesHash(const Values& values) {
 Evaluator::Evaluator(const CandidateTree& tree, const OptimizeFile& file, EvaluatorOptions options)
     : tree_(tree), file_(file), options_(std::move(options)) {}
 
+void Evaluator::SetSession(const std::string& session) {
+  if (options_.workflow != nullptr) options_.workflow->SetSession(session);
+}
+
 bool Evaluator::IsCached(const Values& values) const {
   std::lock_guard lock(mutex_);
   return cache_.count(ValuesHash(values)) > 0;
@@ -131,6 +136,11 @@ absl::StatusOr<Evaluation> Evaluator::Run(const Values& values) {
   TemporaryFolder folder(options_.temporary_root);
   const fs::path copy = folder.path() / "tree";
   RETURN_IF_ERROR(tree_.Materialise(values, copy.string()));
+  if (options_.workflow != nullptr) {
+    ASSIGN_OR_RETURN(evaluation, options_.workflow->Run(values, copy.string(), options_.cancelled));
+    evaluation.out = Tail(Replaced(std::move(evaluation.out), copy.string(), "."), options_.kept_bytes);
+    return evaluation;
+  }
   const std::string params = nlohmann::json(values).dump();
   RETURN_IF_ERROR(PosixFs().WriteFileAtomic((folder.path() / "params.json").string(),
                                             std::as_bytes(std::span(params.data(), params.size()))));

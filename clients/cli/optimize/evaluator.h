@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "clients/cli/optimize/candidate_tree.h"
 #include "clients/cli/optimize/optimize_file.h"
+#include "trace/workflow/executor.h"
 
 namespace optod::cli {
 
@@ -24,13 +26,17 @@ struct Evaluation {
   std::chrono::milliseconds wall{0};
   bool cached = false;  ///< the same values were evaluated before
   bool cancelled = false;
+  std::shared_ptr<const trace::WorkflowTrace> trace;  ///< of a workflow: what happened, as nodes
 };
+
+class WorkflowRunner;
 
 struct EvaluatorOptions {
   size_t max_output_bytes = 1u << 20;  ///< of each stream; a command that writes more has failed
   size_t kept_bytes = 4'000;           ///< of each stream, its end
   std::string temporary_root;          ///< where copies are made; "" = the system's
   const std::atomic<bool>* cancelled = nullptr;
+  WorkflowRunner* workflow = nullptr;  ///< runs candidates when the file has a workflow
 };
 
 class Evaluator {
@@ -43,6 +49,8 @@ class Evaluator {
   absl::StatusOr<std::vector<Evaluation>> EvaluateAll(const std::vector<Values>& candidates, int jobs);
 
   bool IsCached(const Values& values) const;
+  /// What model calls of a workflow count to.
+  void SetSession(const std::string& session);
 
  private:
   absl::StatusOr<Evaluation> Run(const Values& values);

@@ -49,7 +49,7 @@ v1::Node EvaluationNode(const OptimizeFile& file, const std::map<std::string, in
   node.set_kind(evaluation.score ? v1::Node::MESSAGE : v1::Node::EXCEPTION);
   node.set_op("evaluate");
   node.set_base("evaluate");
-  node.set_description(Cat("Runs `", file.evaluate.command, "` with the parameters and measures the score."));
+  node.set_description(Cat("Runs ", file.workflow ? "the workflow" : "`" + file.evaluate.command + "`", " with the parameters and measures the score."));
   for (const ParameterEntry& entry : file.parameters) {
     v1::NodeInput& input = *node.add_inputs();
     input.set_argument(entry.name);

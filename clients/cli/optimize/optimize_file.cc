@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <set>
 
 #include "base/status.h"
 #include "clients/cli/nearest.h"
@@ -156,22 +157,55 @@ absl::Status ReadDuration(const YamlMap& map, const std::string& key, std::chron
   return absl::OkStatus();
 }
 
+absl::Status ReadDirection(const YamlMap& map, bool* maximize) {
+  std::string direction = "maximize";
+  RETURN_IF_ERROR(map.Read("direction", &direction));
+  if (direction != "maximize" && direction != "minimize")
+    return map.Error("direction", "\"" + direction + "\" must be maximize or minimize" +
+                                      DidYouMean(direction, {"maximize", "minimize"}));
+  *maximize = direction == "maximize";
+  return absl::OkStatus();
+}
+
 absl::Status ReadEvaluate(const YamlMap& root, EvaluateSection* out) {
   ASSIGN_OR_RETURN(const YamlMap map, root.Map("evaluate"));
   RETURN_IF_ERROR(map.CheckKeys({"command", "score", "direction", "timeout", "exclude"}));
   RETURN_IF_ERROR(map.Read("command", &out->command));
   if (out->command.find_first_not_of(" \t\n") == std::string::npos) return map.Error("command", "missing or empty");
   RETURN_IF_ERROR(ReadScore(map, &out->score));
-  std::string direction = "maximize";
-  RETURN_IF_ERROR(map.Read("direction", &direction));
-  if (direction != "maximize" && direction != "minimize")
-    return map.Error("direction", "\"" + direction + "\" must be maximize or minimize" +
-                                      DidYouMean(direction, {"maximize", "minimize"}));
-  out->maximize = direction == "maximize";
+  RETURN_IF_ERROR(ReadDirection(map, &out->maximize));
   if (out->score.kind == ScoreRule::Kind::kExitCode && !out->maximize)
     return map.Error("direction", "with score exit-code (1 = success, 0 = failure) it must be maximize");
   RETURN_IF_ERROR(map.Read("exclude", &out->exclude));
   return ReadDuration(map, "timeout", &out->timeout);
+}
+
+absl::Status ReadWorkflow(const YamlMap& root, const std::string& text, const std::string& file_name,
+                          OptimizeFile* out) {
+  out->evaluate.timeout = std::chrono::minutes(10);
+  if (root.Has("evaluate")) {
+    ASSIGN_OR_RETURN(const YamlMap map, root.Map("evaluate"));
+    for (const char* key : {"command", "score"})
+      if (map.Has(key)) return map.Error(key, "a `workflow` is evaluated by its guide; give one of the two");
+    RETURN_IF_ERROR(map.CheckKeys({"direction", "timeout", "exclude"}));
+    RETURN_IF_ERROR(ReadDirection(map, &out->evaluate.maximize));
+    RETURN_IF_ERROR(map.Read("exclude", &out->evaluate.exclude));
+    RETURN_IF_ERROR(ReadDuration(map, "timeout", &out->evaluate.timeout));
+  }
+  std::set<std::string> names;
+  for (const ParameterEntry& entry : out->parameters) names.insert(entry.name);
+  ASSIGN_OR_RETURN(const trace::DocNode document, trace::ParseDocument(text, file_name));
+  ASSIGN_OR_RETURN(const trace::DocMap whole, trace::DocMap::Of(document, file_name, ""));
+  ASSIGN_OR_RETURN(const trace::DocMap workflow, whole.Map("workflow"));
+  ASSIGN_OR_RETURN(out->workflow, trace::ParseWorkflow(workflow, names));
+  using Kind = trace::Guide::Kind;
+  if (out->workflow->guide.kind == Kind::kNone) return workflow.Error("guide", "missing: how a result is scored");
+  if (out->workflow->guide.kind != Kind::kScore && !out->evaluate.maximize)
+    return root.Error("evaluate", "direction: this guide gives 1 for good and 0 for bad, so it must be maximize");
+  const auto data = std::filesystem::path(out->workflow->data_file).lexically_normal();
+  if (!data.empty() && (data.is_absolute() || *data.begin() == ".."))
+    return workflow.Error("data", "file: must be a relative path inside the folder of this file");
+  return absl::OkStatus();
 }
 
 absl::Status ReadBudget(const YamlMap& root, BudgetSection* out) {
@@ -299,14 +333,15 @@ absl::StatusOr<std::string> CheckValue(const ParameterEntry& entry, const std::s
 
 absl::StatusOr<OptimizeFile> ParseOptimizeFile(const std::string& text, const std::string& file_name) {
   ASSIGN_OR_RETURN(const YamlMap root, YamlMap::Parse(text, file_name));
-  if (root.Has("workflow"))
-    return root.Error("workflow", "declared workflows are not implemented in this release; give `evaluate.command`");
-  RETURN_IF_ERROR(root.CheckKeys({"name", "parameters", "evaluate", "optimizer", "budget", "gate"}));
+  RETURN_IF_ERROR(root.CheckKeys({"name", "parameters", "evaluate", "workflow", "optimizer", "budget", "gate"}));
   OptimizeFile file;
   RETURN_IF_ERROR(root.Read("name", &file.name));
   if (file.name.empty()) file.name = std::filesystem::path(file_name).stem().string();
   RETURN_IF_ERROR(ReadParameters(root, &file.parameters));
-  RETURN_IF_ERROR(ReadEvaluate(root, &file.evaluate));
+  if (root.Has("workflow"))
+    RETURN_IF_ERROR(ReadWorkflow(root, text, file_name, &file));
+  else
+    RETURN_IF_ERROR(ReadEvaluate(root, &file.evaluate));
   RETURN_IF_ERROR(ReadOptimizer(root, {}, &file.optimizer));
   RETURN_IF_ERROR(ReadBudget(root, &file.budget));
   RETURN_IF_ERROR(ReadGate(root, &file.gate));

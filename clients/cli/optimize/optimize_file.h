@@ -17,6 +17,10 @@
 ///   optimizer: {name: optoprime, candidates: 2, memory: 5, llm: default, seed: 1}                   # others: the
 ///   optimizer's hyperparameters budget: {steps: 5, evaluations: 40, llm_tokens: 200000, wall: 10m} # absent = no
 ///   limit, but steps: 10 gate: {min_score: 0.9, min_gain: 0.0}
+///
+/// Instead of `evaluate.command` a `workflow:` may be given (trace/workflow/workflow.h) with a guide, whose mean over
+/// the rows is the score; `evaluate` then holds at most direction, timeout (of the whole workflow; default 10m) and
+/// exclude. Parameters are names in it.
 
 #include <chrono>
 #include <cstdint>
@@ -26,6 +30,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "trace/workflow/workflow.h"
 
 namespace optod::cli {
 
@@ -91,6 +96,7 @@ struct OptimizeFile {
   std::string name;
   std::vector<ParameterEntry> parameters;  ///< in the order of the file
   EvaluateSection evaluate;
+  std::optional<trace::Workflow> workflow;  ///< instead of evaluate.command
   OptimizerSection optimizer;
   BudgetSection budget;
   GateSection gate;

@@ -7,6 +7,7 @@
 #include "clients/cli/optimize/feedback.h"
 #include "clients/cli/optimize/unified_diff.h"
 #include "clients/cli/optimize/wire_values.h"
+#include "clients/cli/optimize/workflow_runner.h"
 
 namespace optod::cli {
 namespace {
@@ -107,6 +108,7 @@ class Run {
 
   absl::Status SessionOpened() {
     out_.record.session = session_.name();
+    evaluator_.SetSession(session_.name());
     usage_before_ = session_.usage();
     ProgressEvent event = Event("session");
     event.session = session_.name();
@@ -292,17 +294,28 @@ class Run {
     v1::ZeroFeedbackRequest zero;
     zero.set_session(session_.name());
     RETURN_IF_ERROR(client_.ZeroFeedback(zero).status());
-    v1::RecordNodesRequest record;
-    record.set_session(session_.name());
-    *record.add_nodes() = EvaluationNode(file_, nodes_, best_evaluation_);
-    ASSIGN_OR_RETURN(const v1::RecordNodesResponse recorded, client_.RecordNodes(record));
-    if (recorded.nodes_size() != 1)
-      return Internal("record: the server named ", recorded.nodes_size(), " nodes instead of one");
+    ASSIGN_OR_RETURN(const int64_t output, RecordRun());
     v1::BackwardRequest backward;
     backward.set_session(session_.name());
-    backward.set_output_node(recorded.nodes(0).id());
+    backward.set_output_node(output);
     backward.set_feedback(FeedbackText(best_evaluation_, file_.evaluate.maximize) + tried_.Text());
     return client_.Backward(backward).status();
+  }
+
+  // The best run as nodes: a command is one, a workflow what its steps did. Returns what the feedback belongs to.
+  absl::StatusOr<int64_t> RecordRun() {
+    v1::RecordNodesRequest record;
+    const auto& trace = best_evaluation_.trace;
+    if (trace != nullptr)
+      record = NodesOf(*trace, nodes_);
+    else
+      *record.add_nodes() = EvaluationNode(file_, nodes_, best_evaluation_);
+    record.set_session(session_.name());
+    const int expected = record.nodes_size();
+    ASSIGN_OR_RETURN(const v1::RecordNodesResponse recorded, client_.RecordNodes(std::move(record)));
+    if (recorded.nodes_size() != expected)
+      return Internal("record: the server named ", recorded.nodes_size(), " nodes instead of ", expected);
+    return recorded.nodes(trace != nullptr ? trace->output : 0).id();
   }
 
   absl::StatusOr<v1::ProposeResponse> Propose() {

@@ -16,6 +16,16 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def unix_server(tmp_path_factory):
+    """One server a file that listens on a Unix socket."""
+    folder = tmp_path_factory.mktemp("optod")
+    live = LiveServer(folder / "data")
+    live.address = f"unix:{folder / 'socket'}"
+    yield live.start()
+    assert live.stop() == 0
+
+
+@pytest.fixture(scope="module")
 def client(server):
     with server.connect() as made:
         yield made

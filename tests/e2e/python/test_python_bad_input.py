@@ -30,7 +30,6 @@ CREATE = [
     ("unknown_hyperparameter", dict(optimizer="adamw", params=W, momentun=0.9), "INVALID_ARGUMENT", r"hyperparameters\.momentun"),
     ("text_for_number", dict(optimizer="adamw", params=W, lr="fast"), "INVALID_ARGUMENT", r"hyperparameters\.lr"),
     ("bad_choice", dict(optimizer="zo-sgd", params=W, perturbation="both"), "INVALID_ARGUMENT", r"hyperparameters\.perturbation"),
-    ("not_offered", dict(optimizer="forward-grad", params=W), "UNIMPLEMENTED", r"forward-grad"),
     ("no_layout", dict(optimizer="adamw"), "INVALID_ARGUMENT", r"layout"),
     ("dtype_not_for_parameters", dict(optimizer="adamw", layout={"w": ((3,), "i32")}), "INVALID_ARGUMENT", r"int32 cannot be optimized"),
     ("zeroth_order_float64", dict(optimizer="zo-sgd", params={"w": np.zeros(3)}), "INVALID_ARGUMENT", r'"w" is float64'),

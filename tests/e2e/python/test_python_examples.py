@@ -1,4 +1,4 @@
-"""The digits example runs, learns, repeats bit for bit, and says when no server answers."""
+"""The digits example runs, learns, repeats bit for bit, and says when no server answers; the traced one reaches its goal."""
 
 import json
 import os
@@ -32,3 +32,10 @@ def test_digits_quick(server):
 def test_digits_without_a_server():
     done = run("127.0.0.1:1")
     assert done.returncode == 3 and "no server answers" in done.stderr
+
+
+def test_the_traced_program_reaches_its_goal(server):
+    done = subprocess.run([sys.executable, str(EXAMPLE.with_name("traced.py"))], capture_output=True, text=True,
+                          env={**os.environ, "OPTOD_TOKEN": "", "OPTOD_ADDRESS": server.address})
+    assert done.returncode == 0, done.stderr
+    assert "result = 12.0" in done.stdout and "2 versions, 1 model calls" in done.stdout

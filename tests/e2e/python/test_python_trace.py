@@ -105,12 +105,13 @@ def test_replies_that_change_nothing_are_said_so(client, endpoint, text, kind):
     assert session.values() == {"k": 5} and session.refresh().head_version == 0
 
 
-def test_an_empty_reply_is_an_error_that_says_so(client, endpoint):
+def test_an_empty_reply_is_an_outcome_that_says_so(client, endpoint):
+    from optod.v1 import trace_pb2
     session, _, _, out = recorded(client)
     endpoint.script[:] = [""]
     session.backward(out, "too short")
-    with pytest.raises(optod.errors.Unavailable, match="the reply is empty"):
-        session.propose(candidates=1)
+    candidate = session.propose(candidates=1).candidates[0]
+    assert candidate.kind == trace_pb2.REPLY_EMPTY and "the reply is empty" in candidate.reason
     assert session.values() == {"k": 5}
     endpoint.script[:] = [reply(k0=6)]
     assert session.propose(candidates=1).head_version == 1      # the feedback was kept

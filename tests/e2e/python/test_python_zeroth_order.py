@@ -25,20 +25,30 @@ def assert_same_bytes(a, b):
         np.testing.assert_array_equal(a[name].view(np.uint32), b[name].view(np.uint32))
 
 
+def derivative(p, z):
+    """The loss and its derivative along z."""
+    return loss(p), float(sum(np.sum(2 * (v.astype(np.float64) - 1) * z[k]) for k, v in p.items()))
+
+
 CASES = [
-    ("plain", dict(lr=1e-3)),
-    ("queries", dict(lr=1e-3, queries=4)),
-    ("one_sided", dict(lr=1e-3, perturbation="one-side")),
-    ("decay", dict(lr=1e-2, weight_decay=0.1)),
-    ("schedule", dict(lr=1e-2, schedule=optod.Schedule("cosine", total_steps=40))),
-    ("sign", dict(lr=1e-4, queries=2)),
+    ("plain", "zo-sgd", dict(lr=1e-3)),
+    ("queries", "zo-sgd", dict(lr=1e-3, queries=4)),
+    ("one_sided", "zo-sgd", dict(lr=1e-3, perturbation="one-side")),
+    ("decay", "zo-sgd", dict(lr=1e-2, weight_decay=0.1)),
+    ("schedule", "zo-sgd", dict(lr=1e-2, schedule=optod.Schedule("cosine", total_steps=40))),
+    ("sign", "zo-sgd-sign", dict(lr=1e-4, queries=2)),
+    ("sign_of_elements", "zo-sgd-sign", dict(lr=1e-3, queries=2, weight_decay=0.1, sign="paper")),
+    ("momentum", "zo-sgd-mmt", dict(lr=2e-4, queries=2, weight_decay=0.1)),
+    ("adam", "zo-adam", dict(lr=1e-2, queries=3, weight_decay=0.01)),
+    ("conservative", "zo-sgd-cons", dict(lr=1e-3, queries=2, weight_decay=0.1)),
+    ("forward", "forward-grad", dict(lr=1e-3, queries=2, weight_decay=0.1)),
 ]
 
 
-@pytest.mark.parametrize("name,options", CASES, ids=[case[0] for case in CASES])
-def test_worker_and_server_hold_the_same_bytes(client, name, options):
-    session = client.sessions.create("zo-sgd-sign" if name == "sign" else "zo-sgd", start(), seed=1 << 63, no_decay=["b"], **options)
-    with session.worker() as worker:
+@pytest.mark.parametrize("name,optimizer,options", CASES, ids=[case[0] for case in CASES])
+def test_worker_and_server_hold_the_same_bytes(client, name, optimizer, options):
+    session = client.sessions.create(optimizer, start(), seed=1 << 63, no_decay=["b"], **options)
+    with session.worker(derivative=derivative) as worker:
         before = loss(worker.params)
         for n in range(1, 41):
             while worker.version < n:
@@ -50,7 +60,7 @@ def test_worker_and_server_hold_the_same_bytes(client, name, options):
 
 
 def test_the_update_is_the_formula(client):
-    """theta <- (1 - lr wd) theta on decayed tensors, then theta <- theta - fl32(lr g / q) z with g = (L+ - L-) / (2 eps), written out."""
+    """theta <- theta - fl32(lr wd) theta on decayed tensors, then theta <- theta - fl32(lr g / q) z with g = (L+ - L-) / (2 eps), written out."""
     lr, eps, wd, seed = 0.01, 1e-2, 0.1, 77
     params = start()
     session = client.sessions.create("zo-sgd", params, lr=lr, eps=eps, weight_decay=wd, queries=2, seed=seed, no_decay=["b"])
@@ -67,7 +77,7 @@ def test_the_update_is_the_formula(client):
         with session.worker() as worker:
             worker.step(loss, count=2)
         for name in ("w", "s"):
-            params[name] *= np.float32(1 - lr * wd)
+            params[name] -= np.float32(lr * wd) * params[name]
         for query, c in enumerate(coefficients):
             for tensor, value in enumerate(params.values()):
                 value -= c * zo.normal(seed, step, query, tensor, 0, value.size).reshape(value.shape)
@@ -129,8 +139,9 @@ def replayed(params, session):
     return out
 
 
-def test_a_worker_follows_a_rollback(client):
-    session = client.sessions.create("zo-sgd", start(), lr=1e-3, seed=6)
+@pytest.mark.parametrize("optimizer", ["zo-sgd", "zo-sgd-mmt", "zo-adam", "zo-sgd-cons"])
+def test_a_worker_follows_a_rollback(client, optimizer):
+    session = client.sessions.create(optimizer, start(), lr=1e-3, seed=6)
     with session.worker() as worker:
         held = worker.params["w"]
         worker.run(loss, 10)
@@ -148,6 +159,30 @@ def test_losses_that_are_no_numbers_skip_the_step(client):
         assert_same_bytes(worker.params, start())
         worker.step(loss)
         assert_same_bytes(worker.params, session.pull())
+
+
+@pytest.mark.parametrize("optimizer,moments", [("zo-sgd-mmt", "m"), ("zo-adam", "mv")])
+def test_a_worker_that_joins_late_brings_the_moments_along(client, optimizer, moments):
+    session = client.sessions.create(optimizer, start(), lr=1e-3, queries=2, seed=9)
+    with session.worker() as first, session.worker(start()) as replaying:
+        first.run(loss, 20)
+        with session.worker() as late:                       # values and moments from the server
+            late.run(loss, 7)
+            first.catch_up(), replaying.catch_up()
+            for worker in (late, replaying):                 # pulled in the middle; replayed from the start
+                assert_same_bytes(worker.params, first.params)
+            state = session.pull_state()
+            assert int(state["t"]) == first.version
+            for moment in moments:
+                for key in ("w", "b", "s"):
+                    np.testing.assert_array_equal(state[f"{moment}/{key}"], getattr(replaying._replay, moment)[key])
+            assert_same_bytes(first.params, session.pull())
+
+
+def test_a_derivative_is_asked_for_by_name(client):
+    session = client.sessions.create("forward-grad", start(), lr=1e-3)
+    with pytest.raises(ValueError, match="derivative: missing"):
+        session.worker()
 
 
 def test_a_probe_told_twice_counts_once(client):

@@ -200,7 +200,7 @@ const ModelCase kModels[] = {
      "\"best_score\":5"},
     {"not_json", {200, "", "<html>hello</html>"}, 4, "not one proposal could be made", "\"best_score\":5"},
     {"chatter", {200, "I would rather talk about the weather."}, 1, "", "\"outcome\":\"unparsable\""},
-    {"empty", {200, ""}, 4, "not one proposal could be made", "the reply is empty"},
+    {"empty", {200, ""}, 1, "", "\"outcome\":\"empty\""},
     {"unchanged", {200, Suggest({{"k0", 5}})}, 1, "", "\"outcome\":\"unchanged\""},
     {"unknown_name", {200, Suggest({{"zz", 5}})}, 1, "", "\"best_score\":5"},
     {"out_of_range", {200, Suggest({{"k0", 21}})}, 1, "", "\"best_score\":5"},
@@ -272,6 +272,44 @@ TEST_F(Optimize, ResumesASessionFromItsBestVersion) {
   EXPECT_EQ(Last()["start_score"], 5);
   EXPECT_EQ(Last()["best_score"], 15);
   EXPECT_THAT(model.requests()[2], HasSubstr("k0=8"));
+}
+
+// A workflow instead of a command: its model calls and the proposals go to the same model, its Python runs in the sandbox, and a replay repeats it.
+TEST_F(Optimize, AWorkflowIsRunRecordedAndReplayed) {
+  Write("o.yaml", R"(parameters:
+  text: {value: "say it"}
+  loud: {file: loud.py, function: loud}
+workflow:
+  parallel: 1
+  data: {file: cases.jsonl}
+  steps:
+    answer: {llm: {prompt: "{{text}}: {{item.word}}", max_tokens: 8}}
+    final: {python: {source: "{{loud}}", function: loud, arguments: ["{{answer}}"]}}
+  guide: {exact: {got: "{{final}}", want: "{{item.want}}"}}
+budget: {steps: 1}
+gate: {min_score: 1}
+)");
+  Write("loud.py", "def loud(text):\n    return text.upper()\n");
+  Write("cases.jsonl", "{\"word\": \"a\", \"want\": \"A!\"}\n{\"word\": \"b\", \"want\": \"B\"}\n");
+  SubprocessOptions which;
+  which.argv = {"bwrap", "--version"};
+  if (!RunSubprocess(which).ok()) GTEST_SKIP() << "bubblewrap is not installed";
+  {
+    // Answers of the two rows, the proposal, and the rows again with its code.
+    FakeModel model({{200, "a"}, {200, "b"}, {200, Suggest({{"__code0", "def loud(text):\n    return text.upper() + '!' * (text == 'a')\n"}, {"loud0", "def loud(text):\n    return text.upper() + '!' * (text == 'a')\n"}})},
+                     {200, "a"}, {200, "b"}});
+    const SubprocessResult result = Run(&model, {"--cassette", "c", "--cassette-mode", "record"});
+    EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
+    EXPECT_EQ(Last()["start_score"], 0.5);
+    EXPECT_EQ(Last()["best_score"], 1);
+    ASSERT_GE(model.requests().size(), 3u);
+    // The model sees the steps of the run and what was wrong.
+    EXPECT_THAT(model.requests()[2], HasSubstr("final0 = python(answer=answer0, loud=loud0)"));
+    EXPECT_THAT(model.requests()[2], HasSubstr("row 0: wrong: got"));
+  }
+  const SubprocessResult replayed = Run(nullptr, {"--cassette", "c", "--cassette-mode", "replay"});
+  EXPECT_EQ(replayed.exit_code, 0) << replayed.out << replayed.err;
+  EXPECT_EQ(Last()["best_score"], 1);
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ const ErrorCase kErrors[] = {
     {"steps_text", "steps: 5", "steps: five", "must be a whole number"},
     {"candidates_range", "candidates: 2", "candidates: 65", "must be 1 to 64"},
     {"gate_text", "min_score: 0.9", "min_score: high", "must be a number"},
-    {"workflow", "name: classify", "workflow: [a]", "workflows are not implemented in this release"},
+    {"workflow_and_command", "name: classify", "workflow: {steps: {a: {template: x}}}", "command: a `workflow` is evaluated by its guide"},
     {"alias_of_itself", "value: {a: 1,", "value: &v {a: *v,", "nested deeper than 64"},
     {"aliases_that_multiply", "value: {a: 1, b: [x, \"2\"]}",
      "value: [&a [1,1,1,1,1,1,1,1,1,1], &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], &d "

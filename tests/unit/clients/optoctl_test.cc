@@ -19,7 +19,9 @@ SubprocessResult RunOptoctl(std::vector<std::string> arguments) {
   options.argv = {std::string(OPTOD_BIN_DIR) + "/optoctl"};
   options.argv.insert(options.argv.end(), arguments.begin(), arguments.end());
   options.timeout = std::chrono::seconds(60);
-  options.environment = {{"OPTOD_ADDRESS", "unix:" + testing::TempDir() + "nobody-listens-here"}, {"OPTOD_TOKEN", ""}};
+  options.environment = {{"OPTOD_ADDRESS", "unix:" + testing::TempDir() + "nobody-listens-here"},
+                         {"OPTOD_TOKEN", ""},
+                         {"OPTOD_PYTHON", "/no/such/python"}};
   auto result = RunSubprocess(options);
   EXPECT_TRUE(result.ok()) << result.status();
   return *result;
@@ -62,6 +64,7 @@ const ExitCase kExits[] = {
      "must be maximize or minimize"},
     {"artifact_absent", {"artifact", "put", "absent.bin"}, 2, "", "absent.bin: cannot be read"},
     {"reproduce_unknown", {"reproduce", "digts"}, 2, "", "did you mean digits?"},
+    {"reproduce_no_program", {"reproduce", "scale", "--quick"}, 2, "", "/no/such/python: No such file or directory"},
     {"reproduce_list", {"reproduce", "nothing-like-it"}, 2, "", "STUDY"},
     {"cassette_and_address",
      {"optimize", "x.yaml", "--cassette", "c", "--address", "h:1"},

@@ -15,8 +15,11 @@ std::vector<float> Reference(const v1::ReplayStep& step, uint64_t seed, const st
   for (uint32_t t = 0; t < places.size(); ++t) {
     const auto n = static_cast<size_t>(places[t].elements);
     float* tensor = theta.data() + places[t].offset / 4;
-    for (size_t i = 0; i < n; ++i)
-      if (step.weight_decay_factor() != 0 && !places[t].no_decay) tensor[i] *= step.weight_decay_factor();
+    for (size_t i = 0; i < n; ++i) {
+      if (places[t].no_decay) continue;
+      const float decayed = step.weight_decay_rate() * tensor[i];
+      tensor[i] -= decayed;
+    }
     for (const v1::ReplayQuery& query : step.queries()) {
       std::vector<float> z(n);
       zo::FillNormalScalar({seed, query.step(), query.query()}, t, 0, z);
@@ -36,12 +39,12 @@ struct ReplayCase {
 };
 TEST(ZeroOrderWorker, ReplayIsTheDefinitionBitForBit) {
   const ReplayCase cases[] = {{"one", 0, {{0, 0.25f}}},
-                              {"two", 1, {{0, 1e-3f}, {1, -2.5f}}},
-                              {"decay", 0.99f, {{0, 3e-4f}}},
+                              {"two", 0, {{0, 1e-3f}, {1, -2.5f}}},
+                              {"decay", 0.01f, {{0, 3e-4f}}},
                               {"none", 0.5f, {}}};
   for (const ReplayCase& c : cases) {
     v1::ReplayStep step;
-    step.set_weight_decay_factor(c.decay);
+    step.set_weight_decay_rate(c.decay);
     for (const auto& [query, coefficient] : c.queries) {
       v1::ReplayQuery* q = step.add_queries();
       q->set_step(17);
@@ -51,7 +54,8 @@ TEST(ZeroOrderWorker, ReplayIsTheDefinitionBitForBit) {
     std::vector<float> theta(22);
     for (size_t i = 0; i < theta.size(); ++i) theta[i] = 0.1f * static_cast<float>(i) - 1;
     const std::vector<float> want = Reference(step, 5, Places(), theta);
-    ApplyReplayStep(step, 5, Places(), theta);
+    const zo::ZoLayout layout({{"w", 15, true}, {"b", 7, false}});
+    ASSERT_TRUE(zo::ApplyUpdate(layout, {}, 5, ScalarsOf(step), theta, nullptr).ok());
     EXPECT_EQ(theta, want) << c.name;
   }
 }

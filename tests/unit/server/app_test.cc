@@ -122,19 +122,19 @@ TEST_F(AppTest, SaysWhereItListensAndAnswersOnEveryAddress) {
   }
 }
 
-TEST_F(AppTest, JobServiceSaysThatItIsNotInThisRelease) {
+TEST_F(AppTest, JobServiceWithoutAWorkerProgramSaysSo) {
   Start();
   v1::Job job;
   auto context = Context();
   grpc::Status status = v1::JobService::NewStub(tcp_)->CreateJob(context.get(), {}, &job);
   EXPECT_EQ(status.error_code(), grpc::UNIMPLEMENTED);
-  EXPECT_EQ(status.error_message(), "JobService: worker jobs are not part of this release");
-  EXPECT_EQ(Trailer(*context, "optod-reason"), "SERVICE_NOT_IN_RELEASE");
+  EXPECT_EQ(status.error_message(), "JobService: this server has no optod-worker program");
+  EXPECT_EQ(Trailer(*context, "optod-reason"), "NO_WORKER");
   auto watch_context = Context();
   auto watch = v1::JobService::NewStub(tcp_)->WatchJob(watch_context.get(), {});
   v1::JobEvent event;
   EXPECT_FALSE(watch->Read(&event));
-  EXPECT_EQ(watch->Finish().error_code(), grpc::UNIMPLEMENTED);
+  EXPECT_EQ(watch->Finish().error_code(), grpc::INVALID_ARGUMENT);  // no name
 }
 
 TEST_F(AppTest, ASecondServerOnTheSameDirectoryNamesTheHolder) {

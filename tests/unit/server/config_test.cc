@@ -112,13 +112,13 @@ TEST(Config, EveryKeyReachesItsField) {
       "c\ntls-key: k\n"
       "log-level: debug\nlog-format: json\ndrain-grace: 1500ms\nmax-sessions-loaded: 7\nmemory-budget: "
       "1MiB\nmax-artifact-size: 2KiB\n"
-      "synchronous: normal\nllm-secrets: s\nexecutor: client\ncassette: t\ncassette-mode: record\n";
+      "synchronous: normal\nllm-endpoints: e\nllm-secrets: s\nexecutor: disabled\ncassette: t\ncassette-mode: record\n";
   Config c;
   ASSERT_TRUE(ApplyYaml(yaml, "f", {}, &c).ok());
   EXPECT_THAT(c.listen, ElementsAre("127.0.0.1:1", "127.0.0.1:2"));
   EXPECT_THAT((std::vector<std::string>{c.data_dir, c.http, c.auth, c.tls_cert, c.tls_key, c.log_level, c.log_format,
-                                        c.synchronous, c.llm_secrets, c.executor, c.cassette, c.cassette_mode}),
-              ElementsAre("d", "off", "token", "c", "k", "debug", "json", "normal", "s", "client", "t", "record"));
+                                        c.synchronous, c.llm_endpoints, c.llm_secrets, c.executor, c.cassette, c.cassette_mode}),
+              ElementsAre("d", "off", "token", "c", "k", "debug", "json", "normal", "e", "s", "disabled", "t", "record"));
   EXPECT_THAT((std::vector<int64_t>{c.drain_grace_ms, c.max_sessions_loaded, c.memory_budget_bytes,
                                     c.max_artifact_bytes, c.insecure}),
               ElementsAre(1500, 7, 1 << 20, 2048, 1));

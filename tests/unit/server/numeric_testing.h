@@ -156,6 +156,10 @@ class Server {
     if (!out.empty()) std::memcpy(out.data(), (*buffer)->data(), out.size() * 4);
     return out;
   }
+  absl::StatusOr<v1::MemoryReport> Memory(const std::string& session) {
+    return Await<v1::MemoryReport>(
+        [&](auto done) { engine().Read<v1::MemoryReport>(caller_, session, &MemoryOf, std::move(done)); });
+  }
   /// State tensors, concatenated bytes by name.
   std::map<std::string, std::string> State(const std::string& session) {
     using Tensors = std::vector<optim::OwnedTensor>;

@@ -1,12 +1,17 @@
 // The calls that carry tensors, over a real gRPC server: ordinary protobuf clients, checks, long-lived step streams.
 #include "server/services/tensor_streams.h"
 
+#include <fcntl.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <thread>
 
 #include "base/crc32c.h"
 #include "numeric_testing.h"
+#include "optim/rules/half.h"
+#include "server/services/shared_memory.h"
 #include "server/services/tensor_wire.h"
 
 namespace optod::services {
@@ -32,8 +37,10 @@ class Service final : public SessionServiceBase {
   RawWriteReactor* PullState(grpc::CallbackServerContext*, const grpc::ByteBuffer* request) override {
     return MakePullState(engine_, {}, request, &Plain, options_);
   }
-  RawBidiReactor* StepStream(grpc::CallbackServerContext*) override {
-    return MakeStepStream(engine_, {}, &Plain, options_);
+  RawBidiReactor* StepStream(grpc::CallbackServerContext* context) override {
+    StreamOptions options = options_;
+    options.local_peer = IsLocalPeer(context->peer()) && !far_;
+    return MakeStepStream(engine_, {}, &Plain, options);
   }
   grpc::ServerBidiReactor<v1::AskTellRequest, v1::AskTellResponse>* AskTellStream(
       grpc::CallbackServerContext*) override {
@@ -43,6 +50,9 @@ class Service final : public SessionServiceBase {
  private:
   engine::Engine& engine_;
   const StreamOptions options_;
+
+ public:
+  std::atomic<bool> far_{false};  ///< callers count as being on another machine
 };
 
 /// Session "s" of two float32 tensors, 6 + `n` elements.
@@ -217,8 +227,10 @@ TEST_F(TensorStreams, RepeatedPushReturnsTheFirstAnswer) {
 
 /// One stream and the steps on it.
 struct Stream {
-  explicit Stream(v1::SessionService::Stub& stub, bool return_values = false) : stream(stub.StepStream(&context)) {
+  explicit Stream(v1::SessionService::Stub& stub, bool return_values = false, v1::StepStreamOpen open = {})
+      : stream(stub.StepStream(&context)) {
     v1::StepStreamRequest request;
+    *request.mutable_open() = std::move(open);
     request.mutable_open()->set_session("s");
     request.mutable_open()->set_return_values(return_values);
     stream->Write(request);
@@ -390,8 +402,8 @@ const StreamCase kStreams[] = {
     {"no_seq", [](Stream* s) { s->stream->Write(Begin(0, 40)); }, grpc::StatusCode::INVALID_ARGUMENT, "begin.seq: 0"},
     {"total", [](Stream* s) { s->stream->Write(Begin(1, 41)); }, grpc::StatusCode::INVALID_ARGUMENT,
      "begin.total_bytes: 41"},
-    {"dtype", [](Stream* s) { s->Send(1, 0, std::string(20, '\0'), 100, v1::DTYPE_F16); },
-     grpc::StatusCode::INVALID_ARGUMENT, "dtype: float16"},
+    {"dtype", [](Stream* s) { s->Send(1, 0, std::string(40, '\0'), 100, v1::DTYPE_I32); },
+     grpc::StatusCode::INVALID_ARGUMENT, "dtype: int32"},
     {"dtype_number", [](Stream* s) { s->Send(1, 0, std::string(40, '\0'), 100, static_cast<v1::DType>(257)); },
      grpc::StatusCode::INVALID_ARGUMENT, "begin.dtype: 257 is unknown"},
     {"chunk_first", [](Stream* s) { s->stream->Write(Chunk(0, 4)); }, grpc::StatusCode::INVALID_ARGUMENT,
@@ -436,6 +448,387 @@ TEST_F(TensorStreams, SpoiltStepsEndTheStreamAndChangeNothing) {
     EXPECT_EQ(inside_->Get("s")->version_count(), 1) << c.name;
     EXPECT_EQ(*inside_->Parameters("s"), values_) << c.name;
   }
+}
+
+// ---- forms of a step: rates, absent tensors, further inputs, half precision, a second beginning
+
+v1::StepStreamRequest Commit(int64_t seq, std::optional<double> lr) {
+  v1::StepStreamRequest request = Commit(seq);
+  if (lr) request.mutable_commit()->add_lr(*lr);
+  return request;
+}
+
+v1::StepStreamRequest ChunkOf(const std::string& bytes) {
+  v1::StepStreamRequest request;
+  request.mutable_chunk()->set_data(bytes);
+  return request;
+}
+
+std::string FloatBytes(const std::vector<float>& values) {
+  return std::string(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+}
+
+TEST_F(TensorStreams, AToldRateReplacesTheSessionsAlsoAfterACrash) {
+  Create(4, "sgd");
+  ASSERT_TRUE(Push().ok());
+  {
+    Stream stream(*stub_);
+    const std::string ones = FloatBytes(std::vector<float>(10, 1.0f));
+    for (const auto& [seq, lr] : {std::pair<int64_t, double>{1, 0.5}, {2, 0.0}}) {
+      v1::StepStreamRequest begin = Begin(seq, 40);
+      begin.mutable_begin()->set_base_version(seq - 1);
+      stream.stream->Write(begin);
+      stream.stream->Write(ChunkOf(ones));
+      stream.stream->Write(Commit(seq, lr));
+      const auto applied = stream.Applied();
+      ASSERT_TRUE(applied);
+      EXPECT_EQ(applied->lr(), lr);
+    }
+    ASSERT_TRUE(stream.Finish().ok());
+  }
+  v1::TellRequest tell;
+  tell.set_session("s");
+  tell.mutable_gradients()->set_base_version(2);
+  tell.mutable_gradients()->add_lr(0.25);
+  *tell.mutable_gradients()->add_gradients() = TensorOf("b", {4}, {1, 1, 1, 1});
+  ASSERT_TRUE(inside_->Tell(tell).ok());
+  std::vector<float> want = values_;
+  for (float& value : want) value -= 0.5f;
+  for (size_t i = 6; i < 10; ++i) want[i] -= 0.25f;
+  EXPECT_EQ(*inside_->Parameters("s"), want);
+  inside_->Crash();
+  EXPECT_EQ(*inside_->Parameters("s"), want);
+}
+
+TEST_F(TensorStreams, AbsentTensorsAreLeftAloneAlsoAfterACrash) {
+  Create(4, "sgd");
+  ASSERT_TRUE(Push().ok());
+  {
+    Stream stream(*stub_);
+    v1::StepStreamRequest begin = Begin(1, 16);
+    begin.mutable_begin()->add_absent(0);
+    stream.stream->Write(begin);
+    stream.stream->Write(ChunkOf(FloatBytes({1, 1, 1, 1})));
+    stream.stream->Write(Commit(1, 1.0));
+    ASSERT_TRUE(stream.Applied());
+  }
+  std::vector<float> want = values_;
+  for (size_t i = 6; i < 10; ++i) want[i] -= 1;
+  EXPECT_EQ(*inside_->Parameters("s"), want);
+  inside_->Crash();
+  EXPECT_EQ(*inside_->Parameters("s"), want);
+}
+
+TEST_F(TensorStreams, FurtherInputsFollowTheGradients) {
+  Create(4, "adahessian");
+  ASSERT_TRUE(Push().ok());
+  ASSERT_TRUE(inside_->Fork("s", 0, "t").ok());
+  const std::vector<float> g = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, h = {1, 1, 2, 2, 3, 3, 4, 4, 5, 5};
+  {
+    Stream stream(*stub_);
+    v1::StepStreamRequest begin = Begin(1, 80);
+    engine::SpecToProto({"hessian_z/w", optim::DType::kF32, {2, 3}}, begin.mutable_begin()->add_extra());
+    engine::SpecToProto({"hessian_z/b", optim::DType::kF32, {4}}, begin.mutable_begin()->add_extra());
+    stream.stream->Write(begin);
+    stream.stream->Write(ChunkOf(FloatBytes(g) + FloatBytes(h)));
+    stream.stream->Write(Commit(1));
+    ASSERT_TRUE(stream.Applied()) << stream.Finish().error_message();
+  }
+  v1::TellRequest tell;
+  tell.set_session("t");
+  *tell.mutable_gradients()->add_gradients() = TensorOf("w", {2, 3}, {g.begin(), g.begin() + 6});
+  *tell.mutable_gradients()->add_gradients() = TensorOf("b", {4}, {g.begin() + 6, g.end()});
+  *tell.mutable_gradients()->add_extra() = TensorOf("hessian_z/w", {2, 3}, {h.begin(), h.begin() + 6});
+  *tell.mutable_gradients()->add_extra() = TensorOf("hessian_z/b", {4}, {h.begin() + 6, h.end()});
+  ASSERT_TRUE(inside_->Tell(tell).ok());
+  EXPECT_EQ(*inside_->Parameters("s"), *inside_->Parameters("t"));
+  const auto values = *inside_->Parameters("s");
+  inside_->Crash();
+  EXPECT_EQ(*inside_->Parameters("s"), values);
+}
+
+TEST_F(TensorStreams, HalfPrecisionOnTheWireBothWays) {
+  for (const auto& [dtype, from, to] : {std::tuple{v1::DTYPE_BF16, &optim::half::FromBf16, &optim::half::ToBf16},
+                                        std::tuple{v1::DTYPE_F16, &optim::half::FromF16, &optim::half::ToF16}}) {
+    Create(4, "sgd");
+    ASSERT_TRUE(Push().ok());
+    v1::StepStreamOpen open;
+    open.set_values_dtype(dtype);
+    Stream stream(*stub_, /*return_values=*/true, open);
+    std::vector<uint16_t> g(10);
+    for (size_t i = 0; i < g.size(); ++i) g[i] = to(0.37f * static_cast<float>(i) - 1);
+    v1::StepStreamRequest begin = Begin(1, 20);
+    begin.mutable_begin()->set_dtype(dtype);
+    stream.stream->Write(begin);
+    stream.stream->Write(ChunkOf(std::string(reinterpret_cast<const char*>(g.data()), 20)));
+    stream.stream->Write(Commit(1, 1.0));
+    ASSERT_TRUE(stream.Applied()) << stream.Finish().error_message();
+    const std::string back = stream.Values(20);
+    std::vector<float> want = values_;
+    for (size_t i = 0; i < want.size(); ++i) {
+      want[i] -= from(g[i]);
+      uint16_t bits;
+      std::memcpy(&bits, back.data() + 2 * i, 2);
+      EXPECT_EQ(bits, to(want[i])) << i;
+    }
+    EXPECT_EQ(*inside_->Parameters("s"), want) << "the server keeps float32";
+    ASSERT_TRUE(stream.Finish().ok());
+    inside_->Crash();
+    EXPECT_EQ(*inside_->Parameters("s"), want);
+    Restart();
+  }
+}
+
+TEST_F(TensorStreams, ABegunStepMayBeginAgain) {
+  Create(4, "sgd");
+  ASSERT_TRUE(Push().ok());
+  Stream stream(*stub_);
+  stream.stream->Write(Begin(1, 40));
+  stream.stream->Write(Chunk(0, 12));
+  v1::StepStreamRequest again = Begin(1, 40);
+  again.mutable_begin()->set_restart(true);
+  stream.stream->Write(again);
+  stream.stream->Write(ChunkOf(FloatBytes(std::vector<float>(10, 1.0f))));
+  stream.stream->Write(Commit(1, 1.0));
+  ASSERT_TRUE(stream.Applied()) << stream.Finish().error_message();
+  std::vector<float> want = values_;
+  for (float& value : want) value -= 1;
+  EXPECT_EQ(*inside_->Parameters("s"), want);
+}
+
+struct FormCase {
+  const char* name;
+  std::function<void(v1::StepStreamBegin*, v1::StepStreamCommit*)> spoil;
+  const char* message;
+};
+const FormCase kForms[] = {
+    {"lr_negative", [](auto*, auto* commit) { commit->add_lr(-1); }, "commit.lr[0]: -1 must be a finite number >= 0"},
+    {"lr_nan", [](auto*, auto* commit) { commit->add_lr(std::nan("")); }, "must be a finite number"},
+    {"lr_two",
+     [](auto*, auto* commit) {
+       commit->add_lr(1);
+       commit->add_lr(1);
+     },
+     "lr: 2 rates; the optimizer has one parameter group"},
+    {"absent_outside", [](auto* begin, auto*) { begin->add_absent(2); }, "absent: 2 is no tensor; the layout has 2"},
+    {"absent_negative", [](auto* begin, auto*) { begin->add_absent(-1); }, "absent: -1 follows -1; must ascend"},
+    {"absent_twice",
+     [](auto* begin, auto*) {
+       begin->add_absent(1);
+       begin->add_absent(1);
+     },
+     "absent: 1 follows 1; must ascend"},
+    {"absent_all",
+     [](auto* begin, auto*) {
+       begin->add_absent(0);
+       begin->add_absent(1);
+     },
+     "absent: names every tensor"},
+    {"extra_dtype", [](auto* begin, auto*) { begin->add_extra()->set_name("x"); },
+     "extra[0] \"x\": dtype is missing or unknown"},
+    {"extra_huge",
+     [](auto* begin, auto*) {
+       engine::SpecToProto({"x", optim::DType::kF32, {1ll << 62}}, begin->add_extra());
+     },
+     "extra[0] \"x\": shape is too large"},
+    {"extra_negative",
+     [](auto* begin, auto*) {
+       engine::SpecToProto({"x", optim::DType::kF32, {-3}}, begin->add_extra());
+     },
+     "has a negative size"},
+    {"extra_sum",
+     [](auto* begin, auto*) {
+       for (int i = 0; i < 1 << 17; ++i)
+         engine::SpecToProto({std::to_string(i), optim::DType::kF32, {1ll << 46}}, begin->add_extra());
+     },
+     "extra: more than 1125899906842624 bytes"},
+    {"extra_twice",
+     [](auto* begin, auto*) {
+       for (int i = 0; i < 2; ++i) engine::SpecToProto({"x", optim::DType::kF32, {0}}, begin->add_extra());
+     },
+     "extra[1] \"x\": given twice"},
+    {"memory_without", [](auto* begin, auto*) { begin->set_in_shared_memory(true); },
+     "begin.in_shared_memory: the stream was opened without"},
+    {"dtype", [](auto* begin, auto*) { begin->set_dtype(v1::DTYPE_I8); }, "dtype: int8; tensor \"w\" takes float32"},
+};
+
+TEST_F(TensorStreams, SpoiltFormsEndTheStreamAndChangeNothing) {
+  Create(4);
+  ASSERT_TRUE(Push().ok());
+  for (const FormCase& c : kForms) {
+    Stream stream(*stub_);
+    v1::StepStreamRequest begin = Begin(1, 40), commit = Commit(1);
+    c.spoil(begin.mutable_begin(), commit.mutable_commit());
+    stream.stream->Write(begin);
+    stream.stream->Write(Chunk(0, 40));
+    stream.stream->Write(commit);
+    const grpc::Status status = stream.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << c.name << ": " << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr(c.message)) << c.name;
+    EXPECT_EQ(inside_->Get("s")->version_count(), 1) << c.name;
+  }
+}
+
+// ---- shared memory
+
+/// A client's memfd.
+struct ClientMemory {
+  explicit ClientMemory(size_t size, int seals = F_SEAL_SHRINK, const char* name = "optod-test") {
+    fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    EXPECT_EQ(ftruncate(fd, static_cast<off_t>(size)), 0);
+    EXPECT_EQ(fcntl(fd, F_ADD_SEALS, seals), 0);
+    data = static_cast<char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    offer.set_pid(getpid());
+    offer.set_fd(fd);
+    offer.set_total_bytes(size);
+    offer.set_nonce(std::string(32, 'n'));
+    std::memcpy(data, offer.nonce().data(), 32);
+  }
+  ~ClientMemory() {
+    munmap(data, offer.total_bytes());
+    close(fd);
+  }
+  int fd;
+  char* data;
+  v1::SharedMemory offer;
+};
+
+TEST_F(TensorStreams, SharedMemoryGivesTheSameBitsAsChunks) {
+  for (const v1::DType values_dtype : {v1::DTYPE_UNSPECIFIED, v1::DTYPE_BF16}) {
+    Create(3'000'000);
+    ASSERT_TRUE(Push().ok());
+    ASSERT_TRUE(inside_->Fork("s", 0, "t").ok());
+    const size_t bytes = Bytes().size(), values_at = (64 + bytes + 63) / 64 * 64;
+    const size_t back = values_dtype == v1::DTYPE_BF16 ? bytes / 2 : bytes;
+    ClientMemory memory(values_at + back);
+    memory.offer.set_values_offset(values_at);
+    v1::StepStreamOpen open;
+    *open.mutable_shared_memory() = memory.offer;
+    open.set_values_dtype(values_dtype);
+    Stream stream(*stub_, /*return_values=*/true, open);
+    ASSERT_TRUE(stream.opened.shared_memory()) << stream.opened.shared_memory_refused();
+    for (int64_t step = 0; step < 3; ++step) {
+      const std::string gradient = GradientBytes(3'000'006, step);
+      if (step == 1) {  // chunks still work on such a stream
+        stream.Send(step + 1, step, gradient, 1'000'000);
+        ASSERT_TRUE(stream.Applied());
+        EXPECT_EQ(stream.Values(back).size(), back);
+        continue;
+      }
+      std::memcpy(memory.data + 64, gradient.data(), gradient.size());
+      v1::StepStreamRequest begin = Begin(step + 1, bytes);
+      begin.mutable_begin()->set_base_version(step);
+      begin.mutable_begin()->set_in_shared_memory(true);
+      stream.stream->Write(begin);
+      stream.stream->Write(Commit(step + 1));
+      ASSERT_TRUE(stream.Applied()) << stream.Finish().error_message();
+      v1::StepStreamResponse response;
+      ASSERT_TRUE(stream.stream->Read(&response));
+      EXPECT_EQ(response.in_memory().bytes(), back);
+      const auto want = *inside_->Parameters("s", step + 1);
+      if (values_dtype == v1::DTYPE_UNSPECIFIED) {
+        EXPECT_EQ(std::memcmp(memory.data + values_at, want.data(), bytes), 0) << step;
+      } else {
+        for (size_t i = 0; i < want.size(); i += 977) {
+          uint16_t bits;
+          std::memcpy(&bits, memory.data + values_at + 2 * i, 2);
+          ASSERT_EQ(bits, optim::half::ToBf16(want[i])) << i;
+        }
+      }
+    }
+    ASSERT_TRUE(stream.Finish().ok());
+    for (int64_t step = 0; step < 3; ++step) {
+      v1::TellRequest tell;
+      tell.set_session("t");
+      tell.mutable_gradients()->set_base_version(step);
+      const std::string gradient = GradientBytes(3'000'006, step);
+      for (const auto& [name, shape, at, size] :
+           {std::tuple<const char*, std::vector<int64_t>, size_t, size_t>{"w", {2, 3}, 0, 24},
+            {"b", {3'000'000}, 24, 12'000'000}}) {
+        v1::Tensor* tensor = tell.mutable_gradients()->add_gradients();
+        engine::SpecToProto({name, optim::DType::kF32, shape}, tensor->mutable_spec());
+        tensor->set_data(gradient.substr(at, size));
+      }
+      ASSERT_TRUE(inside_->Tell(tell).ok());
+    }
+    EXPECT_EQ(*inside_->Parameters("s"), *inside_->Parameters("t"));
+    Restart();
+  }
+}
+
+struct MemoryCase {
+  const char* name;
+  std::function<void(v1::SharedMemory*)> spoil;
+  const char* message;
+};
+const MemoryCase kMemories[] = {
+    {"nonce", [](v1::SharedMemory* m) { m->set_nonce(std::string(32, 'x')); }, "nonce: is not what the memory holds"},
+    {"short_nonce", [](v1::SharedMemory* m) { m->set_nonce("n"); }, "nonce: 1 bytes; must be 32"},
+    {"no_process", [](v1::SharedMemory* m) { m->set_pid(0x7fffffff); }, "is no memory of a client on this machine"},
+    {"stdin", [](v1::SharedMemory* m) { m->set_fd(0); }, "is no memory of a client on this machine"},
+    {"negative", [](v1::SharedMemory* m) { m->set_fd(-1); }, "pid and fd must be those of a process"},
+    {"too_large", [](v1::SharedMemory* m) { m->set_total_bytes(1 << 20); },
+     "total_bytes: 1048576; the memory has 4096"},
+    {"enormous", [](v1::SharedMemory* m) { m->set_total_bytes(UINT64_MAX); }, "at most"},
+    {"unaligned", [](v1::SharedMemory* m) { m->set_values_offset(100); }, "values_offset: 100; must be a multiple"},
+    {"in_header", [](v1::SharedMemory* m) { m->set_values_offset(0); }, "values_offset: 0; must be"},
+    {"past_end", [](v1::SharedMemory* m) { m->set_values_offset(1 << 20); }, "values_offset: 1048576; must be"},
+    {"no_room", [](v1::SharedMemory* m) { m->set_values_offset(4096); }, "the parameters need 40 at 4096"},
+};
+
+TEST_F(TensorStreams, SharedMemoryThatCannotBeUsedIsRefusedAndChunksGoOn) {
+  Create(4);
+  ASSERT_TRUE(Push().ok());
+  ClientMemory memory(4096);
+  memory.offer.set_values_offset(1024);
+  ClientMemory unsealed(4096, F_SEAL_GROW), stranger(4096, F_SEAL_SHRINK, "other");
+  int64_t seq = 0;
+  auto refused = [&](const char* name, const v1::SharedMemory& offer, const char* message) {
+    v1::StepStreamOpen open;
+    *open.mutable_shared_memory() = offer;
+    Stream stream(*stub_, /*return_values=*/true, open);
+    EXPECT_FALSE(stream.opened.shared_memory()) << name;
+    EXPECT_THAT(stream.opened.shared_memory_refused(), HasSubstr(message)) << name;
+    stream.Send(seq + 1, seq, GradientBytes(10, seq));
+    ASSERT_TRUE(stream.Applied()) << name;
+    ++seq;
+    EXPECT_EQ(stream.Values(40).size(), 40u);
+    EXPECT_TRUE(stream.Finish().ok());
+  };
+  for (const MemoryCase& c : kMemories) {
+    v1::SharedMemory offer = memory.offer;
+    c.spoil(&offer);
+    refused(c.name, offer, c.message);
+  }
+  unsealed.offer.set_values_offset(1024);
+  refused("unsealed", unsealed.offer, "must be sealed with F_SEAL_SHRINK");
+  stranger.offer.set_values_offset(1024);
+  refused("stranger", stranger.offer, "is no memory of a client");
+  service_->far_ = true;
+  refused("far", memory.offer, "the client is on another machine");
+}
+
+TEST_F(TensorStreams, AStepLargerThanTheSharedMemoryIsRefused) {
+  Create(4);
+  ASSERT_TRUE(Push().ok());
+  ClientMemory memory(4096);
+  memory.offer.set_values_offset(64);
+  v1::StepStreamOpen open;
+  *open.mutable_shared_memory() = memory.offer;
+  Stream stream(*stub_, true, open);
+  ASSERT_TRUE(stream.opened.shared_memory()) << stream.opened.shared_memory_refused();
+  v1::StepStreamRequest begin = Begin(1, 40);
+  begin.mutable_begin()->set_in_shared_memory(true);
+  stream.stream->Write(begin);
+  EXPECT_THAT(stream.Finish().error_message(), HasSubstr("the shared memory has room for 0"));
+}
+
+TEST(SharedMemoryPeers, OnlyThisMachine) {
+  for (const char* peer :
+       {"unix:/run/optod.sock", "unix:", "ipv4:127.0.0.1:4711", "ipv6:[::1]:4711", "ipv6:%5B::1%5D:4711"})
+    EXPECT_TRUE(IsLocalPeer(peer)) << peer;
+  for (const char* peer : {"ipv4:10.0.0.1:4711", "ipv6:[2001:db8::1]:4711", "", "ipv4:12.7.0.0:1", "uds:unix:"})
+    EXPECT_FALSE(IsLocalPeer(peer)) << peer;
 }
 
 TEST_F(TensorStreams, StateIsPulledAsTensors) {

@@ -51,6 +51,25 @@ TEST(Graph, NumbersBasesInCreationOrder) {
   for (const char* unknown : {"a3", "c0", "a", "0", "", "a00"}) EXPECT_EQ(g.FindByPyName(unknown), kNoNode) << unknown;
 }
 
+TEST(Graph, AWantedIndexIsGivenWhenItIsFree) {
+  Graph g;
+  const auto wanted = [](std::optional<uint32_t> index) {
+    NodeInput in = Root("a");
+    in.index = index;
+    return in;
+  };
+  struct Case {
+    std::optional<uint32_t> wanted;
+    const char* name;
+  };
+  const Case cases[] = {{3, "a:3"}, {1, "a:1"}, {3, "a:4"}, {std::nullopt, "a:5"}, {0, "a:0"}, {6 + kMaxIndexGap + 1, "a:6"}};
+  for (const Case& c : cases) EXPECT_EQ(g.Name(Add(g, wanted(c.wanted))), c.name);
+  EXPECT_EQ(g.FindByName("a:2"), kNoNode);
+  EXPECT_EQ(g.FindByPyName("a2"), kNoNode);
+  EXPECT_EQ(g.FindByName("a:1"), 1u);
+  EXPECT_EQ(g.NextIndex("a"), 7u);
+}
+
 TEST(Graph, ScopePrefixesTheBase) {
   Graph g;
   NodeInput in = Root("x");

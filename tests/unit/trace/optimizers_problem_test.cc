@@ -7,6 +7,7 @@
 namespace optod::trace {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -210,15 +211,17 @@ TEST(Prompt, FitsTheTokenLimit) {
   const NodeId a = w.Param("a");
   NodeId last = a;
   const std::string text(300, 'x');
-  for (int i = 0; i < 2000; ++i) last = w.Call("step", {last}, text);
+  for (int i = 0; i < 2000; ++i)
+    last = w.Call(i % 2 ? "step" : "move", {last}, text);  // no two calls alike: nothing collapses
   const ProblemInstance problem = w.Problem(last, {a});
   const Prompt p = Render(problem, {.max_prompt_tokens = 4000});
   EXPECT_LE(EstimateTokens(p.system) + EstimateTokens(p.user), 4000u);
   EXPECT_FALSE(p.over_limit);
   EXPECT_GT(p.omitted_lines, 0u);
   EXPECT_THAT(p.user, HasSubstr("more lines]"));
-  EXPECT_THAT(p.user, HasSubstr("step0 = step(x=a0)"));  // both ends stay
-  EXPECT_THAT(p.user, HasSubstr("step1999 = "));
+  EXPECT_THAT(p.user, HasSubstr("move0 = move(x=a0)"));  // both ends stay
+  EXPECT_THAT(p.user, HasSubstr("step999 = "));
+  EXPECT_THAT(p.left_out, Contains(HasSubstr("lines:")));
   EXPECT_TRUE(Render(problem, {.max_prompt_tokens = 50}).over_limit);
 }
 

@@ -88,7 +88,8 @@ class Sessions:
     def create(self, optimizer: str, params: Optional[Mapping[str, np.ndarray]] = None, *, layout: Optional[Mapping[str, Any]] = None,
                no_decay: Sequence[str] = (), parameters: Optional[Mapping[str, Any]] = None,
                hyperparameters: Optional[Mapping[str, Any]] = None, schedule: Optional[specs.Schedule] = None, seed: int = 0,
-               clip_norm: float = 0.0, llm: str = "", id: str = "", durability: Optional[specs.Durability] = None,
+               clip_norm: float = 0.0, clip_value: float = 0.0, groups: Sequence[Mapping[str, Any]] = (), non_finite: str = "refuse",
+               llm: str = "", id: str = "", durability: Optional[specs.Durability] = None,
                budget: Optional[specs.Budget] = None, direction: Optional[str] = None, labels: Optional[Mapping[str, str]] = None,
                display_name: str = "", request_id: str = "", validate_only: bool = False, **hyper: Any) -> Session:
         """A new session.
@@ -100,14 +101,17 @@ class Sessions:
         params: {name: array}, the initial values, in layout order.  layout: {name: (shape, dtype)} or arrays, when values are pushed later or
         never.  no_decay: tensors that weight decay skips.  parameters: of a trace session, {name: value or Parameter}.  Hyperparameters go as
         keywords or in ``hyperparameters``; ``client.optimizers(name)`` lists them.  seed: of every random draw, in [0, 2**64).  clip_norm: joint
-        2-norm of the gradients, 0 = none.  direction: of scores, "maximize" (default) or "minimize".  validate_only: check, create nothing.
+        2-norm of the gradients, 0 = none.  clip_value: limit of every entry, 0 = none.  groups: hyperparameters of chosen tensors,
+        [{"tensors": "*.bias", "lr": 1e-4, "weight_decay": 0}]; the first that matches counts.  non_finite: "refuse" a gradient with NaN or Inf, or
+        "skip" the step.  direction: of scores, "maximize" (default) or "minimize".  validate_only: check, create nothing.
 
         InvalidArgument: unknown optimizer (the text names the nearest), a hyperparameter out of range, a bad layout.  AlreadyExists: the id is taken.
         """
         request = pb.CreateSessionRequest(
             session_id=id, direction=specs.direction_number(direction), labels=labels or {}, display_name=display_name, request_id=request_id,
             validate_only=validate_only,
-            optimizer=specs.optimizer_message(optimizer, {**(hyperparameters or {}), **hyper}, schedule, seed, clip_norm, llm))
+            optimizer=specs.optimizer_message(optimizer, {**(hyperparameters or {}), **hyper}, schedule, seed, clip_norm, llm, groups, non_finite,
+                                              clip_value))
         inline = False
         if params is not None or layout is not None:
             made = tensors.Layout.of(layout if layout is not None else params, no_decay)  # type: ignore[arg-type]

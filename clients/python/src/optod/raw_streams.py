@@ -62,12 +62,13 @@ def pull(transport: Any, method: str, request: Any) -> tuple:
 class StepChannel:
     """One open StepStream: requests go out through a short queue, answers are read as bytes.  For one thread."""
 
-    def __init__(self, transport: Any, session: str, return_values: bool) -> None:
+    def __init__(self, transport: Any, session: str, return_values: bool, values_dtype: int = 0, memory: Any = None) -> None:
         self._queue: queue.Queue = queue.Queue(maxsize=8)
         method = transport.channel.stream_stream(_SERVICE + "StepStream", request_serializer=_same, response_deserializer=_same)
         self._call = transport.stream(method, iter(self._queue.get, None))
         self._broken = False
-        self.send(session_pb2.StepStreamRequest(open=session_pb2.StepStreamOpen(session=session, return_values=return_values)))
+        self.send(session_pb2.StepStreamRequest(open=session_pb2.StepStreamOpen(
+            session=session, return_values=return_values, values_dtype=values_dtype, shared_memory=memory)))
         self.opened = self.read().opened
 
     def send(self, message: session_pb2.StepStreamRequest) -> None:

@@ -12,7 +12,7 @@ Definitions: Cheng et al., "Trace is the Next AutoDiff", 2024; trace.proto is th
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Union
 
 from optod import specs
 from optod.operations import Progress
@@ -99,22 +99,38 @@ class Recording:
         """Drops the feedback that is pending; returns how much there was."""
         return self._trace("ZeroFeedback", pb.ZeroFeedbackRequest(session=self.name)).dropped
 
-    def problem(self, parameters: Sequence[int] = (), mask: Sequence[str] = ()) -> pb.Problem:
-        """What the optimizer would show the model now: minimal subgraph as code, variables, feedback, and the two prompts."""
-        return self._trace("GetProblem", pb.GetProblemRequest(session=self.name, parameters=parameters, mask=mask))
+    def problem(self, parameters: Sequence[int] = (), mask: Sequence[str] = (), titles: Optional[Mapping[str, str]] = None) -> pb.Problem:
+        """What the optimizer would show the model now: minimal subgraph as code, variables, feedback, and the two prompts.
+
+        mask: section titles to leave empty.  titles: {default title: title to print}.
+        """
+        return self._trace("GetProblem", pb.GetProblemRequest(session=self.name, parameters=parameters, mask=mask, titles=titles or {}))
 
     def propose(self, candidates: int = 0, apply: bool = True, *, parameters: Sequence[int] = (), mask: Sequence[str] = (),
-                timeout: float = 600.0, progress: Optional[Progress] = None, request_id: str = "") -> pb.ProposeResponse:
+                titles: Optional[Mapping[str, str]] = None, client_model: bool = False, replies: Sequence[str] = (), timeout: float = 600.0,
+                progress: Optional[Progress] = None, request_id: str = "") -> pb.ProposeResponse:
         """Asks the model for proposals (0 = the optimizer's number) and waits for them.
 
-        apply: the first usable one becomes the head.  progress: called with the Operation about once a second.  Returns the outcome of every candidate
-        and of every key.  FailedPrecondition: no feedback yet, or no such LLM endpoint.  ResourceExhausted: a budget is spent.
+        apply: the chosen one becomes the head.  client_model: you ask a model of your own: ``calls`` of the response are what it must be asked; call again
+        with the texts of all replies so far as ``replies`` until there are no more calls (``propose_with`` does that).  progress: called with the
+        Operation about once a second.  Returns the outcome of every candidate and of every key.  FailedPrecondition: no feedback yet, or no such LLM
+        endpoint.  ResourceExhausted: a budget is spent.
         """
-        request = pb.ProposeRequest(session=self.name, candidates=candidates, apply=apply, parameters=parameters, mask=mask,
-                                    request_id=request_id)
+        request = pb.ProposeRequest(session=self.name, candidates=candidates, apply=apply, parameters=parameters, mask=mask, titles=titles or {},
+                                    client_model=client_model, replies=replies, request_id=request_id)
         response = self.client.operations.run(self._trace("Propose", request), pb.ProposeResponse(), timeout, progress)
         self.note_head(response.head_version)  # type: ignore[attr-defined]
         return response
+
+    def propose_with(self, ask: Callable[[Sequence[pb.ClientCall]], Sequence[str]], candidates: int = 0, apply: bool = True,
+                     **options: Any) -> pb.ProposeResponse:
+        """Proposals of a model that is asked here: ``ask(calls)`` returns the reply to each call, in order.  Other arguments: as for ``propose``."""
+        replies: List[str] = []
+        while True:
+            response = self.propose(candidates, apply, client_model=True, replies=replies, **options)
+            if not response.calls:
+                return response
+            replies += ask(response.calls)
 
     def values(self, version: Optional[int] = None) -> Dict[str, Any]:
         """Parameter values of a version (None = the head) as Python values."""

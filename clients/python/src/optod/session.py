@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 import numpy as np
 from google.protobuf import field_mask_pb2
 
-from optod import raw_streams, specs, tensors
+from optod import raw_streams, safetensors_file, specs, tensors
 from optod.gradients import GradientStream
 from optod.recording import Recording
 from optod.results import TellResult, tell_result
@@ -183,7 +183,27 @@ class Session(Recording):
     def pull_state(self) -> Dict[str, np.ndarray]:
         """Optimizer state of the head: {"m/<tensor>": array, ...}."""
         header, flat = raw_streams.pull(self.transport, "PullState", pb.PullStateRequest(session=self.name))
+        self._head = header.version
         return self.layout.views(flat, header.index)
+
+    def save(self, path: str) -> int:
+        """Parameters ("params/<tensor>") and optimizer state ("state/m/<tensor>", ...) of the head as one safetensors file.  Returns the version.
+
+        A step that comes between the two pulls is met by pulling again.
+        """
+        while True:
+            params, version = self.pull(), self._head
+            state = self.pull_state()
+            if self._head == version:
+                break
+        named = {f"params/{name}": value for name, value in params.items()}
+        named.update((f"state/{name}", value) for name, value in state.items())
+        safetensors_file.write(path, named, {"session": self.name, "version": str(version)})
+        return version
+
+    def memory(self) -> pb.MemoryReport:
+        """Bytes of parameters, optimizer state and working memory, tensor by tensor: see MemoryReport in session.proto."""
+        return self.transport.call(self.stub.DescribeMemory, pb.DescribeMemoryRequest(session=self.name))
 
     # ---- ask and tell
 
@@ -202,17 +222,18 @@ class Session(Recording):
 
     def tell_gradients(self, gradients: Mapping[str, np.ndarray], loss: Optional[float] = None, *, base_version: Optional[int] = None,
                        seq: int = 0, return_values: bool = False, extra: Optional[Mapping[str, np.ndarray]] = None,
-                       request_id: str = "") -> TellResult:
+                       lr: Optional[float] = None, request_id: str = "") -> TellResult:
         """One first-order update.
 
         gradients: {name: array of the tensor's shape}, in the parameter's dtype or float32; tensors left out have no gradient in this step.
         loss: kept with the version.  base_version: where the gradients were taken; None = the head this object last saw.  seq: Session.seq + 1
-        to have order checked, 0 = not checked.  extra: what the optimizer's tell_inputs name beyond "grad".  return_values: the new
-        parameters come back in ``values``.  Everything at most 4 MiB a call; use ``gradient_stream`` beyond.
+        to have order checked, 0 = not checked.  extra: what the optimizer's tell_inputs name beyond "grad".  lr: of this step, in place of the session's
+        own and its schedule.  return_values: the new parameters come back in ``values``.  Everything at most 4 MiB a call; use ``gradient_stream`` beyond.
 
         Aborted: the head is another version; ask again.  InvalidArgument: names the tensor and what is wrong with it.
         """
-        tell = pb.GradientTell(base_version=self._head if base_version is None else base_version, loss=loss, return_values=return_values)
+        tell = pb.GradientTell(base_version=self._head if base_version is None else base_version, loss=loss, return_values=return_values,
+                               lr=[] if lr is None else [lr])
         tell.gradients.extend(self._message(name, value) for name, value in gradients.items())
         tell.extra.extend(tensors.tensor(name, value) for name, value in (extra or {}).items())
         return self._tell(pb.TellRequest(session=self.name, request_id=request_id, seq=seq, gradients=tell))
@@ -241,9 +262,10 @@ class Session(Recording):
 
     # ---- streams
 
-    def gradient_stream(self, return_values: bool = True, dtype: Any = None) -> GradientStream:
-        """First-order steps on tensors of any size over one stream. dtype: of the gradients on the wire; None = the parameters'."""
-        return GradientStream(self, return_values, dtype)
+    def gradient_stream(self, return_values: bool = True, dtype: Any = None, **options: Any) -> GradientStream:
+        """First-order steps on tensors of any size over one stream. dtype: of the gradients on the wire; None = the parameters'. options: see
+        GradientStream."""
+        return GradientStream(self, return_values, dtype, **options)
 
     def worker(self, params: Optional[Mapping[str, np.ndarray]] = None, **options: Any) -> ZoWorker:
         """A zeroth-order worker that holds the parameters here (see ZoWorker). params: those of version 0; needed when the server has none."""

@@ -132,11 +132,27 @@ def hyper_value(name: str, value: Any) -> optimizer_pb2.HyperValue:
         raise TypeError(f"hyperparameters.{name}: {value!r} is no number, flag or text") from None
 
 
+def group_message(number: int, group: Mapping[str, Any]) -> optimizer_pb2.ParameterGroup:
+    """{"tensors": "*.bias" or a list of globs, any hyperparameter: value}."""
+    if "tensors" not in group:
+        raise ValueError(f"groups[{number}].tensors: missing; a glob over tensor names, or a list of them")
+    globs = group["tensors"]
+    out = optimizer_pb2.ParameterGroup(tensors=[globs] if isinstance(globs, str) else list(globs))
+    for key, value in group.items():
+        if key != "tensors":
+            out.hyperparameters[key].CopyFrom(hyper_value(key, value))
+    return out
+
+
 def optimizer_message(name: str, hyperparameters: Mapping[str, Any], schedule: Optional[Schedule], seed: int, clip_norm: float,
-                      llm: str) -> optimizer_pb2.OptimizerSpec:
+                      llm: str, groups: Sequence[Mapping[str, Any]] = (), non_finite: str = "refuse",
+                      clip_value: float = 0.0) -> optimizer_pb2.OptimizerSpec:
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: {seed} is outside [0, 2**64)")
-    out = optimizer_pb2.OptimizerSpec(name=name, seed=seed, clip_norm=clip_norm, llm=llm)
+    out = optimizer_pb2.OptimizerSpec(name=name, seed=seed, clip_norm=clip_norm, llm=llm, clip_value=clip_value)
+    out.groups.extend(group_message(number, group) for number, group in enumerate(groups))
+    if non_finite != "refuse":
+        out.non_finite = _enum(optimizer_pb2.NonFinite, non_finite, "non_finite")
     for key, value in hyperparameters.items():
         out.hyperparameters[key].CopyFrom(hyper_value(key, value))
     if schedule is not None:

@@ -67,8 +67,19 @@ def _wire_array(value: Any, dtype: Optional[int] = None) -> np.ndarray:
     return out if out.dtype.byteorder in "=|<" else out.astype(out.dtype.newbyteorder("<"))
 
 
-def _raw(value: np.ndarray) -> memoryview:
+def raw(value: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, not copied."""
     return memoryview(value.reshape(-1).view(np.uint8)) if value.size else memoryview(b"")
+
+
+def spec_of(name: str, value: np.ndarray) -> tensor_pb2.TensorSpec:
+    """The spec of an array under a name."""
+    return tensor_pb2.TensorSpec(name=name, dtype=dtype_of(value.dtype), shape=value.shape)
+
+
+def spec_bytes(spec: tensor_pb2.TensorSpec) -> int:
+    """Bytes of a tensor."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * _NUMPY[spec.dtype].itemsize
 
 
 def tensor(name: str, value: Any, dtype: Optional[int] = None, no_decay: bool = False) -> tensor_pb2.Tensor:
@@ -118,14 +129,19 @@ class Layout:
             index.tensors.add(name=name, dtype=dtype_of(dtype), shape=shape, no_decay=name in skipped)
         return cls(index)
 
-    def arrays(self, tensors: Mapping[str, Any], what: str, dtype: Optional[int] = None) -> list:
-        """The arrays of all tensors in layout order, checked. ValueError names what is missing, unknown or of another shape or dtype."""
+    def arrays(self, tensors: Mapping[str, Any], what: str, dtype: Optional[int] = None, skip: Iterable[str] = ()) -> list:
+        """The arrays of all tensors but those of ``skip`` in layout order, checked.
+
+        ValueError names what is missing, unknown or of another shape or dtype."""
+        skipped = set(skip)
         extra = [name for name in tensors if name not in self.specs]
-        missing = [name for name in self.names if name not in tensors]
+        missing = [name for name in self.names if name not in tensors and name not in skipped]
         if extra or missing:
             raise ValueError(f"{what}: " + "; ".join(f"{word} {names[:5]}" for word, names in (("missing", missing), ("unknown", extra)) if names))
         out = []
         for name in self.names:
+            if name in skipped:
+                continue
             spec = self.specs[name]
             try:
                 data = _wire_array(tensors[name], dtype or spec.dtype)
@@ -168,11 +184,11 @@ def pieces(arrays: Sequence[np.ndarray], size: int = CHUNK_BYTES) -> Iterator[Tu
     offset = filled = 0
     parts: list = []
     for value in arrays:
-        raw = _raw(value)
+        data = raw(value)
         at = 0
-        while at < len(raw):
-            take = min(size - filled, len(raw) - at)
-            parts.append(raw[at:at + take])
+        while at < len(data):
+            take = min(size - filled, len(data) - at)
+            parts.append(data[at:at + take])
             at += take
             filled += take
             if filled == size:
@@ -239,7 +255,7 @@ def sha256(arrays: Sequence[np.ndarray]) -> str:
     """Hex digest of the flat buffer."""
     digest = hashlib.sha256()
     for value in arrays:
-        digest.update(_raw(value))
+        digest.update(raw(value))
     return digest.hexdigest()
 
 

@@ -41,6 +41,11 @@ def check_address(address: str) -> str:
     return address
 
 
+def is_local(address: str) -> bool:
+    """Whether an address is a Unix socket or loopback."""
+    return address.startswith("unix:") or address.rpartition(":")[0] in ("localhost", "[::1]") or address.startswith("127.")
+
+
 class Transport:
     """Calls with a deadline, the caller's token and safe retries.
 
@@ -50,6 +55,7 @@ class Transport:
     def __init__(self, channel: Any, token: str = "", timeout: float = 30.0, retry: RetryPolicy = RetryPolicy(),
                  sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic) -> None:
         self.channel = channel
+        self.local = False          # the server is known to be on this machine
         self.timeout = timeout
         self.retry = retry
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -65,7 +71,9 @@ class Transport:
             channel = grpc.insecure_channel(target, options=_OPTIONS)
         else:
             channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(root_certificates), options=_OPTIONS)
-        return cls(channel, token, timeout, retry)
+        made = cls(channel, token, timeout, retry)
+        made.local = is_local(address)
+        return made
 
     def close(self) -> None:
         self.channel.close()

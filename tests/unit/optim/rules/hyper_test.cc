@@ -27,7 +27,7 @@ const HyperCase kHyperCases[] = {
     {"infinite", "adamw", "lr", INFINITY, "hyperparameters.lr: inf is not finite; must be > 0"},
     {"unknown", "adamw", "lrr", 1.0, "hyperparameters.lrr: unknown for adamw; did you mean lr?"},
     {"unknown_far", "sgd", "temperature", 1.0,
-     "hyperparameters.temperature: unknown for sgd; known are lr, momentum, dampening, nesterov, weight_decay"},
+     "hyperparameters.temperature: unknown for sgd; known are lr, momentum, dampening, nesterov, weight_decay, stochastic_rounding"},
     {"text_for_number", "adamw", "lr", std::string("x"), "hyperparameters.lr: \"x\" is text; must be a number"},
     {"switch_for_number", "adamw", "lr", true, "hyperparameters.lr: true is a switch; must be a number"},
     {"number_for_switch", "sgd", "nesterov", 1.0, "hyperparameters.nesterov: 1 is a number; must be true or false"},
@@ -54,7 +54,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, Hypers, ::testing::ValuesIn(kHyperCases),
 TEST(Hypers, AreCompletedByDefaults) {
   const auto hyper = CheckHyper(**FindRule("adamw"), {{"lr", 0.5}});
   ASSERT_TRUE(hyper.ok());
-  EXPECT_EQ(hyper->size(), 6u);
+  EXPECT_EQ(hyper->size(), 7u);
   EXPECT_EQ(std::get<double>(hyper->at("lr")), 0.5);
   EXPECT_EQ(std::get<double>(hyper->at("weight_decay")), 1e-2);
   EXPECT_FALSE(std::get<bool>(hyper->at("amsgrad")));

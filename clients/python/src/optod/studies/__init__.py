@@ -1,0 +1,10 @@
+"""Small reproductions of the papers behind the optimizers, on this machine, through a server: ``optoctl reproduce NAME``.
+
+    plan: settings x learning rates x seeds ──► runs (a process a core, kept in OUT/runs.jsonl) ──► table, curves, acceptance figures
+
+    scale, sgd-sai   a character-level language model on tinyshakespeare     language_model.py, scale.py, sgd_sai.py
+    adahessian       logistic regression, a small CNN on digits, a quadratic  adahessian.py
+    mkor             an autoencoder; cost of factor updates by width          mkor.py
+
+Models and gradients are plain NumPy (models.py), so nothing but the package is needed; every update is the server's.
+"""

@@ -1,0 +1,12 @@
+"""``python -m optod.studies NAME``: what ``optoctl reproduce NAME`` runs."""
+
+import os
+import sys
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")      # a run is one process on one core; small matrices gain nothing from threads
+
+from optod.studies import adahessian, mkor, runner, scale, sgd_sai
+
+if __name__ == "__main__":
+    sys.exit(runner.main({study.NAME: study for study in (scale, sgd_sai, adahessian, mkor)}))

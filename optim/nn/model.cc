@@ -1,0 +1,211 @@
+#include "optim/nn/model.h"
+
+#include <cmath>
+#include <limits>
+
+namespace optod::nn {
+namespace {
+
+const at::Tensor kNone;
+
+const at::Tensor& At(const Weights& w, int slot) { return slot < 0 ? kNone : w[static_cast<size_t>(slot)]; }
+
+at::Tensor Ints(const std::vector<int64_t>& values) {
+  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
+  std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
+  return t;
+}
+
+/// What a token of a sequence of `length` new tokens after `past` may not see; undefined when it sees all.
+at::Tensor MaskOf(const ModelConfig& config, int64_t length, int64_t past) {
+  const bool window = config.sliding_window > 0 && past + length > config.sliding_window;
+  if (!config.causal() || (length == 1 && !window)) return {};
+  at::Tensor mask = at::zeros({length, past + length}, at::kFloat);
+  auto* m = mask.data_ptr<float>();
+  for (int64_t i = 0; i < length; ++i) {
+    for (int64_t j = 0; j < past + length; ++j) {
+      const int64_t distance = past + i - j;
+      if (distance < 0 || (window && distance >= config.sliding_window)) m[i * (past + length) + j] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  return mask;
+}
+
+/// cos and sin of position * theta^(-2i/d), the second half of the columns repeating the first (Su et al., 2021).
+void RotaryTables(const ModelConfig& config, const std::vector<int64_t>& positions, at::Tensor* cos, at::Tensor* sin) {
+  const int64_t t = static_cast<int64_t>(positions.size()), d = config.head_dim;
+  *cos = at::empty({t, 1, d}, at::kFloat);
+  *sin = at::empty({t, 1, d}, at::kFloat);
+  std::vector<float> frequency(static_cast<size_t>(d / 2));
+  for (int64_t i = 0; i < d / 2; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(d);
+    frequency[static_cast<size_t>(i)] = 1.0f / std::pow(static_cast<float>(config.rope_theta), exponent) / static_cast<float>(config.rope_scale);
+  }
+  float *c = cos->data_ptr<float>(), *s = sin->data_ptr<float>();
+  for (int64_t p = 0; p < t; ++p) {
+    for (int64_t i = 0; i < d / 2; ++i) {
+      const float angle = static_cast<float>(positions[static_cast<size_t>(p)]) * frequency[static_cast<size_t>(i)];
+      c[p * d + i] = c[p * d + i + d / 2] = std::cos(angle);
+      s[p * d + i] = s[p * d + i + d / 2] = std::sin(angle);
+    }
+  }
+}
+
+/// x [T, heads, d] turned by its position: x cos + (-second half, first half) sin.
+at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const int64_t half = x.size(-1) / 2;
+  const at::Tensor turned = at::cat({x.slice(-1, half).neg(), x.slice(-1, 0, half)}, -1);
+  return at::add(at::mul(x, cos), at::mul(turned, sin));
+}
+
+at::Tensor LowRank(const at::Tensor& x, const at::Tensor& a, const at::Tensor& b, double scale) {
+  return at::linear(at::linear(x, a), b).mul(scale);
+}
+
+}  // namespace
+
+Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths, int64_t past_tokens, int64_t shift)
+    : tokens(static_cast<int64_t>(token_ids.size())), past(past_tokens) {
+  std::vector<int64_t> place;
+  for (int64_t length : lengths) {
+    for (int64_t i = 0; i < length; ++i) place.push_back(past + shift + i);
+    if (length == 0) continue;
+    if (runs.empty() || runs.back().length != length) {
+      runs.push_back({static_cast<int64_t>(place.size()) - length, 0, length, MaskOf(config, length, past)});
+    }
+    ++runs.back().sequences;
+  }
+  if (config.rotary()) {
+    RotaryTables(config, place, &cos, &sin);
+  } else {
+    for (int64_t& p : place) p += config.position_offset;
+    positions = Ints(place);
+  }
+  ids = Ints(token_ids);
+}
+
+Model::Model(const ModelConfig& config)
+    : config_(config), layer_(LayerSlotsOf(config)), embed_(EmbedSlotsOf(config)), head_(HeadSlotsOf(config)) {}
+
+at::Tensor Model::Norm(const at::Tensor& x, const Weights& w, int weight, int bias) const {
+  if (!config_.rms()) return at::layer_norm(x, {x.size(-1)}, At(w, weight), At(w, bias), config_.norm_eps);
+  const at::Tensor scale = at::rsqrt(x.mul(x).mean(at::IntArrayRef{-1}, /*keepdim=*/true).add(config_.norm_eps));
+  return at::mul(at::mul(x, scale), At(w, weight));
+}
+
+at::Tensor Model::Linear(const at::Tensor& x, const Weights& w, int weight, int bias) const {
+  if (config_.fused_qkv()) return at::addmm(At(w, bias), x, At(w, weight));  // GPT-2 stores [in, out]
+  return at::linear(x, At(w, weight), At(w, bias));
+}
+
+at::Tensor Model::Activate(const at::Tensor& x) const {
+  switch (config_.activation) {
+    case Activation::kSilu: return at::silu(x);
+    case Activation::kRelu: return at::relu(x);
+    case Activation::kGeluTanh: return at::gelu(x, "tanh");
+    default: return at::gelu(x);
+  }
+}
+
+at::Tensor Model::Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types, const Weights& embed) const {
+  at::Tensor x = tokens;
+  if (types.defined()) x = at::add(x, types);  // the order of additions is that of the reference implementations
+  if (positions.defined()) x = at::add(x, positions);
+  return embed_.norm < 0 ? x : Norm(x, embed, embed_.norm, embed_.norm_bias);
+}
+
+at::Tensor Model::Layer(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra, KeyValues* cache) const {
+  if (config_.post_norm()) {
+    const at::Tensor h = Norm(at::add(Attention(w, x, batch, extra, cache), x), w, layer_.norm1, layer_.norm1_bias);
+    return Norm(at::add(Mlp(w, h), h), w, layer_.norm2, layer_.norm2_bias);
+  }
+  const at::Tensor h = at::add(x, Attention(w, Norm(x, w, layer_.norm1, layer_.norm1_bias), batch, extra, cache));
+  return at::add(h, Mlp(w, Norm(h, w, layer_.norm2, layer_.norm2_bias)));
+}
+
+at::Tensor Model::Mlp(const Weights& w, const at::Tensor& x) const {
+  at::Tensor h = Linear(x, w, layer_.up, layer_.up_bias);
+  if (config_.gated()) {
+    h = at::mul(Activate(Linear(x, w, layer_.gate, layer_.gate_bias)), h);
+  } else {
+    h = Activate(h);
+  }
+  return Linear(h, w, layer_.down, layer_.down_bias);
+}
+
+at::Tensor Model::Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra, KeyValues* cache) const {
+  const int64_t t = x.size(0), d = config_.head_dim;
+  at::Tensor q = Linear(x, w, layer_.q, layer_.q_bias), k, v;
+  if (config_.fused_qkv()) {
+    k = q.slice(1, config_.hidden, 2 * config_.hidden);
+    v = q.slice(1, 2 * config_.hidden);
+    q = q.slice(1, 0, config_.hidden);
+  } else {
+    k = Linear(x, w, layer_.k, layer_.k_bias);
+    v = Linear(x, w, layer_.v, layer_.v_bias);
+  }
+  if (extra.q_a.defined()) q = at::add(q, LowRank(x, extra.q_a, extra.q_b, extra.scale));
+  if (extra.v_a.defined()) v = at::add(v, LowRank(x, extra.v_a, extra.v_b, extra.scale));
+  q = q.reshape({t, config_.heads, d});
+  k = k.reshape({t, config_.kv_heads, d});
+  v = v.reshape({t, config_.kv_heads, d});
+  if (config_.rotary()) {
+    q = Rotate(q, batch.cos.to(q.scalar_type()), batch.sin.to(q.scalar_type()));
+    k = Rotate(k, batch.cos.to(q.scalar_type()), batch.sin.to(q.scalar_type()));
+  }
+  q = q.mul(1.0 / std::sqrt(static_cast<double>(d)));
+  std::vector<at::Tensor> parts;
+  for (const Batch::Run& run : batch.runs) {
+    const int64_t end = run.begin + run.sequences * run.length;
+    parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run, extra, cache));
+  }
+  return Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), w, layer_.o, layer_.o_bias);
+}
+
+/// One run of n sequences of equal length. Queries that share a key head are rows of one product: no keys are copied.
+at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const LayerExtra& extra,
+                            KeyValues* cache) const {
+  const int64_t n = run.sequences, length = run.length, d = config_.head_dim, kv = config_.kv_heads, share = config_.heads / kv;
+  k = k.reshape({n, length, kv, d});
+  v = v.reshape({n, length, kv, d});
+  if (cache != nullptr) {
+    if (cache->k.defined()) {
+      k = at::cat({cache->k, k}, 1);
+      v = at::cat({cache->v, v}, 1);
+    }
+    cache->k = k;
+    cache->v = v;
+  }
+  const int64_t prefix = extra.prefix_k.defined() ? extra.prefix_k.size(0) : 0;
+  if (prefix > 0) {
+    k = at::cat({extra.prefix_k.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), k}, 1);
+    v = at::cat({extra.prefix_v.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), v}, 1);
+  }
+  const int64_t seen = k.size(1);
+  const at::Tensor queries = q.reshape({n, length, kv, share, d}).permute({0, 2, 3, 1, 4}).reshape({n * kv, share * length, d});
+  const at::Tensor keys = k.permute({0, 2, 3, 1}).reshape({n * kv, d, seen});
+  const at::Tensor values = v.permute({0, 2, 1, 3}).reshape({n * kv, seen, d});
+  at::Tensor scores = at::bmm(queries, keys).view({n * kv * share, length, seen});
+  if (run.mask.defined()) {
+    at::Tensor mask = run.mask;
+    if (prefix > 0) mask = at::cat({at::zeros({length, prefix}, at::kFloat), mask}, 1);  // virtual tokens are seen by all
+    scores = at::add(scores, mask.to(scores.scalar_type()));
+  }
+  const at::Tensor weights = at::softmax(scores, -1).view({n * kv, share * length, seen});
+  return at::bmm(weights, values).view({n, kv, share, length, d}).permute({0, 3, 1, 2, 4}).reshape({n * length, config_.heads * d});
+}
+
+at::Tensor Model::Final(const Weights& head, const at::Tensor& x) const {
+  if (config_.family != Family::kRoberta) {
+    if (config_.norm_affine) return Norm(x, head, head_.norm, head_.norm_bias);
+    return at::layer_norm(x, {x.size(-1)}, {}, {}, config_.norm_eps);
+  }
+  const at::Tensor h = at::gelu(Linear(x, head, head_.dense, head_.dense_bias));
+  return Norm(h, head, head_.lm_norm, head_.lm_norm_bias);
+}
+
+at::Tensor Model::Logits(const at::Tensor& hidden, const at::Tensor& matrix, const at::Tensor& bias) {
+  return at::linear(hidden, matrix, bias);
+}
+
+}  // namespace optod::nn

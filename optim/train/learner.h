@@ -1,0 +1,45 @@
+#pragma once
+/// One step of training, and what survives it. Two kinds: zeroth order, whose replay log is the checkpoint, and first
+/// order, whose checkpoint is a file of values and optimizer state.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "optim/train/engine.h"
+#include "optim/train/spec.h"
+
+namespace optod::train {
+
+struct StepOutcome {
+  double loss = 0;
+  bool skipped = false;
+  std::string reason;
+};
+
+class Learner {
+ public:
+  virtual ~Learner() = default;
+  /// Steps already in the parameters (after resuming).
+  virtual int64_t done() const = 0;
+  /// Step number `step` (0-based) on `batch` with learning rate `lr`. CANCELLED leaves no trace.
+  virtual absl::StatusOr<StepOutcome> Step(int64_t step, std::span<const Example* const> batch, double lr) = 0;
+  /// Makes everything up to now durable.
+  virtual absl::Status Checkpoint() = 0;
+  /// Remembers the values of now as the best.
+  virtual absl::Status KeepBest() = 0;
+  /// Brings the parameters to what they were after `step` steps, the best one kept. `reload` puts the initial values.
+  virtual absl::Status GoTo(int64_t step, const std::function<absl::Status()>& reload) = 0;
+};
+
+/// `own`: folder of this attempt; `before`: of the attempt to go on from, or "". `engine` is borrowed.
+absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify, const std::string& own,
+                                                     const std::string& before);
+
+/// Declared hyperparameters as optim/zo takes them.
+absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec);
+
+}  // namespace optod::train

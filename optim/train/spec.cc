@@ -1,0 +1,233 @@
+#include "optim/train/spec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/status.h"
+#include "optim/rules/registry.h"
+
+namespace optod::train {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// One object of the job file; every key must be read, the first complaint stays.
+class Object {
+ public:
+  Object(const Json& json, std::string path) : json_(json), path_(std::move(path)) {
+    if (!json.is_object()) status_ = InvalidArgument(path_.empty() ? "job" : path_, ": not a mapping");
+  }
+  std::string Path(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+  const Json* Take(const std::string& key) {
+    known_.push_back(key);
+    if (!status_.ok() || !json_.contains(key) || json_[key].is_null()) return nullptr;
+    return &json_[key];
+  }
+  void Int(const std::string& key, int64_t min, int64_t* out) {
+    const Json* value = Take(key);
+    if (value == nullptr) return;
+    double number = 0;
+    if (value->is_number_integer()) {
+      number = value->get<double>();
+    } else if (value->is_number_float() && std::nearbyint(value->get<double>()) == value->get<double>()) {
+      number = value->get<double>();  // 1e3
+    } else {
+      return Complain(key, "not a whole number");
+    }
+    if (number < static_cast<double>(min) || number > 9e15) return Complain(key, Cat(value->dump(), " must be >= ", min));
+    *out = static_cast<int64_t>(number);
+  }
+  void Number(const std::string& key, double* out) {
+    const Json* value = Take(key);
+    if (value == nullptr) return;
+    if (!value->is_number() || !(value->get<double>() > 0) || !std::isfinite(value->get<double>())) return Complain(key, Cat(value->dump(), " must be a number > 0"));
+    *out = value->get<double>();
+  }
+  void Bool(const std::string& key, bool* out) {
+    const Json* value = Take(key);
+    if (value == nullptr) return;
+    if (!value->is_boolean()) return Complain(key, "not true or false");
+    *out = value->get<bool>();
+  }
+  void Text(const std::string& key, std::string* out) {
+    const Json* value = Take(key);
+    if (value == nullptr) return;
+    if (!value->is_string()) return Complain(key, "not text");
+    *out = value->get<std::string>();
+  }
+  void Choice(const std::string& key, std::vector<std::string> choices, std::string* out) {
+    Text(key, out);
+    std::string all;
+    for (const std::string& choice : choices) {
+      if (choice == *out) return;
+      all += (all.empty() ? "" : ", ") + choice;
+    }
+    Complain(key, Cat("\"", *out, "\" is not one of ", all));
+  }
+  void Complain(const std::string& key, const std::string& what) {
+    if (status_.ok()) status_ = InvalidArgument(Path(key), ": ", what);
+  }
+  /// After the last Take: the status, or what was written and not known.
+  absl::Status Done() {
+    if (!status_.ok()) return status_;
+    for (const auto& [key, value] : json_.items()) {
+      if (std::find(known_.begin(), known_.end(), key) == known_.end())
+        return InvalidArgument(path_.empty() ? "job" : path_, ": unknown field \"", key, "\"");
+    }
+    return absl::OkStatus();
+  }
+  absl::Status& status() { return status_; }
+  const Json& json() const { return json_; }
+
+ private:
+  const Json& json_;
+  std::string path_;
+  std::vector<std::string> known_;
+  absl::Status status_;
+};
+
+/// Tasks that a name stands for (ZO-Bench, templates.py: version 0).
+void Preset(TaskSpec* task) {
+  if (task->name == "sst2") {
+    task->columns = {"sentence", "label"};
+    task->prompt = "{sentence} It was";
+    task->options = {{"0", " terrible"}, {"1", " great"}};
+  } else if (task->name == "copa") {
+    task->header = true;
+    task->prompt = "{premise|clause} {asks_for|connective}";
+    task->options = {{"0", " {choice1|lower-first}"}, {"1", " {choice2|lower-first}"}};
+    task->classify = false;
+  } else if (task->name == "text") {
+    task->format = "text";
+    task->classify = false;
+  }
+}
+
+absl::Status ReadOptions(Object& o, TaskSpec* task) {
+  const Json* value = o.Take("options");
+  if (value == nullptr) return absl::OkStatus();
+  if (!value->is_object() || value->size() < 2) return InvalidArgument(o.Path("options"), ": not a mapping of at least two labels to options");
+  task->options.clear();
+  for (const auto& [label, text] : value->items()) {
+    if (!text.is_string() || text.get<std::string>().empty()) return InvalidArgument(o.Path("options"), ".", label, ": not text");
+    task->options.emplace_back(label, text.get<std::string>());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadTask(const Json& json, TaskSpec* task) {
+  Object o(json, "task");
+  o.Choice("name", {"sst2", "copa", "text", "custom"}, &task->name);
+  if (o.status().ok()) Preset(task);
+  o.Choice("format", {"tsv", "jsonl", "text"}, &task->format);
+  for (auto [key, field] : {std::pair("train", &task->train), {"dev", &task->dev}, {"test", &task->test}, {"prompt", &task->prompt}, {"label", &task->label}}) o.Text(key, field);
+  o.Bool("header", &task->header);
+  o.Bool("classify", &task->classify);
+  o.Int("train_examples", 0, &task->train_examples);
+  o.Int("dev_examples", 0, &task->dev_examples);
+  o.Int("test_examples", 0, &task->test_examples);
+  o.Int("max_tokens", 8, &task->max_tokens);
+  if (const Json* columns = o.Take("columns"); columns != nullptr) {
+    if (!columns->is_array()) return InvalidArgument("task.columns: not a list of names");
+    task->columns.clear();
+    for (const Json& column : *columns) {
+      if (!column.is_string()) return InvalidArgument("task.columns: not a list of names");
+      task->columns.push_back(column.get<std::string>());
+    }
+  }
+  RETURN_IF_ERROR(ReadOptions(o, task));
+  RETURN_IF_ERROR(o.Done());
+  if (task->train.empty()) return InvalidArgument("task.train: missing");
+  if (task->dev.empty()) return InvalidArgument("task.dev: missing");
+  if (task->format == "text") return absl::OkStatus();
+  if (task->prompt.empty()) return InvalidArgument("task.prompt: missing");
+  if (task->options.size() < 2) return InvalidArgument("task.options: missing");
+  if (task->format == "tsv" && !task->header && task->columns.empty()) return InvalidArgument("task.columns: missing, and task.header is false");
+  return absl::OkStatus();
+}
+
+absl::Status ReadScheme(const Json& json, SchemeSpec* scheme) {
+  const Json object = json.is_string() ? Json{{"name", json.get<std::string>()}} : json;
+  Object o(object, "scheme");
+  o.Choice("name", {"full", "lora", "prefix", "head"}, &scheme->name);
+  o.Int("rank", 1, &scheme->rank);
+  o.Number("alpha", &scheme->alpha);
+  o.Int("tokens", 1, &scheme->tokens);
+  return o.Done();
+}
+
+absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
+  const Json object = json.is_string() ? Json{{"name", json.get<std::string>()}} : json;
+  if (!object.is_object() || !object.contains("name") || !object["name"].is_string()) return InvalidArgument("optimizer.name: missing");
+  spec->optimizer = object["name"].get<std::string>();
+  ASSIGN_OR_RETURN(const optim::RuleInfo* info, optim::FindRule(spec->optimizer));
+  if (info->family == optim::Family::kTrace) return InvalidArgument("optimizer.name: \"", spec->optimizer, "\" reads words, not losses; jobs train tensors");
+  if (!info->implemented && info->family == optim::Family::kFirstOrder) return Unimplemented("optimizer.name: \"", spec->optimizer, "\" is not part of this release");
+  for (const std::string& input : info->tell_inputs) {
+    if (input == "hessian_z" || input == "act" || input == "pgrad")
+      return Unimplemented("optimizer.name: \"", spec->optimizer, "\" needs ", input, ", which jobs do not compute yet");
+  }
+  if (spec->optimizer == "forward-grad") return Unimplemented("optimizer.name: \"forward-grad\" needs directional derivatives, which jobs do not compute yet");
+  spec->zeroth_order = info->family == optim::Family::kZerothOrder;
+  optim::Hyper given;
+  for (const auto& [key, value] : object.items()) {
+    if (key == "name") continue;
+    if (value.is_boolean()) given[key] = value.get<bool>();
+    else if (value.is_number()) given[key] = value.get<double>();
+    else if (value.is_string()) given[key] = value.get<std::string>();
+    else return InvalidArgument("optimizer.", key, ": not a number, text or switch");
+  }
+  absl::StatusOr<optim::Hyper> checked = optim::CheckHyper(*info, given);
+  if (!checked.ok()) return absl::Status(checked.status().code(), "optimizer: " + std::string(checked.status().message()));
+  spec->hyper = *std::move(checked);
+  const auto residue = spec->hyper.find("residue");
+  if (residue != spec->hyper.end() && residue->second == optim::HyperValue(std::string("mezo")))
+    return Unimplemented("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; use none");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
+  const Json json = Json::parse(json_text, nullptr, /*allow_exceptions=*/false);
+  TrainSpec spec;
+  Object o(json, "");
+  o.Choice("kind", {"finetune"}, &spec.kind);
+  o.Text("model", &spec.model);
+  o.Int("steps", 1, &spec.steps);
+  o.Int("batch", 1, &spec.batch);
+  o.Int("eval_every", 0, &spec.eval_every);
+  o.Int("checkpoint_every", 1, &spec.checkpoint_every);
+  o.Int("log_every", 1, &spec.log_every);
+  o.Int("threads", 0, &spec.threads);
+  int64_t seed = 0;
+  o.Int("seed", 0, &seed);
+  spec.seed = static_cast<uint64_t>(seed);
+  o.Choice("schedule", {"constant", "linear"}, &spec.decay_from);
+  if (const Json* clip = o.Take("clip_norm"); clip != nullptr) {
+    if (!clip->is_number() || !(clip->get<double>() >= 0) || !std::isfinite(clip->get<double>())) return InvalidArgument("clip_norm: ", clip->dump(), " must be a number >= 0");
+    spec.clip_norm = clip->get<double>();
+  }
+  o.Bool("save_model", &spec.save_model);
+  o.Bool("evaluate_before", &spec.evaluate_before);
+  const Json *task = o.Take("task"), *scheme = o.Take("scheme"), *optimizer = o.Take("optimizer");
+  // Of the queue, not of the worker; checked by the server.
+  for (const char* key : {"name", "limits", "priority", "after"}) o.Take(key);
+  RETURN_IF_ERROR(o.Done());
+  if (spec.model.empty()) return InvalidArgument("model: missing");
+  if (task == nullptr) return InvalidArgument("task: missing");
+  RETURN_IF_ERROR(ReadTask(*task, &spec.task));
+  if (scheme != nullptr) RETURN_IF_ERROR(ReadScheme(*scheme, &spec.scheme));
+  if (optimizer == nullptr) return InvalidArgument("optimizer: missing");
+  RETURN_IF_ERROR(ReadOptimizer(*optimizer, &spec));
+  return spec;
+}
+
+std::vector<std::string> PathsOf(const TrainSpec& spec) {
+  std::vector<std::string> paths = {spec.model, spec.task.train, spec.task.dev};
+  if (!spec.task.test.empty()) paths.push_back(spec.task.test);
+  return paths;
+}
+
+}  // namespace optod::train

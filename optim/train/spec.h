@@ -1,0 +1,73 @@
+#pragma once
+/// What a fine-tuning job asks for: the job file, parsed and checked. Plain data, no LibTorch: the server refuses a bad
+/// job with it before anything is queued, the worker runs from it.
+///
+///   kind: finetune
+///   model: /models/smollm2                    # Hugging Face folder or .gguf file
+///   task: {name: sst2, train: train.tsv, dev: dev.tsv}
+///   scheme: {name: lora, rank: 8, alpha: 16}  # or full, prefix, head
+///   optimizer: {name: zo-sgd, lr: 1e-6, eps: 1e-3}
+///   steps: 1000
+///   batch: 16
+///
+/// Defaults follow ZO-Bench (Zhang et al., 2024) and MeZO (Malladi et al., 2023).
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "optim/rules/rule.h"
+
+namespace optod::train {
+
+/// How rows of a file become prompts and options.
+struct TaskSpec {
+  std::string name = "custom";   ///< sst2, copa, text, or custom
+  std::string format = "tsv";    ///< tsv, jsonl, text
+  std::string train, dev, test;  ///< files; test may be ""
+  std::vector<std::string> columns;  ///< of a tsv without header
+  bool header = false;               ///< the tsv's first line names the columns
+  std::string prompt;                ///< template: "{sentence} It was"
+  std::string label = "label";       ///< column or field of the right option
+  /// label value -> option template, in the order of the candidates: {"0", " terrible"}, {"1", " great"}
+  std::vector<std::pair<std::string, std::string>> options;
+  bool classify = true;  ///< loss over all options (softmax of mean log-probabilities); false: tokens of the right one only
+  int64_t train_examples = 0, dev_examples = 0, test_examples = 0;  ///< 0 = all
+  int64_t max_tokens = 256;  ///< longer prompts lose their beginning
+};
+
+struct SchemeSpec {
+  std::string name = "full";  ///< full, lora, prefix, head
+  int64_t rank = 8;           ///< lora
+  double alpha = 16;          ///< lora: scaling alpha / rank
+  int64_t tokens = 5;         ///< prefix: virtual tokens a layer
+};
+
+struct TrainSpec {
+  std::string kind = "finetune";
+  std::string model;
+  TaskSpec task;
+  SchemeSpec scheme;
+  std::string optimizer = "zo-sgd";
+  optim::Hyper hyper;        ///< checked against the registry
+  bool zeroth_order = true;  ///< which family the optimizer is of
+  int64_t steps = 100, batch = 16, eval_every = 0, checkpoint_every = 50, log_every = 10;
+  uint64_t seed = 0;
+  int64_t threads = 0;       ///< 0 = all CPUs
+  std::string decay_from = "constant";  ///< learning rate: constant or linear (to 0 at `steps`)
+  double clip_norm = 1;      ///< first order: largest norm of the gradient; 0 = no limit (Hugging Face's default is 1)
+  bool save_model = false;   ///< write the best version as a Hugging Face folder (full, head) or PEFT folder (lora, prefix)
+  bool evaluate_before = true;
+};
+
+/// INVALID_ARGUMENT with the field: `optimizer.lr: -1 is negative; must be > 0`, `steps: 0 must be >= 1`,
+/// `job: unknown field "stpes"; did you mean "steps"?`; UNIMPLEMENTED: optimizers and kinds that jobs do not run yet.
+absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text);
+
+/// Every file or folder of the spec that the worker opens.
+std::vector<std::string> PathsOf(const TrainSpec& spec);
+
+}  // namespace optod::train

@@ -1,0 +1,246 @@
+#include "optim/train/trainer.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "base/fs.h"
+#include "base/sha256.h"
+#include "base/status.h"
+#include "optim/nn/inference.h"
+#include "optim/train/engine.h"
+#include "optim/train/learner.h"
+#include "optim/train/task.h"
+
+namespace optod::train {
+namespace {
+
+struct Evaluation {
+  int64_t step = 0;
+  double score = 0, loss = 0;
+};
+
+int64_t PeakRss() {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+class Run {
+ public:
+  Run(const TrainSpec& spec, std::string folder, int attempt, const TrainHooks& hooks) : spec_(spec), folder_(std::move(folder)), attempt_(attempt), hooks_(hooks) {}
+
+  absl::StatusOr<TrainResult> Go() {
+    RETURN_IF_ERROR(Load());
+    RETURN_IF_ERROR(Resume());
+    RETURN_IF_ERROR(Loop());
+    return Finish();
+  }
+
+ private:
+  std::string Own() const { return Cat(folder_, "/attempt-", attempt_); }
+  /// The newest older attempt that left something; "" = none.
+  std::string Before() const {
+    for (int a = attempt_ - 1; a >= 1; --a) {
+      const std::string folder = Cat(folder_, "/attempt-", a);
+      if (PosixFs().Exists(folder + "/replay.log") || PosixFs().Exists(folder + "/state.safetensors")) return folder;
+    }
+    return "";
+  }
+
+  absl::Status Load() {
+    RETURN_IF_ERROR(PosixFs().CreateDirectories(Own()));
+    ASSIGN_OR_RETURN(model_, nn::LoadModel(spec_.model));
+    ASSIGN_OR_RETURN(const auto tokenizer, nn::LoadTokenizer(spec_.model));
+    if (tokenizer->vocab() > model_.config.vocab)
+      hooks_.log(Cat("tokenizer has ", tokenizer->vocab(), " tokens, the model ", model_.config.vocab));
+    ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, model_.config));
+    RETURN_IF_ERROR(CheckTargets());
+    ASSIGN_OR_RETURN(engine_, Engine::Create(&model_, spec_.scheme, spec_.seed));
+    engine_->stop = hooks_.stop;
+    order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
+    hooks_.log(Cat(spec_.task.name, ": ", data_.train.size(), " train, ", data_.dev.size(), " dev, ", data_.test.size(), " test examples; ",
+                   engine_->layout().size(), " of ", model_.weights.parameters(), " parameters train (", spec_.scheme.name, "), ", spec_.optimizer));
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckTargets() const {
+    for (const auto* set : {&data_.train, &data_.dev, &data_.test}) {
+      for (const Example& example : *set) {
+        for (const Sequence& sequence : example.sequences) {
+          RETURN_IF_ERROR(nn::CheckIds(model_.config, sequence.ids));
+          for (const Pick& pick : sequence.picks) {
+            if (pick.target >= model_.config.vocab) return InvalidArgument("tokenizer: token ", pick.target, " is not below the model's vocabulary ", model_.config.vocab);
+          }
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Resume() {
+    const std::string before = Before();
+    ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before));
+    step_ = learner_->done();
+    if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));
+    for (const std::string& folder : {Own(), before}) {
+      if (evaluations_.empty() && !folder.empty()) ReadEvaluations(folder);
+    }
+    std::erase_if(evaluations_, [&](const Evaluation& e) { return e.step > step_; });
+    return absl::OkStatus();
+  }
+
+  void ReadEvaluations(const std::string& folder) {
+    const auto json = nlohmann::json::parse(PosixFs().ReadFile(folder + "/evaluations.json").value_or(""), nullptr, false);
+    if (!json.is_array()) return;
+    for (const auto& e : json) {
+      if (e.is_array() && e.size() == 3 && e[0].is_number_integer() && e[1].is_number() && e[2].is_number())
+        evaluations_.push_back({e[0].get<int64_t>(), e[1].get<double>(), e[2].get<double>()});
+    }
+  }
+  absl::Status WriteEvaluations() {
+    nlohmann::json json = nlohmann::json::array();
+    for (const Evaluation& e : evaluations_) json.push_back({e.step, e.score, e.loss});
+    return PosixFs().WriteFileAtomic(Own() + "/evaluations.json", BytesOf(json.dump()));
+  }
+
+  bool EvaluationDue() const {
+    if (step_ == 0) return spec_.evaluate_before;
+    return step_ == spec_.steps || (spec_.eval_every > 0 && step_ % spec_.eval_every == 0);
+  }
+  bool Evaluated() const { return !evaluations_.empty() && evaluations_.back().step == step_; }
+
+  absl::Status Loop() {
+    if (EvaluationDue() && !Evaluated()) RETURN_IF_ERROR(Evaluate());
+    while (step_ < spec_.steps) {
+      if (hooks_.stop()) return absl::CancelledError("stopped");
+      const auto began = std::chrono::steady_clock::now();
+      std::vector<const Example*> batch;
+      for (size_t i : order_->At(step_)) batch.push_back(&data_.train[i]);
+      ASSIGN_OR_RETURN(const StepOutcome outcome, learner_->Step(step_, batch, RateAt(step_)));
+      ++step_;
+      seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+      ++timed_steps_;
+      skipped_ += outcome.skipped ? 1 : 0;
+      if (outcome.skipped) hooks_.log(Cat("step ", step_, " skipped: ", outcome.reason));
+      if (step_ % spec_.log_every == 0 || step_ == spec_.steps)
+        hooks_.progress(step_, {{"loss", outcome.loss}, {"lr", RateAt(step_ - 1)}, {"seconds_per_step", seconds_ / static_cast<double>(timed_steps_)},
+                                {"peak_rss_bytes", static_cast<double>(PeakRss())}});
+      if (step_ % spec_.checkpoint_every == 0 || step_ == spec_.steps) {
+        RETURN_IF_ERROR(learner_->Checkpoint());
+        hooks_.checkpoint(step_);
+      }
+      if (EvaluationDue()) RETURN_IF_ERROR(Evaluate());
+    }
+    return absl::OkStatus();
+  }
+
+  double RateAt(int64_t step) const {
+    const auto it = spec_.hyper.find("lr");
+    const double lr = it == spec_.hyper.end() ? 0 : std::get<double>(it->second);
+    if (spec_.decay_from == "constant") return lr;
+    return lr * (1 - static_cast<double>(step) / static_cast<double>(spec_.steps));
+  }
+
+  absl::StatusOr<Evaluation> Judged(const std::vector<Example>& set) {
+    double loss = 0;
+    int64_t right = 0, tokens = 0;
+    double token_loss = 0;
+    const auto together = static_cast<size_t>(spec_.batch);
+    for (size_t at = 0; at < set.size(); at += together) {
+      std::vector<const Example*> batch;
+      for (size_t i = at; i < std::min(set.size(), at + together); ++i) batch.push_back(&set[i]);
+      ASSIGN_OR_RETURN(const std::vector<double> log_probs, engine_->Score(engine_->theta(), batch));
+      const Objective o = Judge(batch, log_probs, data_.classify);
+      loss += o.loss * static_cast<double>(batch.size());
+      right += o.right;
+      tokens += o.tokens;
+      token_loss += o.token_loss;
+    }
+    const auto n = static_cast<double>(set.size());
+    if (!data_.choose) return Evaluation{step_, -token_loss / static_cast<double>(tokens), token_loss / static_cast<double>(tokens)};
+    return Evaluation{step_, static_cast<double>(right) / n, loss / n};
+  }
+
+  absl::Status Evaluate() {
+    ASSIGN_OR_RETURN(const Evaluation e, Judged(data_.dev));
+    const bool best = evaluations_.empty() || e.score > Best().score;
+    evaluations_.push_back(e);
+    if (best) RETURN_IF_ERROR(learner_->KeepBest());
+    RETURN_IF_ERROR(WriteEvaluations());
+    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score}, {"loss/dev", e.loss}, {"peak_rss_bytes", static_cast<double>(PeakRss())}});
+    hooks_.log(Cat("step ", step_, ": dev ", data_.choose ? "accuracy " : "score ", e.score, ", loss ", e.loss));
+    return absl::OkStatus();
+  }
+  /// The first of the highest scores.
+  const Evaluation& Best() const {
+    return *std::max_element(evaluations_.begin(), evaluations_.end(), [](const Evaluation& a, const Evaluation& b) { return a.score < b.score; });
+  }
+
+  absl::StatusOr<TrainResult> Finish() {
+    TrainResult result;
+    result.steps = step_;
+    result.skipped = skipped_;
+    result.best_step = Best().step;
+    result.first_score = evaluations_.front().score;
+    result.best_score = Best().score;
+    result.last_score = evaluations_.back().score;
+    result.seconds_per_step = timed_steps_ == 0 ? 0 : seconds_ / static_cast<double>(timed_steps_);
+    result.peak_rss_bytes = PeakRss();
+    result.parameters_sha256 = Sha256Hex(std::as_bytes(engine_->theta()));
+    if (data_.test.empty() && !spec_.save_model) return result;
+    if (result.best_step != step_) RETURN_IF_ERROR(learner_->GoTo(result.best_step, [&] { return Reload(); }));
+    if (!data_.test.empty()) {
+      ASSIGN_OR_RETURN(const Evaluation e, Judged(data_.test));
+      result.test_score = e.score;
+    }
+    if (spec_.save_model) RETURN_IF_ERROR(engine_->Save(folder_ + "/result"));
+    return result;
+  }
+  /// The trainable values as they were before step 1.
+  absl::Status Reload() {
+    ASSIGN_OR_RETURN(nn::ModelFiles fresh, nn::LoadModel(spec_.model));
+    ASSIGN_OR_RETURN(auto engine, Engine::Create(&fresh, spec_.scheme, spec_.seed));
+    std::copy(engine->theta().begin(), engine->theta().end(), engine_->theta().begin());
+    return absl::OkStatus();
+  }
+
+  const TrainSpec& spec_;
+  const std::string folder_;
+  const int attempt_;
+  const TrainHooks& hooks_;
+  nn::ModelFiles model_;
+  TaskData data_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<BatchOrder> order_;
+  std::unique_ptr<Learner> learner_;
+  std::vector<Evaluation> evaluations_;
+  int64_t step_ = 0, skipped_ = 0, timed_steps_ = 0;
+  double seconds_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string& folder, int attempt, const TrainHooks& hooks) {
+  return Run(spec, folder, attempt, hooks).Go();
+}
+
+std::string ResultJson(const TrainResult& r) {
+  return nlohmann::ordered_json{{"steps", r.steps},
+                                {"best_step", r.best_step},
+                                {"skipped", r.skipped},
+                                {"first_score", r.first_score},
+                                {"best_score", r.best_score},
+                                {"last_score", r.last_score},
+                                {"test_score", r.test_score},
+                                {"seconds_per_step", r.seconds_per_step},
+                                {"peak_rss_bytes", r.peak_rss_bytes},
+                                {"parameters_sha256", r.parameters_sha256}}
+      .dump();
+}
+
+}  // namespace optod::train

@@ -1,0 +1,163 @@
+#include "optim/worker/attempt.h"
+
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "base/status.h"
+#include "optim/nn/inference.h"
+#include "optim/train/trainer.h"
+#include "optim/zo/stream.h"
+#include "optod/v1/worker.grpc.pb.h"
+
+namespace optod::worker {
+namespace {
+
+constexpr std::chrono::milliseconds kHeartbeat{1000};
+
+/// The stream to the server: writes from any thread, one reader, a heartbeat.
+class Link {
+ public:
+  explicit Link(const std::string& server)
+      : channel_(grpc::CreateChannel(server, grpc::InsecureChannelCredentials())), stub_(v1::WorkerService::NewStub(channel_)), stream_(stub_->Attach(&context_)) {}
+  ~Link() {
+    {
+      std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    if (heart_.joinable()) heart_.join();
+    if (reader_.joinable()) {
+      context_.TryCancel();
+      reader_.join();
+    }
+  }
+
+  absl::StatusOr<v1::WorkerTask> Open(const AttemptOptions& options) {
+    v1::WorkerMessage hello;
+    hello.mutable_hello()->set_job(options.job);
+    hello.mutable_hello()->set_attempt(options.attempt);
+    hello.mutable_hello()->set_token(options.token);
+    hello.mutable_hello()->set_pid(getpid());
+    hello.mutable_hello()->set_version(options.version);
+    v1::ServerMessage first;
+    if (!stream_->Write(hello) || !stream_->Read(&first) || !first.has_task()) {
+      const grpc::Status status = stream_->Finish();
+      return absl::Status(static_cast<absl::StatusCode>(status.ok() ? static_cast<int>(absl::StatusCode::kUnavailable) : status.error_code()),
+                          status.ok() ? "the server ended the stream" : status.error_message());
+    }
+    reader_ = std::thread([this] { ReadAll(); });
+    heart_ = std::thread([this] { Beat(); });
+    return first.task();
+  }
+
+  void Send(const v1::WorkerMessage& message) {
+    std::lock_guard lock(write_mutex_);
+    if (!stream_->Write(message)) stop_ = true;
+  }
+  /// The last message; waits until the server has ended the stream or was silent for 5 s.
+  void Finish(const v1::WorkerDone& done) {
+    v1::WorkerMessage message;
+    *message.mutable_done() = done;
+    Send(message);
+    {
+      std::lock_guard lock(write_mutex_);
+      stream_->WritesDone();
+    }
+    std::unique_lock lock(mutex_);
+    wake_.wait_for(lock, std::chrono::seconds(5), [this] { return read_all_; });
+  }
+  bool stop() const { return stop_; }
+
+ private:
+  void ReadAll() {
+    v1::ServerMessage message;
+    while (stream_->Read(&message)) {
+      if (message.has_stop()) stop_ = true;
+    }
+    stop_ = true;  // the server is gone
+    std::lock_guard lock(mutex_);
+    read_all_ = true;
+    wake_.notify_all();
+  }
+  void Beat() {
+    std::unique_lock lock(mutex_);
+    while (!wake_.wait_for(lock, kHeartbeat, [this] { return closing_ || read_all_; })) {
+      lock.unlock();
+      v1::WorkerMessage beat;
+      beat.mutable_heartbeat();
+      Send(beat);
+      lock.lock();
+    }
+  }
+
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::WorkerService::Stub> stub_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::WorkerMessage, v1::ServerMessage>> stream_;
+  std::atomic<bool> stop_{false};
+  std::mutex write_mutex_, mutex_;
+  std::condition_variable wake_;
+  bool closing_ = false, read_all_ = false;
+  std::thread reader_, heart_;
+};
+
+train::TrainHooks HooksFor(Link& link) {
+  train::TrainHooks hooks;
+  hooks.stop = [&link] { return link.stop(); };
+  hooks.log = [](const std::string& line) {
+    std::printf("%s\n", line.c_str());  // standard output is the job's log
+    std::fflush(stdout);
+  };
+  hooks.progress = [&link](int64_t step, const std::map<std::string, double>& metrics) {
+    v1::WorkerMessage message;
+    message.mutable_progress()->set_step(step);
+    for (const auto& [name, value] : metrics) (*message.mutable_progress()->mutable_metrics())[name] = value;
+    link.Send(message);
+  };
+  hooks.checkpoint = [&link](int64_t step) {
+    v1::WorkerMessage message;
+    message.mutable_checkpoint()->set_step(step);
+    link.Send(message);
+  };
+  return hooks;
+}
+
+absl::StatusOr<train::TrainResult> Work(const v1::WorkerTask& task, Link& link) {
+  ASSIGN_OR_RETURN(train::TrainSpec spec, train::ParseTrainSpec(task.spec_json()));
+  if (task.threads() > 0) spec.threads = task.threads();
+  nn::UseCachingAllocator();
+  zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
+  try {
+    return train::RunTraining(spec, task.folder(), task.attempt(), HooksFor(link));
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("out of memory: limits.memory, or the machine");
+  } catch (const std::exception& error) {
+    return Internal("worker: ", error.what());
+  }
+}
+
+}  // namespace
+
+absl::Status RunAttempt(const AttemptOptions& options) {
+  Link link(options.server);
+  ASSIGN_OR_RETURN(const v1::WorkerTask task, link.Open(options));
+  const absl::StatusOr<train::TrainResult> result = Work(task, link);
+  v1::WorkerDone done;
+  done.set_code(static_cast<int>(result.status().code()));
+  done.set_message(std::string(result.status().message()));
+  if (result.ok()) done.set_result_json(train::ResultJson(*result));
+  else std::printf("ended: %s\n", done.message().c_str());
+  std::fflush(stdout);
+  link.Finish(done);
+  return absl::OkStatus();
+}
+
+}  // namespace optod::worker

@@ -1,0 +1,58 @@
+// optod-worker train: a job file run here and now, without a server. The same code as a job's.
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+
+#include "base/fs.h"
+#include "base/status.h"
+#include "optim/nn/inference.h"
+#include "optim/train/trainer.h"
+#include "optim/worker/commands.h"
+#include "optim/zo/stream.h"
+
+namespace optod::worker {
+namespace {
+
+std::atomic<bool> g_stop{false};
+void OnSignal(int) { g_stop = true; }
+
+struct Options {
+  std::string spec, folder;
+  int attempt = 1;
+};
+
+absl::Status Train(const Options& o) {
+  ASSIGN_OR_RETURN(const std::string text, PosixFs().ReadFile(o.spec));
+  ASSIGN_OR_RETURN(const train::TrainSpec spec, train::ParseTrainSpec(text));
+  nn::UseCachingAllocator();
+  zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
+  std::signal(SIGINT, &OnSignal);
+  std::signal(SIGTERM, &OnSignal);
+  train::TrainHooks hooks;
+  hooks.stop = [] { return g_stop.load(); };
+  hooks.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
+  hooks.progress = [](int64_t step, const std::map<std::string, double>& metrics) {
+    std::printf("{\"step\": %lld", static_cast<long long>(step));
+    for (const auto& [name, value] : metrics) std::printf(", \"%s\": %.17g", name.c_str(), value);
+    std::printf("}\n");
+    std::fflush(stdout);
+  };
+  ASSIGN_OR_RETURN(const train::TrainResult result, train::RunTraining(spec, o.folder, o.attempt, hooks));
+  std::printf("%s\n", train::ResultJson(result).c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App& app, int* code) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("train", "runs a fine-tuning file without a server; one JSON line an event, the result last");
+  command->add_option("--spec", o->spec, "the job file as JSON")->required();
+  command->add_option("--folder", o->folder, "where checkpoints and results go")->required();
+  command->add_option("--attempt", o->attempt, "2 and later go on where the attempt before ended")->check(CLI::Range(1, 1 << 20));
+  command->callback([o, code] { *code = ExitCode(Train(*o)); });
+}
+
+}  // namespace optod::worker

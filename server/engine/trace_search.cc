@@ -1,0 +1,615 @@
+#include "server/engine/trace_search.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/status.h"
+#include "google/protobuf/util/time_util.h"
+#include "server/engine/engine_impl.h"
+#include "trace/llm/gateway.h"
+#include "trace/optimizers/python_text.h"
+
+namespace optod::engine {
+namespace {
+
+using trace::NodeId;
+
+constexpr char kSpecKind[] = "search", kEventKind[] = "search_event";
+constexpr int64_t kDefaultLeaseNs = 60'000'000'000, kLongestLeaseNs = 86'400'000'000'000;
+constexpr size_t kMostMemoryCandidates = 200;
+
+store::ObservationRow Row(const LiveSession& session, const char* kind, int64_t a, int64_t b, std::string payload) {
+  store::ObservationRow row;
+  row.session_uid = session.row.uid;
+  row.kind = kind;
+  row.a = a;
+  row.b = b;
+  row.payload = std::move(payload);
+  return row;
+}
+
+/// Fills the defaults in and translates.
+absl::StatusOr<trace::SearchOptions> OptionsOf(v1::SearchSpec* spec, bool maximize) {
+  const auto fill = [](int32_t value, int32_t fallback) { return value == 0 ? fallback : value; };
+  const std::pair<const char*, int32_t> counts[] = {
+      {"tasks", spec->tasks()},         {"validation_tasks", spec->validation_tasks()},
+      {"batch", spec->batch()},         {"candidates", spec->candidates()},
+      {"proposals", spec->proposals()}, {"memory", spec->memory()},
+      {"max_steps", spec->max_steps()}};
+  for (const auto& [name, value] : counts) {
+    if (value < 0) return InvalidArgument("spec.", name, ": ", value, " is negative");
+  }
+  if (spec->max_evaluations() < 0)
+    return InvalidArgument("spec.max_evaluations: ", spec->max_evaluations(), " is negative");
+  if (spec->data_set().size() > 255) return InvalidArgument("spec.data_set: at most 255 bytes");
+  const bool beam = spec->algorithm() == v1::SearchSpec::BEAM;
+  spec->set_tasks(fill(spec->tasks(), 1));
+  spec->set_batch(fill(spec->batch(), std::min(4, spec->tasks())));
+  spec->set_candidates(fill(spec->candidates(), 1));
+  spec->set_proposals(fill(spec->proposals(), beam ? 2 : 1));
+  spec->set_memory(fill(spec->memory(), beam ? spec->candidates() : std::max(100, spec->candidates())));
+  spec->set_max_steps(fill(spec->max_steps(), 10));
+  if (spec->exploration() == 0) spec->set_exploration(1);
+  if (spec->min_score() == 0 && spec->max_score() == 0) spec->set_max_score(1);
+  if (spec->priority() == v1::SearchSpec::PRIORITY_UNSPECIFIED) spec->set_priority(v1::SearchSpec::MEAN);
+  trace::SearchOptions out;
+  switch (spec->algorithm()) {
+    case v1::SearchSpec::MINIBATCH:
+      out.algorithm = trace::SearchAlgorithm::kMinibatch;
+      break;
+    case v1::SearchSpec::BEAM:
+      out.algorithm = trace::SearchAlgorithm::kBeam;
+      break;
+    case v1::SearchSpec::UCB:
+      out.algorithm = trace::SearchAlgorithm::kUcb;
+      break;
+    case v1::SearchSpec::PRIORITY:
+      out.algorithm = trace::SearchAlgorithm::kPriority;
+      break;
+    case v1::SearchSpec::PARETO:
+      out.algorithm = trace::SearchAlgorithm::kPareto;
+      break;
+    default:
+      return InvalidArgument("spec.algorithm: missing; MINIBATCH, BEAM, UCB, PRIORITY or PARETO");
+  }
+  out.priority = spec->priority() == v1::SearchSpec::UPPER   ? trace::SearchPriority::kUpper
+                 : spec->priority() == v1::SearchSpec::LOWER ? trace::SearchPriority::kLower
+                                                             : trace::SearchPriority::kMean;
+  out.tasks = static_cast<uint32_t>(spec->tasks());
+  out.validation_tasks = static_cast<uint32_t>(spec->validation_tasks());
+  out.batch = static_cast<uint32_t>(spec->batch());
+  out.candidates = static_cast<uint32_t>(spec->candidates());
+  out.proposals = static_cast<uint32_t>(spec->proposals());
+  out.memory = static_cast<uint32_t>(spec->memory());
+  out.ensure_improvement = spec->ensure_improvement() && out.algorithm == trace::SearchAlgorithm::kMinibatch;
+  out.exploration = spec->exploration();
+  out.min_score = spec->min_score();
+  out.max_score = spec->max_score();
+  out.maximize = maximize;
+  out.seed = spec->seed();
+  out.max_steps = static_cast<uint32_t>(spec->max_steps());
+  out.max_evaluations = static_cast<uint64_t>(spec->max_evaluations());
+  if (spec->has_target()) out.target = spec->target();
+  if (absl::Status valid = trace::CheckSearchOptions(out); !valid.ok())
+    return InvalidArgument("spec.", std::string(valid.message()));
+  return out;
+}
+
+bool Maximize(const LiveSession& session) { return session.proto.direction() != v1::MINIMIZE; }
+
+/// "3-7" -> candidate 3, task 7.
+absl::StatusOr<std::pair<size_t, uint32_t>> ParseEvaluation(const std::string& id) {
+  const size_t dash = id.find('-');
+  const auto number = [](const std::string& text) {
+    return !text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == std::string::npos;
+  };
+  if (dash == std::string::npos || !number(id.substr(0, dash)) || !number(id.substr(dash + 1)))
+    return InvalidArgument("evaluation_id: \"", id, "\" is none of AskSearch");
+  return std::pair{static_cast<size_t>(std::stoul(id.substr(0, dash))),
+                   static_cast<uint32_t>(std::stoul(id.substr(dash + 1)))};
+}
+
+}  // namespace
+
+absl::StatusOr<std::pair<SessionName, int64_t>> ParseSearchName(const std::string& text, const Caller& caller,
+                                                                const std::string& field) {
+  const size_t at = text.rfind("/searches/");
+  const std::string number = at == std::string::npos ? "" : text.substr(at + 10);
+  if (number.empty() || number.size() > 9 || number.find_first_not_of("0123456789") != std::string::npos)
+    return InvalidArgument(field, ": \"", text, "\" is no users/U/sessions/S/searches/N");
+  ASSIGN_OR_RETURN(SessionName session, ParseSessionName(text.substr(0, at), caller, field));
+  return std::pair{std::move(session), std::stoll(number)};
+}
+
+// ---- loading
+
+absl::Status TraceSearches::Load(LiveSession& session) {
+  Context& context = family_.context_;
+  ASSIGN_OR_RETURN(auto specs, context.store->ListObservations(session.row.uid, kSpecKind, 0, INT64_MAX));
+  for (const store::ObservationRow& row : specs) {
+    Record& record = records_[row.a];
+    if (!record.proto.ParseFromString(row.payload))
+      return DataLoss("search ", row.a, " of ", session.name().Full(), " cannot be read");
+    v1::SearchSpec spec = record.proto.spec();
+    ASSIGN_OR_RETURN(const trace::SearchOptions options, OptionsOf(&spec, Maximize(session)));
+    record.machine = std::make_unique<trace::Search>(options, row.b);
+  }
+  ASSIGN_OR_RETURN(auto events, context.store->ListObservations(session.row.uid, kEventKind, 0, INT64_MAX));
+  for (const store::ObservationRow& row : events) {
+    v1::SearchEvent event;
+    if (!event.ParseFromString(row.payload))
+      return DataLoss("search event ", row.a, " of ", session.name().Full(), " cannot be read");
+    next_event_ = row.a + 1;
+    if (auto it = records_.find(row.b); it != records_.end()) Apply(row.b, it->second, event);
+  }
+  Effects none;
+  for (auto& [id, record] : records_) Reserve(session, record, &none);
+  return absl::OkStatus();
+}
+
+bool TraceSearches::Apply(int64_t, Record& record, const v1::SearchEvent& event) {
+  trace::Search& machine = *record.machine;
+  switch (event.event_case()) {
+    case v1::SearchEvent::kEvaluated: {
+      const auto& e = event.evaluated();
+      const std::pair<size_t, uint32_t> key{static_cast<size_t>(e.candidate()), static_cast<uint32_t>(e.task())};
+      if (!machine.Evaluated(key.first, key.second, e.score())) return false;
+      record.told[key] = {e.feedback(), e.output_node()};
+      record.leases.erase(key);
+      record.values_sha256[key.first] = e.values_sha256();
+      cache_.try_emplace(CacheKey(record, e.values_sha256(), key.second), CacheEntry{e.score(), record.told[key]});
+      if (e.cached()) record.proto.set_cached_evaluations(record.proto.cached_evaluations() + 1);
+      return true;
+    }
+    case v1::SearchEvent::kProposed: {
+      const auto& p = event.proposed();
+      if (!machine.Proposed(static_cast<uint32_t>(p.slot()), {p.versions().begin(), p.versions().end()})) return false;
+      v1::Usage* usage = record.proto.mutable_usage();
+      usage->set_llm_calls(usage->llm_calls() + p.usage().llm_calls());
+      usage->set_llm_prompt_tokens(usage->llm_prompt_tokens() + p.usage().llm_prompt_tokens());
+      usage->set_llm_completion_tokens(usage->llm_completion_tokens() + p.usage().llm_completion_tokens());
+      usage->set_llm_usd(usage->llm_usd() + p.usage().llm_usd());
+      return true;
+    }
+    case v1::SearchEvent::kStopped:
+      machine.Stop(event.stopped());
+      return true;
+    case v1::SearchEvent::EVENT_NOT_SET:
+      return false;
+  }
+  return false;
+}
+
+void TraceSearches::Journal(LiveSession& session, int64_t id, v1::SearchEvent event, Effects* effects) {
+  event.set_search(id);
+  effects->mutations.push_back(
+      store::PutObservation{Row(session, kEventKind, next_event_++, id, event.SerializeAsString())});
+}
+
+std::string TraceSearches::CacheKey(const Record& record, const std::string& values_sha256, uint32_t task) {
+  return Cat(values_sha256, "/", task, "/", record.proto.spec().data_set());
+}
+
+absl::StatusOr<std::string> TraceSearches::ValuesHash(LiveSession& session, Record& record, size_t candidate) {
+  if (auto it = record.values_sha256.find(candidate); it != record.values_sha256.end() && !it->second.empty())
+    return it->second;
+  v1::Version version;
+  version.set_number(record.machine->candidates()[candidate].version);
+  RETURN_IF_ERROR(family_.FillVersion(session, &version));
+  v1::Version values;
+  *values.mutable_values() = version.values();
+  return record.values_sha256[candidate] = RequestHash(CanonicalBytes(values));
+}
+
+// ---- RPCs
+
+absl::StatusOr<TraceSearches::Record*> TraceSearches::Find(LiveSession& session, int64_t search) {
+  auto it = records_.find(search);
+  if (it == records_.end()) return NotFound("search ", session.name().Full(), "/searches/", search, " does not exist");
+  return &it->second;
+}
+
+absl::Status TraceSearches::Create(LiveSession& session, const v1::CreateSearchRequest& request, v1::Search* out,
+                                   Effects* effects) {
+  if (family_.Trainable().empty())
+    return FailedPrecondition("session ", session.name().Full(), " has no trainable parameter");
+  RETURN_IF_ERROR(family_.SpecFor(session, {}, {}).status());
+  Record record;
+  *record.proto.mutable_spec() = request.spec();
+  ASSIGN_OR_RETURN(const trace::SearchOptions options, OptionsOf(record.proto.mutable_spec(), Maximize(session)));
+  const int64_t id = records_.empty() ? 1 : records_.rbegin()->first + 1;
+  record.proto.set_name(Cat(session.name().Full(), "/searches/", id));
+  *record.proto.mutable_create_time() =
+      google::protobuf::util::TimeUtil::MillisecondsToTimestamp(family_.context_.clock->NowUnixMs());
+  effects->mutations.push_back(
+      store::PutObservation{Row(session, kSpecKind, id, session.row.head_version, record.proto.SerializeAsString())});
+  record.machine = std::make_unique<trace::Search>(options, session.row.head_version);
+  Record& kept = records_[id] = std::move(record);
+  RETURN_IF_ERROR(Settle(session, id, kept, effects));
+  *out = ToWire(session, kept, false);
+  return absl::OkStatus();
+}
+
+v1::Search TraceSearches::ToWire(LiveSession&, const Record& record, bool with_candidates) const {
+  const trace::Search& machine = *record.machine;
+  v1::Search out = record.proto;
+  switch (machine.state()) {
+    case trace::Search::State::kEvaluating:
+      out.set_state(v1::Search::EVALUATING);
+      break;
+    case trace::Search::State::kProposing:
+      out.set_state(record.paused.empty() ? v1::Search::PROPOSING : v1::Search::PAUSED);
+      break;
+    case trace::Search::State::kDone:
+      out.set_state(machine.reason() == "stopped" ? v1::Search::STOPPED : v1::Search::DONE);
+      break;
+  }
+  out.set_reason(machine.state() == trace::Search::State::kDone ? machine.reason() : record.paused);
+  out.set_step(static_cast<int32_t>(machine.step()));
+  out.set_evaluations(static_cast<int64_t>(machine.evaluations()) - record.proto.cached_evaluations());
+  if (auto best = machine.best()) {
+    out.set_best_version(machine.candidates()[*best].version);
+    if (auto score = machine.best_score()) out.set_best_score(*score);
+  }
+  if (!with_candidates) return out;
+  for (const trace::SearchCandidate& c : machine.candidates()) {
+    v1::SearchCandidate* w = out.add_candidates();
+    w->set_version(c.version);
+    if (c.parent) w->set_parent(machine.candidates()[*c.parent].version);
+    w->set_step(static_cast<int32_t>(c.step));
+    if (auto mean = c.Mean()) w->set_mean_score(*mean);
+    w->set_evaluations(static_cast<int64_t>(c.scores.size()));
+    w->set_alive(c.alive);
+    for (const auto& [task, score] : c.scores) {
+      w->add_tasks(static_cast<int32_t>(task));
+      w->add_scores(score);
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<v1::Search> TraceSearches::Get(LiveSession& session, int64_t search, bool with_candidates) {
+  ASSIGN_OR_RETURN(Record * record, Find(session, search));
+  return ToWire(session, *record, with_candidates);
+}
+
+v1::ListSearchesResponse TraceSearches::List(LiveSession& session) {
+  v1::ListSearchesResponse out;
+  for (const auto& [id, record] : records_) *out.add_searches() = ToWire(session, record, false);
+  return out;
+}
+
+absl::StatusOr<v1::AskSearchResponse> TraceSearches::Ask(LiveSession& session, int64_t search,
+                                                         const v1::AskSearchRequest& request,
+                                                         const std::string& worker) {
+  ASSIGN_OR_RETURN(Record * record, Find(session, search));
+  if (request.count() < 0 || request.count() > 1000)
+    return InvalidArgument("count: ", request.count(), " is outside [0, 1000]");
+  int64_t lease_ns =
+      request.has_lease() ? google::protobuf::util::TimeUtil::DurationToNanoseconds(request.lease()) : kDefaultLeaseNs;
+  if (lease_ns <= 0 || lease_ns > kLongestLeaseNs) return InvalidArgument("lease: must be above 0 and at most 24 h");
+  const bool active = session.row.state == v1::Session::ACTIVE;
+  if (!active) return FailedPrecondition("session ", session.name().Full(), " is closed");
+  RETURN_IF_ERROR(CheckBudget(session.proto, session.row.create_ms, family_.context_.clock->NowUnixMs()));
+  v1::AskSearchResponse out;
+  const int64_t now_ns = family_.context_.clock->NowMonotonicNs();
+  const int wanted = request.count() == 0 ? 1 : request.count();
+  std::map<size_t, v1::Version> values;
+  for (const trace::Search::Evaluation& e : record->machine->Evaluations()) {
+    if (out.evaluations_size() >= wanted) break;
+    const std::pair<size_t, uint32_t> key{e.candidate, e.task};
+    auto lease = record->leases.find(key);
+    if (lease != record->leases.end() && lease->second.second > now_ns && lease->second.first != worker) continue;
+    record->leases[key] = {worker, now_ns + lease_ns};
+    auto [version, is_new] = values.try_emplace(e.candidate);
+    if (is_new) {
+      version->second.set_number(record->machine->candidates()[e.candidate].version);
+      RETURN_IF_ERROR(family_.FillVersion(session, &version->second));
+    }
+    v1::SearchEvaluation* w = out.add_evaluations();
+    w->set_evaluation_id(Cat(e.candidate, "-", e.task));
+    w->set_version(version->second.number());
+    w->set_task(static_cast<int32_t>(e.task));
+    w->set_validation(e.task >= record->machine->options().tasks);
+    *w->mutable_values() = version->second.values();
+  }
+  *out.mutable_search() = ToWire(session, *record, false);
+  return out;
+}
+
+absl::StatusOr<int64_t> TraceSearches::OutputNode(LiveSession& session, const v1::TellSearchRequest& request,
+                                                  Effects* effects) {
+  if (request.has_output_node()) {
+    if (request.output_node() < 0 || request.output_node() >= family_.graph_.size())
+      return NotFound("output_node: ", request.output_node(), " does not exist; the trace has ", family_.graph_.size(),
+                      " nodes");
+    return request.output_node();
+  }
+  v1::RecordNodesRequest record;
+  v1::Node* node = record.add_nodes();
+  node->set_base("evaluate");
+  node->set_kind(v1::Node::MESSAGE);
+  node->set_op("evaluate");
+  node->set_description("runs the program with these parameters");
+  node->set_type("float");
+  node->set_text(trace::FloatRepr(request.score()));
+  node->set_json(node->text());
+  for (NodeId id : family_.Trainable()) {
+    v1::NodeInput* input = node->add_inputs();
+    input->set_argument(family_.graph_.PyName(id));
+    input->set_node(id);
+  }
+  v1::RecordNodesResponse response;
+  RETURN_IF_ERROR(family_.RecordNodes(session, record, &response, effects));
+  effects->row_changed = true;
+  return response.nodes(0).id();
+}
+
+absl::Status TraceSearches::Tell(LiveSession& session, int64_t search, const v1::TellSearchRequest& request,
+                                 v1::TellSearchResponse* out, Effects* effects) {
+  ASSIGN_OR_RETURN(Record * record, Find(session, search));
+  ASSIGN_OR_RETURN(const auto key, ParseEvaluation(request.evaluation_id()));
+  if (!std::isfinite(request.score())) return InvalidArgument("score: ", request.score(), " is not finite");
+  if (request.feedback().size() > (1u << 20))
+    return InvalidArgument("feedback: ", request.feedback().size(), " bytes; at most 1 MiB");
+  const auto& machine = *record->machine;
+  const auto open = machine.Evaluations();
+  const bool wanted =
+      std::find(open.begin(), open.end(), trace::Search::Evaluation{key.first, key.second}) != open.end();
+  if (!wanted) {
+    const bool known =
+        key.first < machine.candidates().size() && machine.candidates()[key.first].scores.contains(key.second);
+    if (!known && machine.state() != trace::Search::State::kDone)
+      return NotFound("evaluation_id: \"", request.evaluation_id(), "\" is not wanted by ", record->proto.name());
+    effects->row_changed = false;
+    *out->mutable_search() = ToWire(session, *record, false);
+    return absl::OkStatus();
+  }
+  v1::ScoreTell score;
+  score.set_version(machine.candidates()[key.first].version);
+  score.set_score(request.score());
+  score.set_feedback(request.feedback());
+  v1::TellResponse ignored;
+  ASSIGN_OR_RETURN(const std::string hash, ValuesHash(session, *record, key.first));
+  ASSIGN_OR_RETURN(*effects, ApplyScore(family_.context_, session, score, &ignored));
+  v1::SearchEvent event;
+  auto* e = event.mutable_evaluated();
+  e->set_candidate(static_cast<int64_t>(key.first));
+  e->set_task(static_cast<int32_t>(key.second));
+  e->set_score(request.score());
+  e->set_feedback(request.feedback());
+  e->set_values_sha256(hash);
+  ASSIGN_OR_RETURN(const int64_t node, OutputNode(session, request, effects));
+  e->set_output_node(node);
+  Apply(search, *record, event);
+  Journal(session, search, std::move(event), effects);
+  RETURN_IF_ERROR(Settle(session, search, *record, effects));
+  out->set_counted(true);
+  *out->mutable_search() = ToWire(session, *record, false);
+  return absl::OkStatus();
+}
+
+absl::Status TraceSearches::Stop(LiveSession& session, int64_t search, v1::Search* out, Effects* effects) {
+  ASSIGN_OR_RETURN(Record * record, Find(session, search));
+  if (record->machine->state() != trace::Search::State::kDone) {
+    v1::SearchEvent event;
+    event.set_stopped("stopped");
+    Apply(search, *record, event);
+    Journal(session, search, std::move(event), effects);
+    RETURN_IF_ERROR(Settle(session, search, *record, effects));
+  }
+  *out = ToWire(session, *record, false);
+  return absl::OkStatus();
+}
+
+// ---- between the events
+
+absl::Status TraceSearches::Settle(LiveSession& session, int64_t id, Record& record, Effects* effects) {
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (const trace::Search::Evaluation& e : record.machine->Evaluations()) {
+      // Versions made in this same batch cannot be read back yet: their values are hashed when they are made.
+      auto known = record.values_sha256.find(e.candidate);
+      std::string hash = known == record.values_sha256.end() ? "" : known->second;
+      if (hash.empty()) {
+        auto computed = ValuesHash(session, record, e.candidate);
+        if (!computed.ok()) continue;  // then it is evaluated, not looked up
+        hash = *std::move(computed);
+      }
+      auto hit = cache_.find(CacheKey(record, hash, e.task));
+      if (hit == cache_.end()) continue;
+      v1::SearchEvent event;
+      auto* told = event.mutable_evaluated();
+      told->set_candidate(static_cast<int64_t>(e.candidate));
+      told->set_task(static_cast<int32_t>(e.task));
+      told->set_score(hit->second.score);
+      told->set_feedback(hit->second.told.feedback);
+      told->set_output_node(hit->second.told.node);
+      told->set_cached(true);
+      told->set_values_sha256(hash);
+      if (!Apply(id, record, event)) continue;
+      Journal(session, id, std::move(event), effects);
+      changed = true;
+      break;  // the list has changed
+    }
+  }
+  Reserve(session, record, effects);
+  if (record.machine->state() == trace::Search::State::kDone) return EndOf(session, record, effects);
+  return absl::OkStatus();
+}
+
+void TraceSearches::Reserve(LiveSession& session, Record& record, Effects* effects) {
+  std::set<uint32_t> open;
+  for (const trace::Search::Proposal& p : record.machine->Proposals()) open.insert(p.slot);
+  for (uint32_t slot : open) {
+    if (record.reserved.insert(slot).second) family_.replies_.Begin();
+  }
+  for (auto it = record.reserved.begin(); it != record.reserved.end();) {
+    if (open.contains(*it)) {
+      ++it;
+    } else {
+      family_.replies_.End(session, effects);
+      it = record.reserved.erase(it);
+    }
+  }
+}
+
+absl::Status TraceSearches::EndOf(LiveSession& session, Record& record, Effects* effects) {
+  *record.cancelled = true;
+  if (record.proto.spec().keep_head() || !record.machine->best()) return absl::OkStatus();
+  const int64_t best = record.machine->candidates()[*record.machine->best()].version;
+  if (best == session.row.head_version) return absl::OkStatus();
+  WaitDurable(*family_.context_.store, session);
+  const auto row = family_.context_.store->GetVersion(session.row.uid, best);
+  if (!row.ok() || !family_.MoveHead(session, *row, effects).ok())
+    return absl::OkStatus();  // the best version stands in the answer all the same
+  session.row.head_version = best;
+  ++session.row.seq;
+  return absl::OkStatus();
+}
+
+// ---- proposals
+
+absl::StatusOr<std::vector<trace::MemoryRound>> TraceSearches::Memory(LiveSession& session, Record& record, size_t but,
+                                                                      const std::vector<NodeId>& nodes) {
+  std::vector<trace::MemoryRound> out;
+  const auto& candidates = record.machine->candidates();
+  for (size_t i = candidates.size() > kMostMemoryCandidates ? candidates.size() - kMostMemoryCandidates : 0;
+       i < candidates.size(); ++i) {
+    if (i == but || candidates[i].scores.empty()) continue;
+    ASSIGN_OR_RETURN(const TraceFamily::Values values, family_.ValuesAt(session, candidates[i].version));
+    trace::MemoryRound round;
+    for (NodeId id : nodes) round.variables.emplace_back(family_.graph_.PyName(id), values.at(id).text);
+    round.score = candidates[i].Mean();
+    for (const auto& [task, score] : candidates[i].scores) {
+      const std::string& feedback = record.told[{i, task}].feedback;
+      if (!feedback.empty() && round.feedback.size() < 2000)
+        round.feedback += Cat(round.feedback.empty() ? "" : "\n", "task ", task, ": ", feedback);
+    }
+    out.push_back(std::move(round));
+  }
+  return out;
+}
+
+absl::Status TraceSearches::Prepare(LiveSession& session, int64_t id, Record& record,
+                                    const trace::Search::Proposal& wanted, TraceFamily::Proposal* out) {
+  const trace::SearchCandidate& candidate = record.machine->candidates()[wanted.candidate];
+  ASSIGN_OR_RETURN(ProposalSpec spec, family_.SpecFor(session, {}, {}));
+  out->nodes = family_.Trainable();
+  spec.proposer.candidates = wanted.count;
+  if (spec.memory.size > 0) {
+    ASSIGN_OR_RETURN(const auto rounds, Memory(session, record, wanted.candidate, out->nodes));
+    spec.proposer.memory = trace::SelectMemory(rounds, spec.memory);
+  }
+  trace::FeedbackStore feedback;
+  for (uint32_t task : wanted.batch) {
+    const Told& told = record.told[{wanted.candidate, task}];
+    const std::string text =
+        Cat(wanted.batch.size() > 1 ? Cat("task ", task, ": ") : std::string(), "score ",
+            trace::FloatRepr(candidate.scores.at(task)), told.feedback.empty() ? "" : ". ", told.feedback);
+    RETURN_IF_ERROR(feedback.Backward(family_.graph_, static_cast<NodeId>(told.node), text));
+  }
+  // The prompt shows the candidate's values, whatever the head is.
+  ASSIGN_OR_RETURN(const TraceFamily::Values values, family_.ValuesAt(session, candidate.version));
+  ASSIGN_OR_RETURN(const TraceFamily::Values head, family_.ValuesAt(session, session.row.head_version));
+  RETURN_IF_ERROR(family_.SetGraphValues(values));
+  auto proposer = trace::MakeProposer(spec.proposer, family_.graph_, feedback, out->nodes);
+  RETURN_IF_ERROR(family_.SetGraphValues(head));
+  if (!proposer.ok()) return proposer.status();
+  out->proposer = *std::move(proposer);
+  out->endpoint = spec.endpoint;
+  out->max_tokens = spec.max_tokens;
+  out->base_version = candidate.version;
+  out->scope = Cat("search/", id, "/", record.machine->step(), "/", wanted.slot);
+  out->first_seed =
+      static_cast<int64_t>((record.machine->options().seed * 1'000'003 + static_cast<uint64_t>(id) * 7919 +
+                            uint64_t{record.machine->step()} * 4096 + uint64_t{wanted.slot} * 64) &
+                           0x7fffffff);
+  family_.FillBudget(session, out);
+  return absl::OkStatus();
+}
+
+std::vector<std::unique_ptr<TraceSearches::Work>> TraceSearches::TakeWork(LiveSession& session, int64_t search,
+                                                                          bool resume) {
+  std::vector<std::unique_ptr<Work>> out;
+  auto it = records_.find(search);
+  if (it == records_.end() || session.row.state != v1::Session::ACTIVE) return out;
+  if (resume) it->second.paused.clear();
+  if (!it->second.paused.empty()) return out;
+  Record& record = it->second;
+  for (const trace::Search::Proposal& wanted : record.machine->Proposals()) {
+    if (record.taken.contains(wanted.slot)) continue;
+    auto work = std::make_unique<Work>();
+    work->search = search;
+    work->slot = wanted.slot;
+    work->cancelled = record.cancelled;
+    if (absl::Status prepared = Prepare(session, search, record, wanted, &work->proposal); !prepared.ok()) {
+      record.paused = std::string(prepared.message());
+      break;
+    }
+    record.taken.insert(wanted.slot);
+    out.push_back(std::move(work));
+  }
+  return out;
+}
+
+absl::Status TraceSearches::Finish(LiveSession& session, const Work& work, const trace::ProposerResult& result,
+                                   const std::vector<TraceFamily::CallCost>& costs, const absl::Status& failure,
+                                   Effects* effects) {
+  ASSIGN_OR_RETURN(Record * record, Find(session, work.search));
+  record->taken.erase(work.slot);
+  if (!failure.ok()) {
+    record->paused = std::string(failure.message());
+    effects->row_changed = false;
+    return absl::OkStatus();
+  }
+  const auto open = record->machine->Proposals();
+  if (std::none_of(open.begin(), open.end(), [&](const trace::Search::Proposal& p) { return p.slot == work.slot; }))
+    return absl::OkStatus();  // stopped
+  v1::SearchEvent event;
+  auto* proposed = event.mutable_proposed();
+  proposed->set_slot(static_cast<int32_t>(work.slot));
+  v1::Usage* usage = proposed->mutable_usage();
+  for (const TraceFamily::CallCost& cost : costs) {
+    if (!cost.answered) continue;
+    usage->set_llm_calls(usage->llm_calls() + 1);
+    usage->set_llm_prompt_tokens(usage->llm_prompt_tokens() + cost.prompt_tokens);
+    usage->set_llm_completion_tokens(usage->llm_completion_tokens() + cost.completion_tokens);
+    usage->set_llm_usd(usage->llm_usd() + cost.usd);
+  }
+  ASSIGN_OR_RETURN(const TraceFamily::Values base, family_.ValuesAt(session, work.proposal.base_version));
+  std::vector<std::string> hashes;
+  std::set<std::string> seen;
+  std::string note;
+  for (const trace::ProposedCandidate& candidate : result.candidates) {
+    v1::CandidateOutcome outcome;
+    TraceFamily::Values changed;
+    family_.FillOutcome(work.proposal, candidate, costs, &outcome, &changed);
+    note += Cat(note.empty() ? "" : "; ", v1::ReplyKind_Name(outcome.kind()), outcome.reason().empty() ? "" : ": ",
+                outcome.reason().substr(0, 200));
+    if (changed.empty()) continue;
+    v1::Version values;
+    TraceFamily::Values all = base;
+    for (const auto& [node, value] : changed) all[node] = value;
+    for (const auto& [node, value] : all)
+      (*values.mutable_values())[family_.KeyOf(session, node)] =
+          engine::ToWire(std::string(family_.graph_.TypeName(node)), value);
+    std::string hash = RequestHash(CanonicalBytes(values));
+    if (!seen.insert(hash).second) continue;  // two candidates said the same
+    const v1::Usage cost = TraceFamily::CostOf(candidate, costs);
+    const store::VersionRow row = family_.MakeVersion(session, work.proposal.base_version, changed, "candidate",
+                                                      candidate.outcome.reasoning, &cost);
+    effects->mutations.push_back(store::InsertVersion{row});
+    proposed->add_versions(row.number);
+    hashes.push_back(std::move(hash));
+  }
+  proposed->set_note(note);
+  session.proto.mutable_usage()->set_steps(session.proto.usage().steps() + 1);
+  const size_t first = record->machine->candidates().size();
+  Apply(work.search, *record, event);
+  for (size_t i = 0; i < hashes.size(); ++i) record->values_sha256[first + i] = hashes[i];
+  Journal(session, work.search, std::move(event), effects);
+  return Settle(session, work.search, *record, effects);
+}
+
+}  // namespace optod::engine

@@ -1,0 +1,98 @@
+#pragma once
+/// Searches of a trace session: trace/search/search.h made durable. A search is a spec (observation "search") and a
+/// journal of events (observations "search_event"); loading the session folds them. Told evaluations are also the
+/// session's cache: equal values on the same task of the same data set are evaluated once. Leases live in memory only.
+/// Used on the session's strand.
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "optod/v1/search.pb.h"
+#include "server/engine/trace_family.h"
+#include "trace/search/search.h"
+
+namespace optod::engine {
+
+/// users/U/sessions/S/searches/N (or a short form of the session).
+absl::StatusOr<std::pair<SessionName, int64_t>> ParseSearchName(const std::string& text, const Caller& caller,
+                                                                const std::string& field);
+
+class TraceSearches {
+ public:
+  explicit TraceSearches(TraceFamily& family) : family_(family) {}
+  absl::Status Load(LiveSession& session);
+
+  absl::Status Create(LiveSession& session, const v1::CreateSearchRequest& request, v1::Search* out, Effects* effects);
+  absl::StatusOr<v1::Search> Get(LiveSession& session, int64_t search, bool with_candidates);
+  v1::ListSearchesResponse List(LiveSession& session);
+  absl::StatusOr<v1::AskSearchResponse> Ask(LiveSession& session, int64_t search, const v1::AskSearchRequest& request,
+                                            const std::string& worker);
+  absl::Status Tell(LiveSession& session, int64_t search, const v1::TellSearchRequest& request,
+                    v1::TellSearchResponse* out, Effects* effects);
+  absl::Status Stop(LiveSession& session, int64_t search, v1::Search* out, Effects* effects);
+
+  /// One proposal that a search waits for and that nobody works on.
+  struct Work {
+    int64_t search = 0;
+    uint32_t slot = 0;
+    TraceFamily::Proposal proposal;
+    std::shared_ptr<std::atomic<bool>> cancelled;
+  };
+  /// Takes all such work of the search; each must come back by Finish. What cannot be prepared pauses the search.
+  /// `resume`: ends a pause.
+  std::vector<std::unique_ptr<Work>> TakeWork(LiveSession& session, int64_t search, bool resume);
+  /// `failure`: no call was answered; the search pauses and the work is free again.
+  absl::Status Finish(LiveSession& session, const Work& work, const trace::ProposerResult& result,
+                      const std::vector<TraceFamily::CallCost>& costs, const absl::Status& failure, Effects* effects);
+
+ private:
+  struct Told {
+    std::string feedback;
+    int64_t node = 0;
+  };
+  struct Record {
+    v1::Search proto;  ///< name, spec, create_time; cached_evaluations and usage are counted in it
+    std::unique_ptr<trace::Search> machine;
+    std::map<std::pair<size_t, uint32_t>, Told> told;
+    std::map<std::pair<size_t, uint32_t>, std::pair<std::string, int64_t>> leases;  ///< worker, end (monotonic ns)
+    std::set<uint32_t> taken;                                                       ///< slots somebody works on
+    std::set<uint32_t> reserved;  ///< slots whose received replies must stay
+    std::map<size_t, std::string> values_sha256;
+    std::string paused;
+    std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
+  };
+  struct CacheEntry {
+    double score;
+    Told told;
+  };
+
+  absl::StatusOr<Record*> Find(LiveSession& session, int64_t search);
+  v1::Search ToWire(LiveSession& session, const Record& record, bool with_candidates) const;
+  /// Applies an event to memory. False: it changes nothing.
+  bool Apply(int64_t id, Record& record, const v1::SearchEvent& event);
+  void Journal(LiveSession& session, int64_t id, v1::SearchEvent event, Effects* effects);
+  /// Answers what the cache knows, keeps the reservations of received replies, and moves the head when the search is
+  /// done.
+  absl::Status Settle(LiveSession& session, int64_t id, Record& record, Effects* effects);
+  void Reserve(LiveSession& session, Record& record, Effects* effects);
+  absl::Status EndOf(LiveSession& session, Record& record, Effects* effects);
+  absl::StatusOr<std::string> ValuesHash(LiveSession& session, Record& record, size_t candidate);
+  static std::string CacheKey(const Record& record, const std::string& values_sha256, uint32_t task);
+  absl::StatusOr<int64_t> OutputNode(LiveSession& session, const v1::TellSearchRequest& request, Effects* effects);
+  absl::Status Prepare(LiveSession& session, int64_t id, Record& record, const trace::Search::Proposal& wanted,
+                       TraceFamily::Proposal* out);
+  absl::StatusOr<std::vector<trace::MemoryRound>> Memory(LiveSession& session, Record& record, size_t but,
+                                                         const std::vector<trace::NodeId>& nodes);
+
+  TraceFamily& family_;
+  std::map<int64_t, Record> records_;
+  std::map<std::string, CacheEntry> cache_;
+  int64_t next_event_ = 0;
+};
+
+}  // namespace optod::engine

@@ -1,0 +1,58 @@
+#include "server/jobs/job_files.h"
+
+#include <cstring>
+#include <fstream>
+
+#include "base/status.h"
+
+namespace optod::jobs {
+
+absl::Status JobFiles::Save(const v1::JobRecord& record) {
+  const std::string folder = Folder(record.user(), record.id());
+  RETURN_IF_ERROR(fs_.CreateDirectories(folder, 0700));
+  RETURN_IF_ERROR(fs_.CreateDirectories(folder + "/work", 0700));
+  return fs_.WriteFileAtomic(folder + "/job.pb", BytesOf(record.SerializeAsString()), 0600);
+}
+
+absl::StatusOr<std::vector<v1::JobRecord>> JobFiles::LoadAll(std::vector<std::string>* broken) {
+  std::vector<v1::JobRecord> records;
+  if (!fs_.Exists(root_)) return records;
+  ASSIGN_OR_RETURN(const std::vector<std::string> users, fs_.ListDirectory(root_));
+  for (const std::string& user : users) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> ids, fs_.ListDirectory(root_ + "/" + user));
+    for (const std::string& id : ids) {
+      absl::StatusOr<std::string> bytes = fs_.ReadFile(Folder(user, id) + "/job.pb");
+      if (absl::IsNotFound(bytes.status())) continue;  // its first record was never finished: nobody was told
+      v1::JobRecord record;
+      if (!bytes.ok() || !record.ParseFromString(*bytes) || record.user() != user || record.id() != id) {
+        broken->push_back(user + "/" + id);
+        continue;
+      }
+      records.push_back(std::move(record));
+    }
+  }
+  return records;
+}
+
+void JobFiles::AppendEvent(const v1::JobRecord& record, const v1::JobEvent& event) {
+  const std::string text = event.SerializeAsString();
+  const auto size = static_cast<uint32_t>(text.size());
+  std::ofstream file(Folder(record.user(), record.id()) + "/events.pb", std::ios::binary | std::ios::app);
+  file.write(reinterpret_cast<const char*>(&size), sizeof(size)).write(text.data(), static_cast<std::streamsize>(text.size()));
+}
+
+std::vector<v1::JobEvent> JobFiles::LoadEvents(const v1::JobRecord& record) {
+  std::vector<v1::JobEvent> events;
+  const std::string bytes = fs_.ReadFile(Folder(record.user(), record.id()) + "/events.pb").value_or("");
+  for (size_t at = 0; bytes.size() - at >= 4;) {
+    uint32_t size;
+    std::memcpy(&size, bytes.data() + at, 4);
+    v1::JobEvent event;
+    if (size > bytes.size() - at - 4 || !event.ParseFromArray(bytes.data() + at + 4, static_cast<int>(size))) break;
+    at += 4 + size;
+    if (event.sequence() == static_cast<int64_t>(events.size()) + 1) events.push_back(std::move(event));
+  }
+  return events;
+}
+
+}  // namespace optod::jobs

@@ -1,0 +1,403 @@
+// The queue with a launcher and a clock of its own: order, attempts, fencing, limits, what survives a restart. The local
+// launcher with real processes at the end.
+#include "server/jobs/job_queue.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <condition_variable>
+#include <filesystem>
+
+#include "base/reason.h"
+
+namespace optod::jobs {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using v1::Job;
+
+constexpr char kSpec[] = R"({"kind": "finetune", "model": "/data/m", "steps": 10, "optimizer": {"name": "zo-sgd", "lr": 1e-6},
+  "task": {"name": "sst2", "train": "/data/a", "dev": "/data/b"})";
+
+class FakeLauncher final : public Launcher {
+ public:
+  struct Started {
+    LaunchSpec spec;
+    std::function<void(ExitStatus)> on_exit;
+    bool killed = false;
+  };
+  absl::StatusOr<int64_t> Launch(const LaunchSpec& spec, std::function<void(ExitStatus)> on_exit) override {
+    if (!fail.ok()) return fail;
+    started.push_back({spec, std::move(on_exit)});
+    return static_cast<int64_t>(started.size());
+  }
+  void Kill(int64_t handle) override { started[static_cast<size_t>(handle) - 1].killed = true; }
+  std::string Token(size_t i) const {
+    for (const auto& [name, value] : started[i].spec.environment) {
+      if (name == "OPTOD_WORKER_TOKEN") return value;
+    }
+    return "";
+  }
+  std::vector<Started> started;
+  absl::Status fail;
+};
+
+class FakeChannel final : public WorkerChannel {
+ public:
+  void Send(const v1::ServerMessage& message) override { sent.push_back(message); }
+  void Close() override {}
+  std::vector<v1::ServerMessage> sent;
+};
+
+class QueueTest : public testing::Test {
+ protected:
+  QueueTest() {
+    std::string name = (std::filesystem::temp_directory_path() / "optod-jobs-XXXXXX").string();
+    root_ = mkdtemp(name.data());
+    options_.worker = "/bin/optod-worker";
+    Restart();
+  }
+  ~QueueTest() override { std::filesystem::remove_all(root_); }
+  void Restart() {
+    queue_.reset();
+    queue_ = std::make_unique<JobQueue>(options_, JobFiles(PosixFs(), root_ + "/jobs"), launcher_, clock_);
+    ASSERT_TRUE(queue_->Load().ok());
+    queue_->Start("unix:/s");
+  }
+  absl::StatusOr<Job> Submit(const std::string& id, const std::string& more = "", const std::string& user = "u") {
+    clock_.Advance(std::chrono::milliseconds(1));
+    v1::CreateJobRequest request;
+    request.set_job_id(id);
+    request.mutable_job()->set_spec_json(kSpec + more + "}");
+    return queue_->Create(user, request);
+  }
+  Job Show(const std::string& id, const std::string& user = "u") { return *queue_->Get(user, id); }
+  absl::StatusOr<v1::WorkerTask> Attach(const std::string& id, size_t started, FakeChannel* channel, int attempt = 1) {
+    v1::WorkerHello hello;
+    hello.set_job("users/u/jobs/" + id);
+    hello.set_attempt(attempt);
+    hello.set_token(launcher_.Token(started));
+    return queue_->Attach(hello, channel);
+  }
+  void Done(FakeChannel* channel, absl::StatusCode code, const std::string& message = "") {
+    v1::WorkerMessage done;
+    done.mutable_done()->set_code(static_cast<int>(code));
+    done.mutable_done()->set_message(message);
+    done.mutable_done()->set_result_json("{\"best_score\": 1}");
+    queue_->OnMessage(channel, done);
+    queue_->Detach(channel);
+  }
+  std::vector<std::string> Launched() const {
+    std::vector<std::string> names;
+    for (const auto& s : launcher_.started) names.push_back(s.spec.argv[5].substr(s.spec.argv[5].rfind('/') + 1));
+    return names;
+  }
+
+  std::string root_;
+  QueueOptions options_;
+  FakeLauncher launcher_;
+  FakeClock clock_;
+  std::unique_ptr<JobQueue> queue_;
+};
+
+TEST_F(QueueTest, AJobRunsFromSubmitToSuccess) {
+  auto job = Submit("a");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->state(), Job::QUEUED);
+  EXPECT_EQ(job->total_steps(), 10);
+  queue_->Tick();
+  EXPECT_EQ(Show("a").state(), Job::SCHEDULED);
+  EXPECT_THAT(launcher_.started[0].spec.argv, ElementsAre("/bin/optod-worker", "attach", "--server", "unix:/s", "--job", "users/u/jobs/a", "--attempt", "1"));
+  FakeChannel channel;
+  auto task = Attach("a", 0, &channel);
+  ASSERT_TRUE(task.ok()) << task.status();
+  EXPECT_THAT(task->folder(), HasSubstr("/jobs/u/a/work"));
+  v1::WorkerMessage progress;
+  progress.mutable_progress()->set_step(4);
+  (*progress.mutable_progress()->mutable_metrics())["loss"] = 0.5;
+  queue_->OnMessage(&channel, progress);
+  EXPECT_EQ(Show("a").state(), Job::RUNNING);
+  EXPECT_EQ(Show("a").progress(), 0.4);
+  EXPECT_EQ(Show("a").metrics().at("loss"), 0.5);
+  Done(&channel, absl::StatusCode::kOk);
+  launcher_.started[0].on_exit({0, 0});
+  EXPECT_EQ(Show("a").state(), Job::SUCCEEDED);
+  EXPECT_EQ(Show("a").result_json(), "{\"best_score\": 1}");
+  bool ended = false;
+  auto events = queue_->Events("u", "a", 0, 100, &ended);
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(events->size(), 5u);  // queued, scheduled, running, progress, succeeded
+}
+
+TEST_F(QueueTest, OrderIsPriorityThenFairnessThenAge) {
+  ASSERT_TRUE(Submit("old").ok());
+  ASSERT_TRUE(Submit("other", "", "v").ok());
+  ASSERT_TRUE(Submit("urgent", R"(, "priority": 5)").ok());
+  EXPECT_EQ(Show("urgent").queue_position(), 1);
+  options_.max_workers = 2;
+  Restart();
+  queue_->Tick();
+  EXPECT_THAT(Launched(), ElementsAre("urgent", "other"));  // u has one running already
+}
+
+TEST_F(QueueTest, OneWorkerAtATime) {
+  ASSERT_TRUE(Submit("a").ok() && Submit("b").ok());
+  queue_->Tick();
+  queue_->Tick();
+  EXPECT_THAT(Launched(), ElementsAre("a"));
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  Done(&channel, absl::StatusCode::kOk);
+  queue_->Tick();
+  EXPECT_THAT(Launched(), ElementsAre("a", "b"));
+}
+
+TEST_F(QueueTest, AnErrorOfTheWorkerHasTheLastWord) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  Done(&channel, absl::StatusCode::kInvalidArgument, "task.train: line 2: label \"x\" is not one of 0, 1");
+  EXPECT_EQ(Show("a").state(), Job::FAILED);
+  EXPECT_EQ(Show("a").reason(), "task.train: line 2: label \"x\" is not one of 0, 1");
+}
+
+TEST_F(QueueTest, ADeadWorkerIsReplacedAndTheOldOneFencedOff) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel first;
+  ASSERT_TRUE(Attach("a", 0, &first).ok());
+  queue_->Detach(&first);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  EXPECT_EQ(Show("a").state(), Job::QUEUED);
+  EXPECT_THAT(Show("a").reason(), HasSubstr("killed by signal 9 (Killed)"));
+  queue_->Tick();
+  ASSERT_EQ(launcher_.started.size(), 2u);
+  FakeChannel late, second;
+  EXPECT_EQ(Attach("a", 0, &late, 1).status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Attach("a", 0, &late, 2).status().code(), absl::StatusCode::kUnauthenticated);
+  auto task = Attach("a", 1, &second, 2);
+  ASSERT_TRUE(task.ok()) << task.status();
+  EXPECT_EQ(task->attempt(), 2);
+}
+
+TEST_F(QueueTest, ThreeCrashesAreEnough) {
+  ASSERT_TRUE(Submit("a").ok());
+  for (size_t i = 0; i < 3; ++i) {
+    queue_->Tick();
+    ASSERT_EQ(launcher_.started.size(), i + 1);
+    launcher_.started[i].on_exit({-1, SIGSEGV});
+  }
+  EXPECT_EQ(Show("a").state(), Job::FAILED);
+  EXPECT_THAT(Show("a").reason(), HasSubstr("3 attempts ended so"));
+  auto resumed = queue_->Resume("u", "a");
+  ASSERT_TRUE(resumed.ok());
+  EXPECT_EQ(resumed->state(), Job::QUEUED);
+  queue_->Tick();
+  EXPECT_EQ(Show("a").attempt(), 4);
+}
+
+TEST_F(QueueTest, ASilentWorkerIsKilledAndReplaced) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  clock_.Advance(std::chrono::seconds(29));
+  v1::WorkerMessage beat;
+  beat.mutable_heartbeat();
+  queue_->OnMessage(&channel, beat);
+  clock_.Advance(std::chrono::seconds(29));
+  queue_->Tick();
+  EXPECT_FALSE(launcher_.started[0].killed);
+  clock_.Advance(std::chrono::seconds(2));
+  queue_->Tick();
+  EXPECT_TRUE(launcher_.started[0].killed);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  EXPECT_EQ(Show("a").state(), Job::QUEUED);
+  EXPECT_THAT(Show("a").reason(), HasSubstr("said nothing for 31 s"));
+}
+
+TEST_F(QueueTest, WallLimit) {
+  ASSERT_TRUE(Submit("a", R"(, "limits": {"wall": "1m", "memory": "2GiB", "cpus": 1})").ok());
+  queue_->Tick();
+  EXPECT_EQ(launcher_.started[0].spec.memory_bytes, int64_t{2} << 30);
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  for (int i = 0; i < 3; ++i) {
+    clock_.Advance(std::chrono::seconds(21));
+    v1::WorkerMessage beat;
+    beat.mutable_heartbeat();
+    queue_->OnMessage(&channel, beat);
+  }
+  queue_->Tick();
+  EXPECT_TRUE(launcher_.started[0].killed);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  EXPECT_EQ(Show("a").state(), Job::FAILED);
+  EXPECT_EQ(Show("a").reason(), "limits.wall: 60 s are over");
+}
+
+TEST_F(QueueTest, CancelBeforeAndDuring) {
+  ASSERT_TRUE(Submit("a").ok() && Submit("b").ok());
+  EXPECT_EQ(queue_->Cancel("u", "b")->state(), Job::CANCELLED);
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  ASSERT_TRUE(queue_->Cancel("u", "a").ok());
+  ASSERT_EQ(channel.sent.size(), 1u);
+  EXPECT_TRUE(channel.sent[0].has_stop());
+  Done(&channel, absl::StatusCode::kCancelled);
+  EXPECT_EQ(Show("a").state(), Job::CANCELLED);
+  EXPECT_EQ(queue_->Cancel("u", "a")->state(), Job::CANCELLED);  // again: nothing happens
+}
+
+TEST_F(QueueTest, AWorkerThatDoesNotStopIsKilled) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  ASSERT_TRUE(queue_->Cancel("u", "a").ok());
+  clock_.Advance(std::chrono::seconds(11));
+  queue_->Tick();
+  EXPECT_TRUE(launcher_.started[0].killed);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  EXPECT_EQ(Show("a").state(), Job::CANCELLED);
+}
+
+TEST_F(QueueTest, ARestartQueuesWhatWasUnderWay) {
+  ASSERT_TRUE(Submit("a").ok() && Submit("b").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  Restart();
+  EXPECT_EQ(Show("a").state(), Job::QUEUED);
+  EXPECT_THAT(Show("a").reason(), HasSubstr("the server was restarted"));
+  EXPECT_EQ(Show("b").state(), Job::QUEUED);
+  FakeChannel late;
+  EXPECT_EQ(Attach("a", 0, &late).status().code(), absl::StatusCode::kAborted);
+  queue_->Tick();
+  EXPECT_EQ(Show("a").attempt(), 2);
+  bool ended;
+  EXPECT_GE(queue_->Events("u", "a", 0, 100, &ended)->size(), 5u);  // those of before, too
+}
+
+TEST_F(QueueTest, ShutdownStopsWorkersAndKeepsTheirJobs) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  queue_->Shutdown(100);
+  ASSERT_EQ(channel.sent.size(), 1u);
+  EXPECT_TRUE(launcher_.started[0].killed);
+  EXPECT_EQ(Show("a").state(), Job::QUEUED);
+  EXPECT_EQ(Submit("b").status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(QueueTest, JobsAfterOthers) {
+  ASSERT_TRUE(Submit("a").ok());
+  ASSERT_TRUE(Submit("b", R"(, "after": ["a"], "priority": 9)").ok());
+  EXPECT_EQ(Submit("c", R"(, "after": ["x"])").status().message(), "after: no job x");
+  queue_->Tick();
+  EXPECT_THAT(Launched(), ElementsAre("a"));
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  Done(&channel, absl::StatusCode::kInternal, "no");
+  queue_->Tick();
+  EXPECT_EQ(Show("b").state(), Job::FAILED);
+  EXPECT_EQ(Show("b").reason(), "job a, which comes before, did not succeed");
+}
+
+TEST_F(QueueTest, ARetryGetsTheSameJob) {
+  v1::CreateJobRequest request;
+  request.set_request_id("r");
+  request.mutable_job()->set_spec_json(std::string(kSpec) + "}");
+  const std::string name = queue_->Create("u", request)->name();
+  EXPECT_EQ(queue_->Create("u", request)->name(), name);
+  Restart();
+  EXPECT_EQ(queue_->Create("u", request)->name(), name);
+  request.set_job_id("other");
+  EXPECT_EQ(queue_->Create("u", request).status().code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(QueueTest, RefusesWhatCannotRun) {
+  const std::pair<const char*, const char*> cases[] = {{R"(, "priority": 101)", "priority: 101 must lie in -100 to 100"},
+                                                       {R"(, "limits": {"memory": "lots"})", "limits.memory: \"lots\" is not a size"},
+                                                       {R"(, "limits": {"wall": "soon"})", "limits.wall: \"soon\" is not a time"},
+                                                       {R"(, "limits": {"gpus": 1})", "limits: unknown field \"gpus\""},
+                                                       {R"(, "batch": 0)", "batch: 0 must be >= 1"}};
+  for (const auto& [more, message] : cases) EXPECT_THAT(std::string(Submit("a", more).status().message()), HasSubstr(message));
+  EXPECT_EQ(Submit("Bad").status().code(), absl::StatusCode::kInvalidArgument);
+  options_.file_roots = {"/elsewhere"};
+  Restart();
+  EXPECT_EQ(Submit("a").status().code(), absl::StatusCode::kPermissionDenied);
+  options_.worker = "";
+  Restart();
+  EXPECT_EQ(PayloadOf(Submit("a").status(), kReasonUrl), "NO_WORKER");
+}
+
+TEST_F(QueueTest, AWorkerThatCannotStartFailsTheJob) {
+  launcher_.fail = absl::NotFoundError("worker: cannot be started: No such file or directory");
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  EXPECT_EQ(Show("a").state(), Job::FAILED);
+}
+
+// ---- real processes
+
+struct Waiter {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;
+  ExitStatus exit;
+  std::function<void(ExitStatus)> Callback() {
+    return [this](ExitStatus e) {
+      std::lock_guard lock(mutex);
+      exit = e;
+      done = true;
+      changed.notify_all();
+    };
+  }
+  ExitStatus Wait() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [this] { return done; });
+    return exit;
+  }
+};
+
+class LocalLauncherTest : public QueueTest {};
+
+TEST_F(LocalLauncherTest, CodesOutputAndEnvironment) {
+  auto launcher = MakeLocalLauncher();
+  Waiter waiter;
+  ASSERT_TRUE(launcher->Launch({{"/bin/sh", "-c", "echo $X; echo err >&2; exit 3"}, {{"X", "hello"}}, root_ + "/log", 0}, waiter.Callback()).ok());
+  EXPECT_EQ(waiter.Wait().code, 3);
+  EXPECT_EQ(*PosixFs().ReadFile(root_ + "/log"), "hello\nerr\n");
+}
+
+TEST_F(LocalLauncherTest, KillTakesTheWholeGroup) {
+  auto launcher = MakeLocalLauncher();
+  Waiter waiter;
+  auto handle = launcher->Launch({{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0}, waiter.Callback());
+  ASSERT_TRUE(handle.ok());
+  launcher->Kill(*handle);
+  EXPECT_EQ(waiter.Wait().signal, SIGKILL);
+}
+
+TEST_F(LocalLauncherTest, NoSuchProgram) {
+  auto launcher = MakeLocalLauncher();
+  auto handle = launcher->Launch({{"/no/such/program"}, {}, root_ + "/log", 0}, [](ExitStatus) {});
+  EXPECT_EQ(handle.status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(LocalLauncherTest, ItsEndEndsTheProcesses) {
+  Waiter waiter;
+  {
+    auto launcher = MakeLocalLauncher();
+    ASSERT_TRUE(launcher->Launch({{"/bin/sh", "-c", "sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0}, waiter.Callback()).ok());
+  }
+  EXPECT_TRUE(waiter.done);
+}
+
+}  // namespace
+}  // namespace optod::jobs
