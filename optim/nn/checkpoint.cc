@@ -44,9 +44,6 @@ class Shards {
     std::string file_name;
   };
   const std::map<std::string, Place>& places() const { return places_; }
-  void Drop() const {
-    for (const auto& file : files_) file->Drop();
-  }
 
  private:
   absl::Status Add(const std::string& folder, const std::string& name) {
@@ -96,8 +93,8 @@ absl::StatusOr<ModelFiles> LoadHuggingFace(const std::string& folder, ModelConfi
     const Shards::Place* place = Find(shards, tensor.name, &used);
     if (place == nullptr) return InvalidArgument("weights: tensor \"", tensor.name, "\" is missing");
     RETURN_IF_ERROR(ReadTensor(*place, tensor, model.weights.values(uid)));
+    place->file->Drop();  // at once: the peak is one model, not two
   }
-  shards.Drop();
   for (const auto& [name, place] : shards.places()) {
     if (!used.contains(name)) model.ignored.push_back(name);
   }

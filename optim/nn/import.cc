@@ -155,10 +155,10 @@ absl::StatusOr<ModelFiles> LoadGguf(const std::string& path) {
   };
   source.read = [&](const std::string& name, std::span<float> out) {
     file.Read(*file.Find(name), out);
+    file.Drop();  // at once: the peak is one model, not two
     return absl::OkStatus();
   };
   ASSIGN_OR_RETURN(model.weights, ReadAll(model.config, /*gguf=*/true, source));
-  file.Drop();
   return model;
 }
 

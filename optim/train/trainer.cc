@@ -91,7 +91,8 @@ class Run {
       if (evaluations_.empty() && !folder.empty()) ReadEvaluations(folder);
     }
     std::erase_if(evaluations_, [&](const Evaluation& e) { return e.step > step_; });
-    return absl::OkStatus();
+    // At once: an attempt that ends before its first evaluation must not hide those of the attempts before it.
+    return evaluations_.empty() ? absl::OkStatus() : WriteEvaluations();
   }
 
   void ReadEvaluations(const std::string& folder) {

@@ -44,7 +44,8 @@ void JobFiles::AppendEvent(const v1::JobRecord& record, const v1::JobEvent& even
 std::vector<v1::JobEvent> JobFiles::LoadEvents(const v1::JobRecord& record) {
   std::vector<v1::JobEvent> events;
   const std::string bytes = fs_.ReadFile(Folder(record.user(), record.id()) + "/events.pb").value_or("");
-  for (size_t at = 0; bytes.size() - at >= 4;) {
+  size_t at = 0;
+  while (bytes.size() - at >= 4) {
     uint32_t size;
     std::memcpy(&size, bytes.data() + at, 4);
     v1::JobEvent event;
@@ -52,6 +53,8 @@ std::vector<v1::JobEvent> JobFiles::LoadEvents(const v1::JobRecord& record) {
     at += 4 + size;
     if (event.sequence() == static_cast<int64_t>(events.size()) + 1) events.push_back(std::move(event));
   }
+  // A torn end would hide what is appended behind it.
+  if (at < bytes.size()) (void)fs_.WriteFileAtomic(Folder(record.user(), record.id()) + "/events.pb", BytesOf(std::string_view(bytes).substr(0, at)), 0600);
   return events;
 }
 

@@ -166,14 +166,7 @@ absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJob
 absl::StatusOr<Job> JobQueue::Create(const std::string& user, const v1::CreateJobRequest& request) {
   if (!has_worker()) return WithReason(Unimplemented("JobService: this server has no optod-worker program"), "NO_WORKER");
   std::lock_guard lock(mutex_);
-  const std::string hash = [&] {
-    const Sha256Digest digest = [&] {
-      Sha256 sha;
-      sha.Update(request.SerializeAsString());
-      return sha.Finish();
-    }();
-    return std::string(reinterpret_cast<const char*>(digest.data()), digest.size());
-  }();
+  const std::string hash = Sha256Hex(request.SerializeAsString());
   for (const auto& [key, entry] : jobs_) {
     if (request.request_id().empty() || key.first != user || entry.record.request_id() != request.request_id()) continue;
     if (entry.record.request_sha256() != hash) return WithReason(Aborted("request_id: was used for another request"), "REQUEST_ID_REUSED");
@@ -479,8 +472,7 @@ void JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage& messag
       break;
     }
     case v1::WorkerMessage::kCheckpoint:
-      job.set_checkpoint_step(message.checkpoint().step());
-      if (const absl::Status saved = files_.Save(entry.record); !saved.ok()) job.set_reason("record not on disk: " + std::string(saved.message()));
+      job.set_checkpoint_step(message.checkpoint().step());  // on disk with the next change of state; the checkpoint itself is the worker's file
       break;
     case v1::WorkerMessage::kDone: OnDone(entry, message.done()); break;
     default: break;

@@ -171,7 +171,8 @@ std::vector<Table::Field> Score(Study& study, const Truth& truth, const Estimate
 
 void Accuracy(Table& table, Directory& directory) {
   for (const int batches : {8, 16}) {
-    const auto model = Need(MakeLogistic(Need(MakeSynthetic({.batches = batches, .seed = 1})), BuiltinOptions{.seed = 1}));
+    const auto model =
+        Need(MakeLogistic(Need(MakeSynthetic({.batches = batches, .seed = 1})), BuiltinOptions{.seed = 1}));
     for (const char* optimizer : {"adam\nlr=0.05", "sgd\nlr=0.3"}) {
       const std::string base = std::string("optimizer=") + optimizer;
       const Truth truth = Retrain(*Fill(directory, base + "\ncurvature=none", model), 50);
@@ -188,7 +189,7 @@ void Accuracy(Table& table, Directory& directory) {
               {"moments", NameOf(moments)}};
           for (auto& field : Score(*study, truth, {.moments = moments})) row.push_back(field);
           if (std::string(curvature) == "span")
-            row.emplace_back("coverage", Digits(Need(study->SpanCoverage(truth.orders[0]))));
+            row.push_back({"coverage", Digits(Need(study->SpanCoverage(truth.orders[0])))});
           table.Row("accuracy", row);
         }
       }
@@ -197,8 +198,9 @@ void Accuracy(Table& table, Directory& directory) {
 }
 
 void StorageRatios(Table& table, Directory& directory) {
-  const auto model = Need(MakeLogistic(Need(MakeSynthetic({.features = 2000, .batches = 16, .drift = 0.3, .seed = 1})),
-                                       {.precision = Precision::kFloat32, .initial_scale = 0.01, .seed = 1}));
+  const auto model =
+      Need(MakeLogistic(Need(MakeSynthetic({.features = 2000, .batches = 16, .drift = 0.3, .seed = 1})),
+                        BuiltinOptions{.precision = Precision::kFloat32, .initial_scale = 0.01, .seed = 1}));
   const std::string base = "optimizer=sgd\nlr=0.02\ncurvature=diag\nprobes=4\n";
   const Truth truth = Retrain(*Fill(directory, base, model), 20);
   for (const char* storage : {"exact", "fp16", "bf16", "sketch-sign", "sketch-hadamard"}) {
@@ -303,9 +305,9 @@ void Uses(Table& table, Directory& directory) {
           *study, PosixFs(), {.method = method, .population = 16, .generations = 10, .seed = 1, .metric = perplexity}));
       row.push_back({label, Digits(*found.retrained)});
     }
-    for (const auto& [label, kind] : {std::pair{"short_to_long", Curriculum::kShortToLong},
-                                      std::pair{"easy_to_hard", Curriculum::kEasyToHard},
-                                      std::pair{"hard_to_easy", Curriculum::kHardToEasy}}) {
+    for (const auto& [label, kind] :
+         {std::pair{"short_to_long", Curriculum::kShortToLong}, std::pair{"easy_to_hard", Curriculum::kEasyToHard},
+          std::pair{"hard_to_easy", Curriculum::kHardToEasy}}) {
       row.push_back({label, Digits(Need(study->Measure(
                                 perplexity, Need(study->Retrain(Need(CurriculumOrder(*study, kind)))).parameters)))});
     }

@@ -44,7 +44,8 @@ class LiveServer {
       dup2(out[1], 1);
       const int log = open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
       dup2(log, 2);
-      const char* argv[] = {program.c_str(), "--data-dir", data.c_str(), "--listen", listen.c_str(), nullptr};
+      const char* argv[] = {program.c_str(), "--data-dir", data.c_str(), "--listen",
+                            listen.c_str(),  "--http",     "off",        nullptr};
       execve(program.c_str(), const_cast<char**>(argv), env.data());
       _exit(127);
     }

@@ -107,10 +107,10 @@ TEST_P(EveryFamily, GradientsAreTheSlopes) {
     double loss[2];
     for (int side : {0, 1}) {
       std::vector<float> theta(engine.theta().begin(), engine.theta().end());
-      for (size_t i = 0; i < v.size(); ++i) theta[i] += (side == 0 ? 1e-3f : -1e-3f) * v[i];
+      for (size_t i = 0; i < v.size(); ++i) theta[i] += (side == 0 ? 2e-4f : -2e-4f) * v[i];
       loss[side] = Judge(Pointers(examples), *engine.Score(theta, Pointers(examples)), true).loss;
     }
-    EXPECT_NEAR((loss[0] - loss[1]) / 2e-3, want, 0.02 * std::sqrt(norm) + 2e-3) << scheme;
+    EXPECT_NEAR((loss[0] - loss[1]) / 4e-4, want, 0.02 * std::sqrt(norm) + 2e-3) << scheme;
     EXPECT_GT(norm, 0) << scheme;
   }
 }
@@ -228,7 +228,7 @@ TEST_F(Runs, ThreadsDoNotChangeAReplay) {
 }
 
 TEST_F(Runs, ANaNLossIsSkippedAndTheRunGoesOn) {
-  TrainSpec spec = Spec(R"({"name": "zo-sgd", "lr": 1e-3, "eps": 1e30})");
+  TrainSpec spec = Spec(R"({"name": "zo-sgd", "lr": 1e-3, "eps": 1e38})");
   auto run = Go(spec, "run", 1);
   ASSERT_TRUE(run.ok()) << run.status();
   EXPECT_EQ(run->result.skipped, 12);
