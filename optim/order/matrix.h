@@ -20,8 +20,8 @@ absl::StatusOr<Agreement> Compare(std::span<const double> a, std::span<const dou
 
 struct MatrixOptions {
   bool memorisation = true;  // measured on batch i itself; false: on `metric`
-  Metric metric;             // for memorisation only its `perplexity` counts
-  EstimateOptions estimate;
+  Metric metric = {};             // for memorisation only its `perplexity` counts
+  EstimateOptions estimate = {};
   int spot_checks = 0;  // cells trained for real, drawn from seed without replacement; 0 .. T^2
   uint64_t seed = 0;
 };

@@ -24,12 +24,12 @@ struct SearchOptions {
   double mutation = 0.2;   // one swap of two batches; [0, 1]
   int elitism = 2;         // best individuals kept; 0 .. population - 1
   uint64_t seed = 0;
-  std::vector<Order> start;  // individuals of the first generation, T numbers each; the rest is random
-  Metric metric;             // minimised
+  std::vector<Order> start = {};  // individuals of the first generation, T numbers each; the rest is random
+  Metric metric = {};             // minimised
   LossMode mode = LossMode::kForward;
-  EstimateOptions estimate;
+  EstimateOptions estimate = {};
   bool retrain_best = true;  // one real training of the winner
-  std::string state_file;    // written after every generation and gone on from when there; empty: none
+  std::string state_file = {};    // written after every generation and gone on from when there; empty: none
 };
 
 struct SearchResult {
