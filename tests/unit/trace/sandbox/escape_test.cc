@@ -260,7 +260,7 @@ const Escape kEscapes[] = {
      "        if os.fork(): time.sleep(0.05); os._exit(0)\n"
      "        os.setsid()\n"
      "    for fd in range(4): os.close(fd)\n"
-     "    os.execv('/usr/bin/sleep', ['optod-escape-daemon', '1000'])",
+     "    os.execv('/usr/bin/sleep', ['optod-escape-daemon-%d-' % HOST_PID, '1000'])",
      End::kBound, ""},
 };
 
@@ -372,7 +372,7 @@ void ExpectContained(const Escape& escape, bool cgroups) {
       EXPECT_NE(result->contained.find(escape.bound), std::string::npos) << result->contained << "\n" << said;
   }
   host.ExpectUnharmed();
-  EXPECT_EQ(Running("optod-escape-daemon"), 0);
+  EXPECT_EQ(Running("optod-escape-daemon-" + std::to_string(getpid()) + "-"), 0);
 }
 
 TEST_P(EscapeTest, IsContained) {
