@@ -155,7 +155,8 @@ class Bpe final : public Tokenizer {
       const Candidate c = heap.top();
       heap.pop();
       // Stale when either side has been merged since.
-      if (symbols[c.left].size() != c.left_size || symbols[c.right].size() != c.right_size || next[c.left] != c.right) continue;
+      if (symbols[c.left].size() != c.left_size || symbols[c.right].size() != c.right_size || next[c.left] != c.right)
+        continue;
       symbols[c.left] += symbols[c.right];
       symbols[c.right].clear();
       next[c.left] = next[c.right];
@@ -203,13 +204,19 @@ class Bpe final : public Tokenizer {
   std::map<int64_t, bool> special_ids_;
 };
 
-int HexDigit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
+int HexDigit(char c) {
+  return c >= '0' && c <= '9'   ? c - '0'
+         : c >= 'A' && c <= 'F' ? c - 'A' + 10
+         : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                : -1;
+}
 
 }  // namespace
 
 /// "<0x0A>" is a byte, U+2581 a space.
 void AppendSpmPiece(const std::string& token, std::string* text) {
-  if (token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && HexDigit(token[3]) >= 0 && HexDigit(token[4]) >= 0) {
+  if (token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && HexDigit(token[3]) >= 0 &&
+      HexDigit(token[4]) >= 0) {
     text->push_back(static_cast<char>(HexDigit(token[3]) * 16 + HexDigit(token[4])));
     return;
   }

@@ -59,7 +59,8 @@ class Shards {
   std::map<std::string, Place> places_;
 };
 
-/// Files saved from the bare model leave out "model.", "transformer." or "roberta."; the oldest OPT files only "model.".
+/// Files saved from the bare model leave out "model.", "transformer." or "roberta."; the oldest OPT files only
+/// "model.".
 const Shards::Place* Find(const Shards& shards, const std::string& name, std::set<std::string>* used) {
   for (const char* prefix : {"", "model.", "transformer.", "roberta."}) {
     if (!name.starts_with(prefix)) continue;
@@ -74,7 +75,8 @@ const Shards::Place* Find(const Shards& shards, const std::string& name, std::se
 absl::Status ReadTensor(const Shards::Place& place, const tier::BlockTensor& tensor, std::span<float> out) {
   const std::string where = Cat(place.file_name, ": ", place.tensor->name);
   if (place.tensor->shape != tensor.shape)
-    return InvalidArgument(where, ": shape ", ShapeText(place.tensor->shape), " is not ", ShapeText(tensor.shape), ", which config.json asks for");
+    return InvalidArgument(where, ": shape ", ShapeText(place.tensor->shape), " is not ", ShapeText(tensor.shape),
+                           ", which config.json asks for");
   if (!ToFloat32(place.tensor->type, place.file->bytes(*place.tensor), out))
     return InvalidArgument(where, ": dtype ", FileTypeName(place.tensor->type), " is not a weight's");
   return CheckFinite(where, out);

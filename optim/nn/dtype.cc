@@ -17,13 +17,17 @@ void Each(std::span<const std::byte> bytes, std::span<float> out, Convert conver
 size_t ElementBytes(FileType type) {
   switch (type) {
     case FileType::kF64:
-    case FileType::kI64: return 8;
+    case FileType::kI64:
+      return 8;
     case FileType::kF32:
-    case FileType::kI32: return 4;
+    case FileType::kI32:
+      return 4;
     case FileType::kF16:
     case FileType::kBF16:
-    case FileType::kI16: return 2;
-    default: return 1;
+    case FileType::kI16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -34,11 +38,20 @@ const char* FileTypeName(FileType type) {
 
 bool ToFloat32(FileType type, std::span<const std::byte> bytes, std::span<float> out) {
   switch (type) {
-    case FileType::kF32: std::memcpy(out.data(), bytes.data(), out.size() * sizeof(float)); return true;
-    case FileType::kF16: Each<uint16_t>(bytes, out, HalfToFloat); return true;
-    case FileType::kBF16: Each<uint16_t>(bytes, out, BFloatToFloat); return true;
-    case FileType::kF64: Each<double>(bytes, out, [](double v) { return static_cast<float>(v); }); return true;
-    default: return false;
+    case FileType::kF32:
+      std::memcpy(out.data(), bytes.data(), out.size() * sizeof(float));
+      return true;
+    case FileType::kF16:
+      Each<uint16_t>(bytes, out, HalfToFloat);
+      return true;
+    case FileType::kBF16:
+      Each<uint16_t>(bytes, out, BFloatToFloat);
+      return true;
+    case FileType::kF64:
+      Each<double>(bytes, out, [](double v) { return static_cast<float>(v); });
+      return true;
+    default:
+      return false;
   }
 }
 

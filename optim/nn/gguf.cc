@@ -52,19 +52,32 @@ enum ValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kStri
 
 absl::StatusOr<GgufValue> ReadScalar(Reader& in, uint32_t type) {
   switch (type) {
-    case kU8: return GgufValue(static_cast<uint64_t>(in.Take<uint8_t>()));
-    case kU16: return GgufValue(static_cast<uint64_t>(in.Take<uint16_t>()));
-    case kU32: return GgufValue(static_cast<uint64_t>(in.Take<uint32_t>()));
-    case kU64: return GgufValue(in.Take<uint64_t>());
-    case kI8: return GgufValue(static_cast<int64_t>(in.Take<int8_t>()));
-    case kI16: return GgufValue(static_cast<int64_t>(in.Take<int16_t>()));
-    case kI32: return GgufValue(static_cast<int64_t>(in.Take<int32_t>()));
-    case kI64: return GgufValue(in.Take<int64_t>());
-    case kF32: return GgufValue(static_cast<double>(in.Take<float>()));
-    case kF64: return GgufValue(in.Take<double>());
-    case kBool: return GgufValue(in.Take<uint8_t>() != 0);
-    case kString: return GgufValue(in.Text());
-    default: return InvalidArgument("value type ", type, " is unknown");
+    case kU8:
+      return GgufValue(static_cast<uint64_t>(in.Take<uint8_t>()));
+    case kU16:
+      return GgufValue(static_cast<uint64_t>(in.Take<uint16_t>()));
+    case kU32:
+      return GgufValue(static_cast<uint64_t>(in.Take<uint32_t>()));
+    case kU64:
+      return GgufValue(in.Take<uint64_t>());
+    case kI8:
+      return GgufValue(static_cast<int64_t>(in.Take<int8_t>()));
+    case kI16:
+      return GgufValue(static_cast<int64_t>(in.Take<int16_t>()));
+    case kI32:
+      return GgufValue(static_cast<int64_t>(in.Take<int32_t>()));
+    case kI64:
+      return GgufValue(in.Take<int64_t>());
+    case kF32:
+      return GgufValue(static_cast<double>(in.Take<float>()));
+    case kF64:
+      return GgufValue(in.Take<double>());
+    case kBool:
+      return GgufValue(in.Take<uint8_t>() != 0);
+    case kString:
+      return GgufValue(in.Text());
+    default:
+      return InvalidArgument("value type ", type, " is unknown");
   }
 }
 
@@ -87,9 +100,12 @@ absl::StatusOr<GgufValue> ReadValue(Reader& in, uint32_t type) {
   std::vector<int64_t> integers;
   for (uint64_t i = 0; i < count && !in.failed(); ++i) {
     ASSIGN_OR_RETURN(GgufValue value, ReadScalar(in, element));
-    if (element == kString) texts.push_back(std::get<std::string>(std::move(value)));
-    else if (element == kF32 || element == kF64) Append(reals, value);
-    else Append(integers, value);
+    if (element == kString)
+      texts.push_back(std::get<std::string>(std::move(value)));
+    else if (element == kF32 || element == kF64)
+      Append(reals, value);
+    else
+      Append(integers, value);
   }
   if (element == kString) return GgufValue(std::move(texts));
   if (element == kF32 || element == kF64) return GgufValue(std::move(reals));
@@ -117,7 +133,8 @@ absl::StatusOr<GgufTensor> ReadTensorInfo(Reader& in) {
     return Unimplemented("gguf: tensor \"", tensor.name, "\": block format ", tensor.type, " is not read here");
   const uint64_t innermost = tensor.shape.empty() ? 1 : static_cast<uint64_t>(tensor.shape[0]);
   if (innermost % format->elements != 0)
-    return InvalidArgument("gguf: tensor \"", tensor.name, "\": rows of ", innermost, " do not divide into blocks of ", format->elements);
+    return InvalidArgument("gguf: tensor \"", tensor.name, "\": rows of ", innermost, " do not divide into blocks of ",
+                           format->elements);
   tensor.bytes = elements / format->elements * format->bytes;
   std::reverse(tensor.shape.begin(), tensor.shape.end());
   return tensor;
@@ -137,7 +154,8 @@ absl::StatusOr<GgufHeader> ParseGguf(std::span<const std::byte> file) {
   const uint32_t version = in.Take<uint32_t>();
   if (version != 2 && version != 3) return Unimplemented("gguf: version ", version, " is not read here (2, 3)");
   const uint64_t tensors = in.Take<uint64_t>(), values = in.Take<uint64_t>();
-  if (in.failed() || tensors > kMaxItems || values > kMaxItems) return InvalidArgument("gguf: absurd counts in the header");
+  if (in.failed() || tensors > kMaxItems || values > kMaxItems)
+    return InvalidArgument("gguf: absurd counts in the header");
   GgufHeader header;
   for (uint64_t i = 0; i < values; ++i) {
     const std::string key = in.Text();
@@ -155,12 +173,14 @@ absl::StatusOr<GgufHeader> ParseGguf(std::span<const std::byte> file) {
   if (auto it = header.metadata.find("general.alignment"); it != header.metadata.end()) {
     if (const auto* given = std::get_if<uint64_t>(&it->second)) align = *given;
   }
-  if (align == 0 || align > (1u << 20) || (align & (align - 1)) != 0) return InvalidArgument("gguf: general.alignment: ", align, " is not a power of two");
+  if (align == 0 || align > (1u << 20) || (align & (align - 1)) != 0)
+    return InvalidArgument("gguf: general.alignment: ", align, " is not a power of two");
   header.data_begin = (in.at() + align - 1) / align * align;
   const uint64_t data = header.data_begin > file.size() ? 0 : file.size() - header.data_begin;
   for (const GgufTensor& tensor : header.tensors) {
     if (tensor.offset > data || tensor.bytes > data - tensor.offset)
-      return InvalidArgument("gguf: tensor \"", tensor.name, "\": data ends at ", tensor.offset + tensor.bytes, ", the file at ", data, ": truncated");
+      return InvalidArgument("gguf: tensor \"", tensor.name, "\": data ends at ", tensor.offset + tensor.bytes,
+                             ", the file at ", data, ": truncated");
   }
   return header;
 }

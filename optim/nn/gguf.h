@@ -1,6 +1,6 @@
 #pragma once
-/// GGUF files (ggml-org/ggml, docs/gguf.md): metadata, tensors, and the block formats that packaged weights use, widened
-/// to float32. Everything the file claims is checked before it is read. Reading is thread-safe.
+/// GGUF files (ggml-org/ggml, docs/gguf.md): metadata, tensors, and the block formats that packaged weights use,
+/// widened to float32. Everything the file claims is checked before it is read. Reading is thread-safe.
 
 #include <cstdint>
 #include <map>
@@ -15,13 +15,13 @@
 namespace optod::nn {
 
 /// Scalars are widened; arrays hold one kind.
-using GgufValue = std::variant<int64_t, uint64_t, double, bool, std::string, std::vector<std::string>, std::vector<double>,
-                               std::vector<int64_t>>;
+using GgufValue = std::variant<int64_t, uint64_t, double, bool, std::string, std::vector<std::string>,
+                               std::vector<double>, std::vector<int64_t>>;
 
 struct GgufTensor {
   std::string name;
-  std::vector<int64_t> shape;  ///< row-major, outermost first (the file stores them innermost first)
-  uint32_t type = 0;           ///< ggml type number
+  std::vector<int64_t> shape;    ///< row-major, outermost first (the file stores them innermost first)
+  uint32_t type = 0;             ///< ggml type number
   size_t offset = 0, bytes = 0;  ///< in the data part
   int64_t elements() const;
 };

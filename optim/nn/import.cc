@@ -58,11 +58,14 @@ absl::StatusOr<tier::BlockList> ReadAll(const ModelConfig& config, bool gguf, co
     const std::string name = ForeignName(tensor.name, gguf);
     const std::vector<int64_t>* shape = source.shape(name);
     if (shape == nullptr) return InvalidArgument("weights: tensor \"", name, "\" is missing");
-    if (*shape != tensor.shape) return InvalidArgument("weights: tensor \"", name, "\" has another shape than the model's sizes ask for");
+    if (*shape != tensor.shape)
+      return InvalidArgument("weights: tensor \"", name, "\" has another shape than the model's sizes ask for");
     RETURN_IF_ERROR(source.read(name, weights.values(uid)));
     RETURN_IF_ERROR(CheckFinite(name, weights.values(uid)));
-    if (tensor.name.ends_with("q_proj.weight")) NeighboursToHalves(config.heads, config.head_dim, config.hidden, weights.values(uid));
-    if (tensor.name.ends_with("k_proj.weight")) NeighboursToHalves(config.kv_heads, config.head_dim, config.hidden, weights.values(uid));
+    if (tensor.name.ends_with("q_proj.weight"))
+      NeighboursToHalves(config.heads, config.head_dim, config.hidden, weights.values(uid));
+    if (tensor.name.ends_with("k_proj.weight"))
+      NeighboursToHalves(config.kv_heads, config.head_dim, config.hidden, weights.values(uid));
   }
   return weights;
 }
@@ -78,8 +81,10 @@ class Metadata {
   double Number(const std::string& key, double fallback) {
     const auto it = header_.metadata.find(key);
     if (it == header_.metadata.end()) return fallback;
-    if (const auto* u = std::get_if<uint64_t>(&it->second)) return *u < (uint64_t{1} << 40) ? static_cast<double>(*u) : -2;
-    if (const auto* i = std::get_if<int64_t>(&it->second)) return std::abs(*i) < (int64_t{1} << 40) ? static_cast<double>(*i) : -2;
+    if (const auto* u = std::get_if<uint64_t>(&it->second))
+      return *u < (uint64_t{1} << 40) ? static_cast<double>(*u) : -2;
+    if (const auto* i = std::get_if<int64_t>(&it->second))
+      return std::abs(*i) < (int64_t{1} << 40) ? static_cast<double>(*i) : -2;
     if (const auto* d = std::get_if<double>(&it->second)) return std::isfinite(*d) ? *d : -2;
     return fallback;
   }
@@ -115,27 +120,31 @@ absl::StatusOr<ModelConfig> GgufConfig(const GgufHeader& header) {
   const auto it = header.metadata.find("general.architecture");
   const std::string* arch = it == header.metadata.end() ? nullptr : std::get_if<std::string>(&it->second);
   if (arch == nullptr) return InvalidArgument("gguf: general.architecture: missing");
-  if (*arch != "llama") return Unimplemented("gguf: general.architecture: \"", arch->substr(0, 64), "\" is not read here (llama)");
+  if (*arch != "llama")
+    return Unimplemented("gguf: general.architecture: \"", arch->substr(0, 64), "\" is not read here (llama)");
   Metadata m(header);
   const GgufTensor *embed = nullptr, *output = nullptr;
   for (const GgufTensor& tensor : header.tensors) {
     if (tensor.name == "token_embd.weight") embed = &tensor;
     if (tensor.name == "output.weight") output = &tensor;
   }
-  if (embed == nullptr || embed->shape.size() != 2) return InvalidArgument("gguf: tensor \"token_embd.weight\" is missing");
-  nlohmann::json json = {{"model_type", "llama"},
-                         {"vocab_size", embed->shape[0]},
-                         {"hidden_size", m.Int("llama.embedding_length", 0)},
-                         {"intermediate_size", m.Int("llama.feed_forward_length", 0)},
-                         {"num_hidden_layers", m.Int("llama.block_count", 0)},
-                         {"num_attention_heads", m.Int("llama.attention.head_count", 0)},
-                         {"num_key_value_heads", m.Int("llama.attention.head_count_kv", m.Int("llama.attention.head_count", 0))},
-                         {"max_position_embeddings", m.Int("llama.context_length", 2048)},
-                         {"rms_norm_eps", m.Number("llama.attention.layer_norm_rms_epsilon", 1e-5)},
-                         {"rope_theta", m.Number("llama.rope.freq_base", 10000)},
-                         {"tie_word_embeddings", output == nullptr}};
+  if (embed == nullptr || embed->shape.size() != 2)
+    return InvalidArgument("gguf: tensor \"token_embd.weight\" is missing");
+  nlohmann::json json = {
+      {"model_type", "llama"},
+      {"vocab_size", embed->shape[0]},
+      {"hidden_size", m.Int("llama.embedding_length", 0)},
+      {"intermediate_size", m.Int("llama.feed_forward_length", 0)},
+      {"num_hidden_layers", m.Int("llama.block_count", 0)},
+      {"num_attention_heads", m.Int("llama.attention.head_count", 0)},
+      {"num_key_value_heads", m.Int("llama.attention.head_count_kv", m.Int("llama.attention.head_count", 0))},
+      {"max_position_embeddings", m.Int("llama.context_length", 2048)},
+      {"rms_norm_eps", m.Number("llama.attention.layer_norm_rms_epsilon", 1e-5)},
+      {"rope_theta", m.Number("llama.rope.freq_base", 10000)},
+      {"tie_word_embeddings", output == nullptr}};
   absl::StatusOr<ModelConfig> config = ParseConfig(json.dump());
-  if (!config.ok()) return absl::Status(config.status().code(), "gguf: metadata: " + std::string(config.status().message()));
+  if (!config.ok())
+    return absl::Status(config.status().code(), "gguf: metadata: " + std::string(config.status().message()));
   config->json.clear();
   config->bos = m.Int("tokenizer.ggml.bos_token_id", -1);
   config->eos = m.Int("tokenizer.ggml.eos_token_id", -1);
@@ -164,7 +173,8 @@ absl::StatusOr<ModelFiles> LoadGguf(const std::string& path) {
 
 absl::StatusOr<ModelConfig> Llama2cConfig(const SafetensorsHeader& header) {
   const auto it = header.metadata.find("config");
-  if (it == header.metadata.end()) return NotFound("config.json: missing, and the weights carry no description of the model");
+  if (it == header.metadata.end())
+    return NotFound("config.json: missing, and the weights carry no description of the model");
   const auto sizes = nlohmann::json::parse(it->second, nullptr, false);
   if (!sizes.is_object()) return InvalidArgument("safetensors: __metadata__.config: not a JSON object");
   const auto at = [&](const char* key) { return sizes.contains(key) ? sizes[key] : nlohmann::json(); };
@@ -200,7 +210,8 @@ absl::StatusOr<ModelFiles> LoadLlama2c(const std::string& path) {
   };
   source.read = [&](const std::string& name, std::span<float> out) -> absl::Status {
     const FileTensor& tensor = *by_name[name];
-    if (!ToFloat32(tensor.type, file.bytes(tensor), out)) return InvalidArgument(name, ": dtype ", FileTypeName(tensor.type), " is not a weight's");
+    if (!ToFloat32(tensor.type, file.bytes(tensor), out))
+      return InvalidArgument(name, ": dtype ", FileTypeName(tensor.type), " is not a weight's");
     return absl::OkStatus();
   };
   ASSIGN_OR_RETURN(model.weights, ReadAll(model.config, /*gguf=*/false, source));

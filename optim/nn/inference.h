@@ -1,7 +1,7 @@
 #pragma once
-/// Running a loaded model: logits of token sequences, and greedy or sampled continuation. Free of LibTorch types, so that
-/// programs that only call it compile fast. One object at a time per model; not thread-safe. What LibTorch throws comes
-/// back as INTERNAL (RESOURCE_EXHAUSTED for lack of memory).
+/// Running a loaded model: logits of token sequences, and greedy or sampled continuation. Free of LibTorch types, so
+/// that programs that only call it compile fast. One object at a time per model; not thread-safe. What LibTorch throws
+/// comes back as INTERNAL (RESOURCE_EXHAUSTED for lack of memory).
 
 #include <cstdint>
 #include <functional>
@@ -17,15 +17,16 @@ enum class Precision { kFloat32, kBFloat16 };
 
 struct SamplingOptions {
   int64_t max_tokens = 64;
-  double temperature = 0;  ///< 0 = the likeliest token every time
-  uint64_t seed = 0;       ///< of the draws
-  int64_t stop_token = -1; ///< ends the text; not part of it
+  double temperature = 0;   ///< 0 = the likeliest token every time
+  uint64_t seed = 0;        ///< of the draws
+  int64_t stop_token = -1;  ///< ends the text; not part of it
 };
 
 class Inference {
  public:
   /// `files` is borrowed and must outlive this object. bfloat16 keeps a second copy of the weights.
-  static absl::StatusOr<std::unique_ptr<Inference>> Create(const ModelFiles& files, Precision precision = Precision::kFloat32);
+  static absl::StatusOr<std::unique_ptr<Inference>> Create(const ModelFiles& files,
+                                                           Precision precision = Precision::kFloat32);
   virtual ~Inference() = default;
   /// Row-major [ids.size(), vocab] float32. INVALID_ARGUMENT: `ids[3]: 512 is not below the vocabulary's 512`, an empty
   /// list, or more tokens than the model has positions.

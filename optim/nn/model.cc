@@ -25,7 +25,8 @@ at::Tensor MaskOf(const ModelConfig& config, int64_t length, int64_t past) {
   for (int64_t i = 0; i < length; ++i) {
     for (int64_t j = 0; j < past + length; ++j) {
       const int64_t distance = past + i - j;
-      if (distance < 0 || (window && distance >= config.sliding_window)) m[i * (past + length) + j] = -std::numeric_limits<float>::infinity();
+      if (distance < 0 || (window && distance >= config.sliding_window))
+        m[i * (past + length) + j] = -std::numeric_limits<float>::infinity();
     }
   }
   return mask;
@@ -39,7 +40,8 @@ void RotaryTables(const ModelConfig& config, const std::vector<int64_t>& positio
   std::vector<float> frequency(static_cast<size_t>(d / 2));
   for (int64_t i = 0; i < d / 2; ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(d);
-    frequency[static_cast<size_t>(i)] = 1.0f / std::pow(static_cast<float>(config.rope_theta), exponent) / static_cast<float>(config.rope_scale);
+    frequency[static_cast<size_t>(i)] =
+        1.0f / std::pow(static_cast<float>(config.rope_theta), exponent) / static_cast<float>(config.rope_scale);
   }
   float *c = cos->data_ptr<float>(), *s = sin->data_ptr<float>();
   for (int64_t p = 0; p < t; ++p) {
@@ -64,7 +66,8 @@ at::Tensor LowRank(const at::Tensor& x, const at::Tensor& a, const at::Tensor& b
 
 }  // namespace
 
-Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths, int64_t past_tokens, int64_t shift)
+Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths,
+             int64_t past_tokens, int64_t shift)
     : tokens(static_cast<int64_t>(token_ids.size())), past(past_tokens) {
   std::vector<int64_t> place;
   for (int64_t length : lengths) {
@@ -100,21 +103,27 @@ at::Tensor Model::Linear(const at::Tensor& x, const Weights& w, int weight, int 
 
 at::Tensor Model::Activate(const at::Tensor& x) const {
   switch (config_.activation) {
-    case Activation::kSilu: return at::silu(x);
-    case Activation::kRelu: return at::relu(x);
-    case Activation::kGeluTanh: return at::gelu(x, "tanh");
-    default: return at::gelu(x);
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    default:
+      return at::gelu(x);
   }
 }
 
-at::Tensor Model::Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types, const Weights& embed) const {
+at::Tensor Model::Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
+                        const Weights& embed) const {
   at::Tensor x = tokens;
   if (types.defined()) x = at::add(x, types);  // the order of additions is that of the reference implementations
   if (positions.defined()) x = at::add(x, positions);
   return embed_.norm < 0 ? x : Norm(x, embed, embed_.norm, embed_.norm_bias);
 }
 
-at::Tensor Model::Layer(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra, KeyValues* cache) const {
+at::Tensor Model::Layer(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra,
+                        KeyValues* cache) const {
   if (config_.post_norm()) {
     const at::Tensor h = Norm(at::add(Attention(w, x, batch, extra, cache), x), w, layer_.norm1, layer_.norm1_bias);
     return Norm(at::add(Mlp(w, h), h), w, layer_.norm2, layer_.norm2_bias);
@@ -133,7 +142,8 @@ at::Tensor Model::Mlp(const Weights& w, const at::Tensor& x) const {
   return Linear(h, w, layer_.down, layer_.down_bias);
 }
 
-at::Tensor Model::Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra, KeyValues* cache) const {
+at::Tensor Model::Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra,
+                            KeyValues* cache) const {
   const int64_t t = x.size(0), d = config_.head_dim;
   at::Tensor q = Linear(x, w, layer_.q, layer_.q_bias), k, v;
   if (config_.fused_qkv()) {
@@ -157,15 +167,17 @@ at::Tensor Model::Attention(const Weights& w, const at::Tensor& x, const Batch& 
   std::vector<at::Tensor> parts;
   for (const Batch::Run& run : batch.runs) {
     const int64_t end = run.begin + run.sequences * run.length;
-    parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run, extra, cache));
+    parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
+                              extra, cache));
   }
   return Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), w, layer_.o, layer_.o_bias);
 }
 
 /// One run of n sequences of equal length. Queries that share a key head are rows of one product: no keys are copied.
-at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const LayerExtra& extra,
-                            KeyValues* cache) const {
-  const int64_t n = run.sequences, length = run.length, d = config_.head_dim, kv = config_.kv_heads, share = config_.heads / kv;
+at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run,
+                            const LayerExtra& extra, KeyValues* cache) const {
+  const int64_t n = run.sequences, length = run.length, d = config_.head_dim, kv = config_.kv_heads,
+                share = config_.heads / kv;
   k = k.reshape({n, length, kv, d});
   v = v.reshape({n, length, kv, d});
   if (cache != nullptr) {
@@ -182,17 +194,22 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
     v = at::cat({extra.prefix_v.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), v}, 1);
   }
   const int64_t seen = k.size(1);
-  const at::Tensor queries = q.reshape({n, length, kv, share, d}).permute({0, 2, 3, 1, 4}).reshape({n * kv, share * length, d});
+  const at::Tensor queries =
+      q.reshape({n, length, kv, share, d}).permute({0, 2, 3, 1, 4}).reshape({n * kv, share * length, d});
   const at::Tensor keys = k.permute({0, 2, 3, 1}).reshape({n * kv, d, seen});
   const at::Tensor values = v.permute({0, 2, 1, 3}).reshape({n * kv, seen, d});
   at::Tensor scores = at::bmm(queries, keys).view({n * kv * share, length, seen});
   if (run.mask.defined()) {
     at::Tensor mask = run.mask;
-    if (prefix > 0) mask = at::cat({at::zeros({length, prefix}, at::kFloat), mask}, 1);  // virtual tokens are seen by all
+    if (prefix > 0)
+      mask = at::cat({at::zeros({length, prefix}, at::kFloat), mask}, 1);  // virtual tokens are seen by all
     scores = at::add(scores, mask.to(scores.scalar_type()));
   }
   const at::Tensor weights = at::softmax(scores, -1).view({n * kv, share * length, seen});
-  return at::bmm(weights, values).view({n, kv, share, length, d}).permute({0, 3, 1, 2, 4}).reshape({n * length, config_.heads * d});
+  return at::bmm(weights, values)
+      .view({n, kv, share, length, d})
+      .permute({0, 3, 1, 2, 4})
+      .reshape({n * length, config_.heads * d});
 }
 
 at::Tensor Model::Final(const Weights& head, const at::Tensor& x) const {

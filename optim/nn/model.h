@@ -36,7 +36,8 @@ class Batch {
  public:
   /// `lengths` sum to ids.size(). Runs of equal lengths are computed together. `past`: tokens already in the cache
   /// (one sequence only). `shift`: positions begin so much later, behind virtual tokens.
-  Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0, int64_t shift = 0);
+  Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0,
+        int64_t shift = 0);
 
   struct Run {
     int64_t begin = 0, sequences = 0, length = 0;
@@ -55,7 +56,8 @@ class Model {
   const ModelConfig& config() const { return config_; }
 
   /// Rows already gathered: tokens [T, hidden]; positions, types [T, hidden] or undefined.
-  at::Tensor Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types, const Weights& embed) const;
+  at::Tensor Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
+                   const Weights& embed) const;
   /// `cache`: keys and values of earlier tokens, replaced by all; nullptr = none kept.
   at::Tensor Layer(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra = {},
                    KeyValues* cache = nullptr) const;
@@ -71,7 +73,8 @@ class Model {
  private:
   at::Tensor Norm(const at::Tensor& x, const Weights& w, int weight, int bias) const;
   at::Tensor Linear(const at::Tensor& x, const Weights& w, int weight, int bias) const;
-  at::Tensor Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra, KeyValues* cache) const;
+  at::Tensor Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra,
+                       KeyValues* cache) const;
   at::Tensor AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const LayerExtra& extra,
                        KeyValues* cache) const;
   at::Tensor Mlp(const Weights& w, const at::Tensor& x) const;
@@ -85,7 +88,8 @@ class Model {
 
 /// Keeps and reuses large buffers under LibTorch's CPU tensors: fresh pages cost more than kernels. Once a process.
 void UseCachingAllocator();
-/// One OpenMP pool for LibTorch, OpenBLAS and the rules; `threads` <= 0 = all CPUs this process may use. Returns the number.
+/// One OpenMP pool for LibTorch, OpenBLAS and the rules; `threads` <= 0 = all CPUs this process may use. Returns the
+/// number.
 int SetThreads(int threads);
 
 }  // namespace optod::nn

@@ -1,8 +1,7 @@
 // The tensors of each family, block by block, under the names Hugging Face's files use. One list serves the names, the
 // shapes and the slots, so they cannot disagree.
-#include "optim/nn/model_config.h"
-
 #include "base/status.h"
+#include "optim/nn/model_config.h"
 
 namespace optod::nn {
 namespace {
@@ -15,7 +14,9 @@ class Block {
     spec_.tensors.push_back({prefix_ + name, std::move(shape), decay});
     return static_cast<int>(spec_.tensors.size()) - 1;
   }
-  int Matrix(const std::string& name, int64_t rows, int64_t columns) { return Add(name + ".weight", {rows, columns}, true); }
+  int Matrix(const std::string& name, int64_t rows, int64_t columns) {
+    return Add(name + ".weight", {rows, columns}, true);
+  }
   int Vector(const std::string& name, int64_t size) { return Add(name, {size}, false); }
   tier::BlockSpec Take() { return std::move(spec_); }
 
@@ -27,7 +28,8 @@ class Block {
 LayerSlots RotaryLayer(const ModelConfig& c, Block& b) {
   LayerSlots s;
   s.norm1 = b.Vector("input_layernorm.weight", c.hidden);
-  auto projection = [&](const std::string& name, int64_t rows, int64_t columns, bool bias, int* weight, int* bias_slot) {
+  auto projection = [&](const std::string& name, int64_t rows, int64_t columns, bool bias, int* weight,
+                        int* bias_slot) {
     *weight = b.Matrix(name, rows, columns);
     if (bias) *bias_slot = b.Vector(name + ".bias", rows);
   };
@@ -46,11 +48,17 @@ LayerSlots RotaryLayer(const ModelConfig& c, Block& b) {
 struct ClassicNames {
   const char *norm1, *q, *k, *v, *o, *norm2, *up, *down;
 };
-constexpr ClassicNames kOpt = {"self_attn_layer_norm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                               "self_attn.out_proj",   "final_layer_norm", "fc1",              "fc2"};
-constexpr ClassicNames kRoberta = {"attention.output.LayerNorm", "attention.self.query",  "attention.self.key",
-                                   "attention.self.value",       "attention.output.dense", "output.LayerNorm",
-                                   "intermediate.dense",         "output.dense"};
+constexpr ClassicNames kOpt = {"self_attn_layer_norm",
+                               "self_attn.q_proj",
+                               "self_attn.k_proj",
+                               "self_attn.v_proj",
+                               "self_attn.out_proj",
+                               "final_layer_norm",
+                               "fc1",
+                               "fc2"};
+constexpr ClassicNames kRoberta = {
+    "attention.output.LayerNorm", "attention.self.query", "attention.self.key", "attention.self.value",
+    "attention.output.dense",     "output.LayerNorm",     "intermediate.dense", "output.dense"};
 
 LayerSlots ClassicLayer(const ModelConfig& c, const ClassicNames& n, Block& b) {
   LayerSlots s;
@@ -93,19 +101,27 @@ LayerSlots Gpt2Layer(const ModelConfig& c, Block& b) {
 
 const char* LayerPrefix(Family family) {
   switch (family) {
-    case Family::kOpt: return "model.decoder.layers.";
-    case Family::kGpt2: return "transformer.h.";
-    case Family::kRoberta: return "roberta.encoder.layer.";
-    default: return "model.layers.";
+    case Family::kOpt:
+      return "model.decoder.layers.";
+    case Family::kGpt2:
+      return "transformer.h.";
+    case Family::kRoberta:
+      return "roberta.encoder.layer.";
+    default:
+      return "model.layers.";
   }
 }
 
 LayerSlots BuildLayer(const ModelConfig& c, Block& b) {
   switch (c.family) {
-    case Family::kOpt: return ClassicLayer(c, kOpt, b);
-    case Family::kRoberta: return ClassicLayer(c, kRoberta, b);
-    case Family::kGpt2: return Gpt2Layer(c, b);
-    default: return RotaryLayer(c, b);
+    case Family::kOpt:
+      return ClassicLayer(c, kOpt, b);
+    case Family::kRoberta:
+      return ClassicLayer(c, kRoberta, b);
+    case Family::kGpt2:
+      return Gpt2Layer(c, b);
+    default:
+      return RotaryLayer(c, b);
   }
 }
 
@@ -127,7 +143,8 @@ EmbedSlots BuildEmbed(const ModelConfig& c, Block& b) {
       s.norm = b.Vector("roberta.embeddings.LayerNorm.weight", c.hidden);
       s.norm_bias = b.Vector("roberta.embeddings.LayerNorm.bias", c.hidden);
       break;
-    default: s.tokens = b.Matrix("model.embed_tokens", c.vocab, c.hidden);
+    default:
+      s.tokens = b.Matrix("model.embed_tokens", c.vocab, c.hidden);
   }
   return s;
 }
@@ -148,7 +165,9 @@ HeadSlots BuildHead(const ModelConfig& c, Block& b) {
     if (!c.tied) s.lm_head = b.Matrix("lm_head.decoder", c.vocab, c.hidden);
     return s;
   }
-  norm(c.family == Family::kOpt ? "model.decoder.final_layer_norm" : c.family == Family::kGpt2 ? "transformer.ln_f" : "model.norm");
+  norm(c.family == Family::kOpt    ? "model.decoder.final_layer_norm"
+       : c.family == Family::kGpt2 ? "transformer.ln_f"
+                                   : "model.norm");
   if (!c.tied) s.lm_head = b.Matrix("lm_head", c.vocab, c.hidden);
   return s;
 }

@@ -89,7 +89,8 @@ void SplitHeads(Fields& f, ModelConfig& c, const char* heads_key) {
   }
   if (c.heads % c.kv_heads != 0)
     f.Complain(Cat("num_key_value_heads: ", c.kv_heads, " does not divide ", heads_key, " ", c.heads));
-  if (c.rotary() && c.head_dim % 2 != 0) f.Complain(Cat("head_dim: ", c.head_dim, " is odd; rotary positions need pairs"));
+  if (c.rotary() && c.head_dim % 2 != 0)
+    f.Complain(Cat("head_dim: ", c.head_dim, " is odd; rotary positions need pairs"));
 }
 
 void ReadRope(Fields& f, ModelConfig& c) {
@@ -215,7 +216,8 @@ absl::StatusOr<ModelConfig> ParseConfig(const std::string& json_text) {
     config.json = json_text;
     return config;
   }
-  return Unimplemented("config.json: model_type: \"", type.substr(0, 64), "\" is not one of llama, mistral, opt, gpt2, roberta");
+  return Unimplemented("config.json: model_type: \"", type.substr(0, 64),
+                       "\" is not one of llama, mistral, opt, gpt2, roberta");
 }
 
 std::string ConfigJson(const ModelConfig& c) {

@@ -24,19 +24,19 @@ enum class Activation { kSilu, kRelu, kGeluTanh, kGelu };
 struct ModelConfig {
   Family family = Family::kLlama;
   int64_t vocab = 0, hidden = 0, inter = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
-  int64_t max_positions = 0;   ///< longest sequence
-  int64_t position_offset = 0; ///< learned positions: row of token 0 (OPT 2, RoBERTa padding id + 1)
-  int64_t type_vocab = 0;      ///< RoBERTa's token types
-  int64_t sliding_window = 0;  ///< a token sees itself and the sliding_window - 1 before it; 0 = all
+  int64_t max_positions = 0;    ///< longest sequence
+  int64_t position_offset = 0;  ///< learned positions: row of token 0 (OPT 2, RoBERTa padding id + 1)
+  int64_t type_vocab = 0;       ///< RoBERTa's token types
+  int64_t sliding_window = 0;   ///< a token sees itself and the sliding_window - 1 before it; 0 = all
   double norm_eps = 1e-5;
   double rope_theta = 10000;
-  double rope_scale = 1;       ///< positions are divided by it ("linear" scaling)
+  double rope_scale = 1;  ///< positions are divided by it ("linear" scaling)
   Activation activation = Activation::kSilu;
-  bool tied = false;           ///< the head is the embedding matrix
+  bool tied = false;  ///< the head is the embedding matrix
   bool attention_bias = false, mlp_bias = false;
   bool norm_affine = true;
   int64_t bos = -1, eos = -1, pad = -1, mask_token = -1;
-  std::string json;            ///< the config.json it came from, for export
+  std::string json;  ///< the config.json it came from, for export
 
   bool rotary() const { return family == Family::kLlama || family == Family::kMistral; }
   bool gated() const { return rotary(); }
@@ -69,10 +69,10 @@ struct EmbedSlots {
   int tokens = -1, positions = -1, types = -1, norm = -1, norm_bias = -1;
 };
 struct HeadSlots {
-  int norm = -1, norm_bias = -1;               ///< final norm (decoders)
-  int dense = -1, dense_bias = -1;             ///< RoBERTa's transform
+  int norm = -1, norm_bias = -1;    ///< final norm (decoders)
+  int dense = -1, dense_bias = -1;  ///< RoBERTa's transform
   int lm_norm = -1, lm_norm_bias = -1, lm_bias = -1;
-  int lm_head = -1;                            ///< -1: tied to the token embedding
+  int lm_head = -1;  ///< -1: tied to the token embedding
 };
 LayerSlots LayerSlotsOf(const ModelConfig& config);
 EmbedSlots EmbedSlotsOf(const ModelConfig& config);

@@ -16,8 +16,8 @@ namespace {
 using nlohmann::json;
 
 constexpr std::pair<const char*, FileType> kTypes[] = {
-    {"F32", FileType::kF32}, {"F16", FileType::kF16}, {"BF16", FileType::kBF16}, {"F64", FileType::kF64},
-    {"I64", FileType::kI64}, {"I32", FileType::kI32}, {"I16", FileType::kI16},   {"I8", FileType::kI8},
+    {"F32", FileType::kF32}, {"F16", FileType::kF16},  {"BF16", FileType::kBF16}, {"F64", FileType::kF64},
+    {"I64", FileType::kI64}, {"I32", FileType::kI32},  {"I16", FileType::kI16},   {"I8", FileType::kI8},
     {"U8", FileType::kU8},   {"BOOL", FileType::kBool}};
 
 absl::Status Bad(const std::string& name, const std::string& what) {
@@ -105,7 +105,8 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensors(std::span<const std::byte> fi
   if (file.size() < 8) return InvalidArgument("safetensors: ", file.size(), " bytes are too short for a header");
   uint64_t length = 0;
   std::memcpy(&length, file.data(), 8);
-  if (length > kMaxHeaderBytes) return InvalidArgument("safetensors: header length ", length, " is over ", kMaxHeaderBytes);
+  if (length > kMaxHeaderBytes)
+    return InvalidArgument("safetensors: header length ", length, " is over ", kMaxHeaderBytes);
   if (length > file.size() - 8)
     return InvalidArgument("safetensors: header length ", length, " is beyond the file's ", file.size(), " bytes");
   const char* text = reinterpret_cast<const char*>(file.data()) + 8;
@@ -137,7 +138,8 @@ absl::StatusOr<Safetensors> Safetensors::Open(const std::string& path) {
   ASSIGN_OR_RETURN(result.file_, MappedFile::Open(path));
   absl::StatusOr<SafetensorsHeader> header = ParseSafetensors(result.file_.bytes());
   if (!header.ok()) {
-    return absl::Status(header.status().code(), Cat(path.substr(path.rfind('/') + 1), ": ", std::string(header.status().message())));
+    return absl::Status(header.status().code(),
+                        Cat(path.substr(path.rfind('/') + 1), ": ", std::string(header.status().message())));
   }
   result.header_ = *std::move(header);
   return result;
@@ -150,9 +152,8 @@ std::string HeaderText(const std::vector<TensorToWrite>& tensors, const std::map
   if (!metadata.empty()) header["__metadata__"] = metadata;
   size_t at = 0;
   for (const TensorToWrite& tensor : tensors) {
-    header[tensor.name] = {{"dtype", FileTypeName(tensor.type)},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {at, at + tensor.data.size()}}};
+    header[tensor.name] = {
+        {"dtype", FileTypeName(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.data.size()}}};
     at += tensor.data.size();
   }
   std::string text = header.dump();
@@ -164,7 +165,8 @@ absl::Status WriteAll(int fd, std::span<const std::byte> data) {
   while (!data.empty()) {
     const ssize_t wrote = write(fd, data.data(), std::min<size_t>(data.size(), 1u << 30));
     if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return errno == ENOSPC ? ResourceExhausted("the disk is full") : Internal("write: ", std::strerror(errno));
+    if (wrote < 0)
+      return errno == ENOSPC ? ResourceExhausted("the disk is full") : Internal("write: ", std::strerror(errno));
     data = data.subspan(static_cast<size_t>(wrote));
   }
   return absl::OkStatus();

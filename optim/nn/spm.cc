@@ -98,8 +98,10 @@ class Spm final : public Tokenizer {
     static constexpr char kHex[] = "0123456789ABCDEF";
     for (unsigned char c : symbol) {
       const int64_t id = Find(std::string("<0x") + kHex[c >> 4] + kHex[c & 15] + ">");
-      if (id >= 0) ids->push_back(id);
-      else if (unknown_ >= 0) return ids->push_back(unknown_);
+      if (id >= 0)
+        ids->push_back(id);
+      else if (unknown_ >= 0)
+        return ids->push_back(unknown_);
     }
   }
 
@@ -141,11 +143,16 @@ class Wire {
     return value;
   }
   void Skip(uint64_t kind) {
-    if (kind == 0) Varint();
-    else if (kind == 1) Bytes(8);
-    else if (kind == 2) Delimited();
-    else if (kind == 5) Bytes(4);
-    else failed_ = true;
+    if (kind == 0)
+      Varint();
+    else if (kind == 1)
+      Bytes(8);
+    else if (kind == 2)
+      Delimited();
+    else if (kind == 5)
+      Bytes(4);
+    else
+      failed_ = true;
   }
 
  private:
@@ -161,10 +168,14 @@ bool ReadPiece(std::string_view bytes, SpmData* data) {
   int kind = 1;
   while (!wire.done()) {
     const uint64_t tag = wire.Varint();
-    if (tag == (1 << 3 | 2)) piece = std::string(wire.Delimited());
-    else if (tag == (2 << 3 | 5)) score = wire.Float();
-    else if (tag == (3 << 3 | 0)) kind = static_cast<int>(wire.Varint());
-    else wire.Skip(tag & 7);
+    if (tag == (1 << 3 | 2))
+      piece = std::string(wire.Delimited());
+    else if (tag == (2 << 3 | 5))
+      score = wire.Float();
+    else if (tag == (3 << 3 | 0))
+      kind = static_cast<int>(wire.Varint());
+    else
+      wire.Skip(tag & 7);
   }
   data->pieces.push_back(std::move(piece));
   data->scores.push_back(std::isfinite(score) ? score : 0);
@@ -187,14 +198,18 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePieceModel(std::string_v
     } else if (tag == (2 << 3 | 2)) {  // trainer_spec
       for (Wire spec(wire.Delimited()); !spec.done();) {
         const uint64_t inner = spec.Varint();
-        if (inner == (3 << 3 | 0)) model_type = static_cast<int>(spec.Varint());
-        else spec.Skip(inner & 7);
+        if (inner == (3 << 3 | 0))
+          model_type = static_cast<int>(spec.Varint());
+        else
+          spec.Skip(inner & 7);
       }
     } else if (tag == (3 << 3 | 2)) {  // normalizer_spec
       for (Wire spec(wire.Delimited()); !spec.done();) {
         const uint64_t inner = spec.Varint();
-        if (inner == (3 << 3 | 0)) data.dummy_prefix = spec.Varint() != 0;
-        else spec.Skip(inner & 7);
+        if (inner == (3 << 3 | 0))
+          data.dummy_prefix = spec.Varint() != 0;
+        else
+          spec.Skip(inner & 7);
       }
     } else {
       wire.Skip(tag & 7);
@@ -217,7 +232,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseLlama2cTokenizer(std::string_vie
     std::memcpy(&score, bytes.data() + at, 4);
     std::memcpy(&length, bytes.data() + at + 4, 4);
     at += 8;
-    if (length < 0 || static_cast<size_t>(length) > bytes.size() - at) return InvalidArgument("tok.bin: token ", data.pieces.size(), ": length ", length);
+    if (length < 0 || static_cast<size_t>(length) > bytes.size() - at)
+      return InvalidArgument("tok.bin: token ", data.pieces.size(), ": length ", length);
     std::string piece;
     for (char c : bytes.substr(at, static_cast<size_t>(length))) c == ' ' ? piece += "\xe2\x96\x81" : piece += c;
     at += static_cast<size_t>(length);
@@ -226,7 +242,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseLlama2cTokenizer(std::string_vie
     data.scores.push_back(std::isfinite(score) ? score : 0);
     data.kinds.push_back(id == 0 ? kUnknown : id <= 2 ? kControl : 1);
   }
-  if (data.pieces.size() < 259) return InvalidArgument("tok.bin: ", data.pieces.size(), " tokens; 3 special ones and 256 bytes are the least");
+  if (data.pieces.size() < 259)
+    return InvalidArgument("tok.bin: ", data.pieces.size(), " tokens; 3 special ones and 256 bytes are the least");
   std::unique_ptr<Tokenizer> made = MakeSpm(std::move(data));
   made->prefix = {1};
   return made;

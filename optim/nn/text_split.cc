@@ -5,8 +5,8 @@
 namespace optod::nn {
 namespace {
 
-// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ (Radford et al., 2019). RE2 has no look-ahead:
-// runs of spaces are cut by hand.
+// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ (Radford et al., 2019). RE2 has no
+// look-ahead: runs of spaces are cut by hand.
 struct Patterns {
   RE2 word{R"(('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{Z}\x{85}\p{L}\p{N}]+))", Quiet()};
   RE2 spaces{R"(([\s\p{Z}\x{85}]+))", Quiet()};
@@ -36,7 +36,11 @@ size_t Match(const RE2& pattern, std::string_view text) {
 
 size_t CharacterLength(std::string_view text, size_t at) {
   const auto lead = static_cast<unsigned char>(text[at]);
-  const size_t length = lead < 0x80 ? 1 : lead >= 0xf0 && lead < 0xf8 ? 4 : lead >= 0xe0 && lead < 0xf0 ? 3 : lead >= 0xc2 && lead < 0xe0 ? 2 : 1;
+  const size_t length = lead < 0x80                   ? 1
+                        : lead >= 0xf0 && lead < 0xf8 ? 4
+                        : lead >= 0xe0 && lead < 0xf0 ? 3
+                        : lead >= 0xc2 && lead < 0xe0 ? 2
+                                                      : 1;
   if (at + length > text.size()) return 1;
   for (size_t i = 1; i < length; ++i) {
     if ((static_cast<unsigned char>(text[at + i]) & 0xc0) != 0x80) return 1;

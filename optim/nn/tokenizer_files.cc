@@ -30,7 +30,8 @@ absl::Status ReadVocab(const json& vocab, const std::string& where, std::vector<
 
 absl::Status AddMerge(const std::string& line, BpeData* data) {
   const size_t space = line.find(' ');
-  if (space == std::string::npos || space == 0 || space + 1 == line.size()) return InvalidArgument("merges: \"", line.substr(0, 32), "\" is not a pair");
+  if (space == std::string::npos || space == 0 || space + 1 == line.size())
+    return InvalidArgument("merges: \"", line.substr(0, 32), "\" is not a pair");
   data->merges.emplace_back(line.substr(0, space), line.substr(space + 1));
   return absl::OkStatus();
 }
@@ -50,13 +51,15 @@ absl::Status ReadMerges(const json& merges, BpeData* data) {
 }
 
 std::string TypeOf(const json& object) {
-  return object.is_object() && object.contains("type") && object["type"].is_string() ? object["type"].get<std::string>() : "";
+  return object.is_object() && object.contains("type") && object["type"].is_string() ? object["type"].get<std::string>()
+                                                                                     : "";
 }
 
 /// The members of a Sequence, or the thing itself; nothing for null.
 std::vector<json> Members(const json& object, const char* list) {
   if (object.is_null()) return {};
-  if (TypeOf(object) == "Sequence" && object.contains(list) && object[list].is_array()) return object[list].get<std::vector<json>>();
+  if (TypeOf(object) == "Sequence" && object.contains(list) && object[list].is_array())
+    return object[list].get<std::vector<json>>();
   return {object};
 }
 
@@ -84,9 +87,12 @@ absl::Status ReadPreTokenizer(const json& root, BpeSplit* split) {
 absl::Status ReadNormalizer(const json& root, BpeSplit* split) {
   for (const json& part : Members(root.value("normalizer", json()), "normalizers")) {
     const std::string type = TypeOf(part);
-    if (type == "Prepend" && !split->byte_level) split->prefix_space = true;
-    else if (type == "Replace" && !split->byte_level) continue;  // spaces to U+2581, done anyway
-    else return Unimplemented("tokenizer.json: normalizer: type \"", type, "\" is not read here");
+    if (type == "Prepend" && !split->byte_level)
+      split->prefix_space = true;
+    else if (type == "Replace" && !split->byte_level)
+      continue;  // spaces to U+2581, done anyway
+    else
+      return Unimplemented("tokenizer.json: normalizer: type \"", type, "\" is not read here");
   }
   return absl::OkStatus();
 }
@@ -94,7 +100,8 @@ absl::Status ReadNormalizer(const json& root, BpeSplit* split) {
 void AddAround(const json& piece, const Tokenizer& tokenizer, std::vector<int64_t>* out) {
   if (!piece.is_object() || !piece.contains("SpecialToken") || !piece["SpecialToken"].is_object()) return;
   const json id = piece["SpecialToken"].value("id", json());
-  if (id.is_string() && tokenizer.Find(id.get<std::string>()) >= 0) out->push_back(tokenizer.Find(id.get<std::string>()));
+  if (id.is_string() && tokenizer.Find(id.get<std::string>()) >= 0)
+    out->push_back(tokenizer.Find(id.get<std::string>()));
 }
 
 /// What stands around a single text: TemplateProcessing's "single", or RobertaProcessing's cls and sep.
@@ -103,8 +110,10 @@ void ReadPostProcessor(const json& root, Tokenizer* tokenizer) {
     if (TypeOf(part) == "TemplateProcessing" && part.contains("single") && part["single"].is_array()) {
       bool before = true;
       for (const json& piece : part["single"]) {
-        if (piece.is_object() && piece.contains("Sequence")) before = false;
-        else AddAround(piece, *tokenizer, before ? &tokenizer->prefix : &tokenizer->suffix);
+        if (piece.is_object() && piece.contains("Sequence"))
+          before = false;
+        else
+          AddAround(piece, *tokenizer, before ? &tokenizer->prefix : &tokenizer->suffix);
       }
     }
     if (TypeOf(part) == "RobertaProcessing" || TypeOf(part) == "BertProcessing") {
@@ -149,7 +158,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const std::string& path) {
   const auto* tokens = list("tokenizer.ggml.tokens", std::string());
   const auto* kinds = list("tokenizer.ggml.token_type", int64_t());
   if (tokens == nullptr || tokens->empty()) return InvalidArgument("gguf: tokenizer.ggml.tokens: missing");
-  if (kinds != nullptr && kinds->size() != tokens->size()) return InvalidArgument("gguf: tokenizer.ggml.token_type: another length than the tokens");
+  if (kinds != nullptr && kinds->size() != tokens->size())
+    return InvalidArgument("gguf: tokenizer.ggml.token_type: another length than the tokens");
   const std::string model = text("tokenizer.ggml.model");
   if (model == "gpt2") {
     BpeData data;
@@ -166,11 +176,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const std::string& path) {
     }
     return MakeBpe(std::move(data));
   }
-  if (model != "llama") return Unimplemented("gguf: tokenizer.ggml.model: \"", model, "\" is not read here (gpt2, llama)");
+  if (model != "llama")
+    return Unimplemented("gguf: tokenizer.ggml.model: \"", model, "\" is not read here (gpt2, llama)");
   SpmData data;
   data.pieces = *tokens;
   const auto* scores = list("tokenizer.ggml.scores", double());
-  if (scores == nullptr || scores->size() != tokens->size() || kinds == nullptr) return InvalidArgument("gguf: tokenizer.ggml.scores or token_type: missing");
+  if (scores == nullptr || scores->size() != tokens->size() || kinds == nullptr)
+    return InvalidArgument("gguf: tokenizer.ggml.scores or token_type: missing");
   data.scores.assign(scores->begin(), scores->end());
   data.kinds.assign(kinds->begin(), kinds->end());
   std::unique_ptr<Tokenizer> made = MakeSpm(std::move(data));
@@ -224,7 +236,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseVocabMerges(const std::string& v
   }
   for (size_t i = 0; i < data.tokens.size(); ++i) {
     const std::string& token = data.tokens[i];
-    if (token == "<|endoftext|>" || token == "<s>" || token == "</s>" || token == "<pad>" || token == "<mask>" || token == "<unk>")
+    if (token == "<|endoftext|>" || token == "<s>" || token == "</s>" || token == "<pad>" || token == "<mask>" ||
+        token == "<unk>")
       data.special.emplace_back(token, static_cast<int64_t>(i));
     if (token == "<unk>") data.unknown = static_cast<int64_t>(i);
   }
@@ -255,7 +268,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path
     return ParseLlama2cTokenizer(bytes);
   }
   if (std::string file = OnlyFile(path, "", ".gguf"); !file.empty()) return FromGguf(file);
-  return NotFound("tokenizer: none of tokenizer.json, vocab.json with merges.txt, tokenizer.model, a .gguf file is there");
+  return NotFound(
+      "tokenizer: none of tokenizer.json, vocab.json with merges.txt, tokenizer.model, a .gguf file is there");
 }
 
 }  // namespace optod::nn

@@ -15,7 +15,8 @@ inline at::Tensor View(std::span<const float> values, const std::vector<int64_t>
 inline std::vector<Weights> ViewsOf(const tier::BlockList& list) {
   std::vector<Weights> blocks(list.blocks());
   for (size_t b = 0; b < list.blocks(); ++b) {
-    for (size_t uid = list.first_uid(b); uid < list.first_uid(b + 1); ++uid) blocks[b].push_back(View(list.values(uid), list.tensor(uid).shape));
+    for (size_t uid = list.first_uid(b); uid < list.first_uid(b + 1); ++uid)
+      blocks[b].push_back(View(list.values(uid), list.tensor(uid).shape));
   }
   return blocks;
 }

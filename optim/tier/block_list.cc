@@ -46,7 +46,8 @@ absl::StatusOr<BlockList> BlockList::Create(std::vector<BlockSpec> blocks) {
   list.mapped_ = list.size_ * sizeof(float);
   void* memory = mmap(nullptr, list.mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return ResourceExhausted("parameters: no memory for ", list.mapped_, " bytes");
-  if (list.mapped_ > (4u << 20)) madvise(memory, list.mapped_, MADV_HUGEPAGE);  // a hint; first touch is four times cheaper
+  if (list.mapped_ > (4u << 20))
+    madvise(memory, list.mapped_, MADV_HUGEPAGE);  // a hint; first touch is four times cheaper
   list.data_ = static_cast<float*>(memory);
   return list;
 }

@@ -17,9 +17,12 @@ struct Names {
 };
 Names NamesOf(nn::Family family) {
   switch (family) {
-    case nn::Family::kOpt: return {"model.decoder.layers.", ".self_attn.", "q_proj", "v_proj"};
-    case nn::Family::kRoberta: return {"roberta.encoder.layer.", ".attention.self.", "query", "value"};
-    default: return {"model.layers.", ".self_attn.", "q_proj", "v_proj"};
+    case nn::Family::kOpt:
+      return {"model.decoder.layers.", ".self_attn.", "q_proj", "v_proj"};
+    case nn::Family::kRoberta:
+      return {"roberta.encoder.layer.", ".attention.self.", "query", "value"};
+    default:
+      return {"model.layers.", ".self_attn.", "q_proj", "v_proj"};
   }
 }
 
@@ -29,13 +32,16 @@ absl::StatusOr<std::vector<tier::BlockTensor>> AdapterTensors(const nn::ModelCon
   std::vector<tier::BlockTensor> tensors;
   if (scheme.name == "prefix") {
     for (int64_t i = 0; i < config.layers; ++i) {
-      for (const char* part : {"key", "value"}) tensors.push_back({Cat("prefix.", i, ".", part), {scheme.tokens, config.kv_width()}, true});
+      for (const char* part : {"key", "value"})
+        tensors.push_back({Cat("prefix.", i, ".", part), {scheme.tokens, config.kv_width()}, true});
     }
     return tensors;
   }
-  if (config.fused_qkv()) return Unimplemented("scheme.name: lora: gpt2 keeps query, key and value in one matrix; not done here");
+  if (config.fused_qkv())
+    return Unimplemented("scheme.name: lora: gpt2 keeps query, key and value in one matrix; not done here");
   const int64_t smallest = std::min(config.hidden, config.kv_width());
-  if (scheme.rank > smallest) return InvalidArgument("scheme.rank: ", scheme.rank, " is over the smallest projection's ", smallest);
+  if (scheme.rank > smallest)
+    return InvalidArgument("scheme.rank: ", scheme.rank, " is over the smallest projection's ", smallest);
   const Names names = NamesOf(config.family);
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string base = Cat("base_model.model.", names.layers, i, names.attention);
@@ -73,8 +79,8 @@ absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& confi
   std::vector<float> prompt;
   if (scheme.name == "lora") {
     const Names names = NamesOf(config.family);
-    described = {{"peft_type", "LORA"}, {"r", scheme.rank}, {"lora_alpha", scheme.alpha}, {"lora_dropout", 0.0}, {"bias", "none"},
-                 {"target_modules", {names.q, names.v}}};
+    described = {{"peft_type", "LORA"}, {"r", scheme.rank}, {"lora_alpha", scheme.alpha},
+                 {"lora_dropout", 0.0}, {"bias", "none"},   {"target_modules", {names.q, names.v}}};
     size_t offset = 0;
     for (const tier::BlockTensor& tensor : tensors) {
       const auto size = static_cast<size_t>(tensor.elements());
@@ -82,16 +88,23 @@ absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& confi
       offset += size;
     }
   } else {  // peft keeps one matrix [tokens, layers * 2 * width], layer by layer, keys before values
-    described = {{"peft_type", "PREFIX_TUNING"}, {"num_virtual_tokens", scheme.tokens}, {"num_layers", config.layers},
-                 {"token_dim", config.kv_width()}, {"num_attention_heads", config.kv_heads}, {"num_transformer_submodules", 1},
-                 {"encoder_hidden_size", config.kv_width()}, {"prefix_projection", false}};
+    described = {{"peft_type", "PREFIX_TUNING"},
+                 {"num_virtual_tokens", scheme.tokens},
+                 {"num_layers", config.layers},
+                 {"token_dim", config.kv_width()},
+                 {"num_attention_heads", config.kv_heads},
+                 {"num_transformer_submodules", 1},
+                 {"encoder_hidden_size", config.kv_width()},
+                 {"prefix_projection", false}};
     const int64_t width = config.kv_width(), parts = 2 * config.layers;
     prompt.resize(values.size());
     for (int64_t part = 0; part < parts; ++part) {
       for (int64_t t = 0; t < scheme.tokens; ++t)
-        std::copy_n(values.begin() + (part * scheme.tokens + t) * width, width, prompt.begin() + (t * parts + part) * width);
+        std::copy_n(values.begin() + (part * scheme.tokens + t) * width, width,
+                    prompt.begin() + (t * parts + part) * width);
     }
-    files.push_back({"prompt_embeddings", nn::FileType::kF32, {scheme.tokens, parts * width}, std::as_bytes(std::span(prompt))});
+    files.push_back(
+        {"prompt_embeddings", nn::FileType::kF32, {scheme.tokens, parts * width}, std::as_bytes(std::span(prompt))});
   }
   described["task_type"] = masked ? nlohmann::ordered_json() : nlohmann::ordered_json("CAUSAL_LM");
   described["inference_mode"] = true;

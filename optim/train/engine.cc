@@ -22,14 +22,14 @@ struct Stopped {};  // thrown between blocks, caught at the surface
 
 /// Where a tensor of the model gets its values from.
 struct Slot {
-  int index = -1;      ///< in the layout; -1 = frozen
-  size_t offset = 0;   ///< in theta
+  int index = -1;     ///< in the layout; -1 = frozen
+  size_t offset = 0;  ///< in theta
 };
 
 /// Examples, packed: sequences by length so that equal ones are neighbours.
 struct Packed {
   std::vector<int64_t> ids, lengths;
-  std::vector<int64_t> rows;                             ///< rows of the hidden states that are asked, each once
+  std::vector<int64_t> rows;  ///< rows of the hidden states that are asked, each once
   struct Ask {
     int64_t row, target;  ///< index into rows; token
   };
@@ -49,7 +49,8 @@ Packed Pack(std::span<const Example* const> examples) {
       picks += sequence.picks.size();
     }
   }
-  std::stable_sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.sequence->ids.size() < b.sequence->ids.size(); });
+  std::stable_sort(places.begin(), places.end(),
+                   [](const Place& a, const Place& b) { return a.sequence->ids.size() < b.sequence->ids.size(); });
   Packed packed;
   packed.asks.resize(picks);
   for (const Place& place : places) {
@@ -75,7 +76,11 @@ at::Tensor Indices(const std::vector<int64_t>& values) {
 class Vocabulary {
  public:
   Vocabulary(at::Tensor hidden, const Packed& packed)
-      : hidden_(std::move(hidden)), packed_(packed), best_(packed.rows.size(), -INFINITY), sum_(packed.rows.size(), 0), asked_(packed.asks.size(), NAN) {}
+      : hidden_(std::move(hidden)),
+        packed_(packed),
+        best_(packed.rows.size(), -INFINITY),
+        sum_(packed.rows.size(), 0),
+        asked_(packed.asks.size(), NAN) {}
 
   /// Rows first .. first + matrix.size(0) - 1 of the vocabulary.
   void Piece(int64_t first, const at::Tensor& matrix, const at::Tensor& bias) {
@@ -119,7 +124,8 @@ class Vocabulary {
 
 class TorchEngine final : public Engine {
  public:
-  TorchEngine(nn::ModelFiles* model, const SchemeSpec& scheme) : files_(*model), scheme_(scheme), model_(model->config), base_(nn::ViewsOf(model->weights)) {}
+  TorchEngine(nn::ModelFiles* model, const SchemeSpec& scheme)
+      : files_(*model), scheme_(scheme), model_(model->config), base_(nn::ViewsOf(model->weights)) {}
 
   absl::Status Init(uint64_t seed) {
     slots_.resize(files_.weights.tensors());
@@ -128,7 +134,8 @@ class TorchEngine final : public Engine {
       if (scheme_.name == "head") {
         const size_t head = files_.weights.blocks() - 1;
         const int slot = model_.head_slots().lm_head;
-        only = slot < 0 ? static_cast<size_t>(model_.embed_slots().tokens) : files_.weights.first_uid(head) + static_cast<size_t>(slot);
+        only = slot < 0 ? static_cast<size_t>(model_.embed_slots().tokens)
+                        : files_.weights.first_uid(head) + static_cast<size_t>(slot);
       }
       size_t offset = 0;
       for (size_t uid = 0; uid < slots_.size(); ++uid) {
@@ -144,11 +151,14 @@ class TorchEngine final : public Engine {
       for (const tier::BlockTensor& tensor : trainable_) size += static_cast<size_t>(tensor.elements());
       adapters_.resize(size);
       theta_ = adapters_;
-      if (scheme_.name == "lora") InitLora(trainable_, seed, theta_);
-      else RETURN_IF_ERROR(InitPrefix(seed));
+      if (scheme_.name == "lora")
+        InitLora(trainable_, seed, theta_);
+      else
+        RETURN_IF_ERROR(InitPrefix(seed));
     }
     std::vector<zo::ZoTensor> tensors;
-    for (const tier::BlockTensor& tensor : trainable_) tensors.push_back({tensor.name, static_cast<size_t>(tensor.elements()), tensor.decay});
+    for (const tier::BlockTensor& tensor : trainable_)
+      tensors.push_back({tensor.name, static_cast<size_t>(tensor.elements()), tensor.decay});
     layout_ = zo::ZoLayout(std::move(tensors));
     return absl::OkStatus();
   }
@@ -158,7 +168,8 @@ class TorchEngine final : public Engine {
   const std::vector<tier::BlockTensor>& trainable() const override { return trainable_; }
   bool pairs() const override { return adapters_.empty(); }
 
-  absl::StatusOr<std::vector<double>> Score(std::span<const float> theta, std::span<const Example* const> examples) override {
+  absl::StatusOr<std::vector<double>> Score(std::span<const float> theta,
+                                            std::span<const Example* const> examples) override {
     return Run([&] {
       at::NoGradGuard no_grad;
       const Packed packed = Pack(examples);
@@ -168,7 +179,8 @@ class TorchEngine final : public Engine {
     });
   }
 
-  absl::StatusOr<ScoredPair> ScorePair(const zo::Direction& direction, float scale, std::span<const Example* const> examples) override {
+  absl::StatusOr<ScoredPair> ScorePair(const zo::Direction& direction, float scale,
+                                       std::span<const Example* const> examples) override {
     if (!pairs()) return FailedPrecondition("adapters are evaluated one point at a time");
     return Run([&] {
       at::NoGradGuard no_grad;
@@ -176,7 +188,8 @@ class TorchEngine final : public Engine {
     });
   }
 
-  absl::StatusOr<Objective> Gradient(std::span<const Example* const> examples, bool classify, std::span<float> grad) override {
+  absl::StatusOr<Objective> Gradient(std::span<const Example* const> examples, bool classify,
+                                     std::span<float> grad) override {
     return Run([&] { return Backward(examples, classify, grad); });
   }
 
@@ -209,7 +222,8 @@ class TorchEngine final : public Engine {
         const size_t uid = files_.weights.first_uid(b) + i;
         if (slots_[uid].index < 0) continue;
         const tier::BlockTensor& tensor = files_.weights.tensor(uid);
-        blocks[b][i] = nn::View(theta.subspan(slots_[uid].offset, static_cast<size_t>(tensor.elements())), tensor.shape);
+        blocks[b][i] =
+            nn::View(theta.subspan(slots_[uid].offset, static_cast<size_t>(tensor.elements())), tensor.shape);
       }
     }
     return blocks;
@@ -233,14 +247,18 @@ class TorchEngine final : public Engine {
     const size_t each = views.size() / extras.size();
     for (size_t i = 0; i < extras.size(); ++i) {
       const at::Tensor* v = &views[i * each];
-      if (scheme_.name == "lora") extras[i] = {v[0], v[1], v[2], v[3], scheme_.alpha / static_cast<double>(scheme_.rank), {}, {}};
-      else extras[i] = {{}, {}, {}, {}, 0, v[0], v[1]};
+      if (scheme_.name == "lora")
+        extras[i] = {v[0], v[1], v[2], v[3], scheme_.alpha / static_cast<double>(scheme_.rank), {}, {}};
+      else
+        extras[i] = {{}, {}, {}, {}, 0, v[0], v[1]};
     }
     return extras;
   }
   std::vector<nn::LayerExtra> ExtrasAt(std::span<const float> theta) const { return Extras(AdapterViews(theta)); }
 
-  nn::Batch BatchOf(const Packed& packed) const { return nn::Batch(files_.config, packed.ids, packed.lengths, 0, PrefixTokens()); }
+  nn::Batch BatchOf(const Packed& packed) const {
+    return nn::Batch(files_.config, packed.ids, packed.lengths, 0, PrefixTokens());
+  }
 
   at::Tensor EmbedPlain(const Weights& embed, const nn::Batch& batch) const {
     const nn::EmbedSlots& e = model_.embed_slots();
@@ -251,7 +269,8 @@ class TorchEngine final : public Engine {
   }
 
   /// Hidden rows that are asked.
-  at::Tensor Hidden(const std::vector<Weights>& blocks, const std::vector<nn::LayerExtra>& extras, const Packed& packed) const {
+  at::Tensor Hidden(const std::vector<Weights>& blocks, const std::vector<nn::LayerExtra>& extras,
+                    const Packed& packed) const {
     const nn::Batch batch = BatchOf(packed);
     at::Tensor x = EmbedPlain(blocks.front(), batch);
     for (size_t b = 1; b + 1 < blocks.size(); ++b) {
@@ -263,14 +282,16 @@ class TorchEngine final : public Engine {
 
   at::Tensor Matrix(const std::vector<Weights>& blocks) const {
     const int head = model_.head_slots().lm_head;
-    return head < 0 ? blocks.front()[static_cast<size_t>(model_.embed_slots().tokens)] : blocks.back()[static_cast<size_t>(head)];
+    return head < 0 ? blocks.front()[static_cast<size_t>(model_.embed_slots().tokens)]
+                    : blocks.back()[static_cast<size_t>(head)];
   }
   at::Tensor Bias(const std::vector<Weights>& blocks) const {
     const int bias = model_.head_slots().lm_bias;
     return bias < 0 ? at::Tensor() : blocks.back()[static_cast<size_t>(bias)];
   }
 
-  std::vector<double> WholeVocabulary(const at::Tensor& hidden, const Packed& packed, const std::vector<Weights>& blocks) const {
+  std::vector<double> WholeVocabulary(const at::Tensor& hidden, const Packed& packed,
+                                      const std::vector<Weights>& blocks) const {
     Vocabulary vocabulary(hidden, packed);
     const at::Tensor matrix = Matrix(blocks), bias = Bias(blocks);
     for (int64_t first = 0; first < matrix.size(0); first += kVocabularyPiece) {
@@ -288,7 +309,8 @@ class TorchEngine final : public Engine {
   };
 
   /// Both perturbed copies of a block's small tensors; tensors of `skip` stay as they are (they are never used whole).
-  Two Perturbed(size_t b, const zo::Direction& direction, float scale, int skip_first = -1, int skip_second = -1, int skip_third = -1) {
+  Two Perturbed(size_t b, const zo::Direction& direction, float scale, int skip_first = -1, int skip_second = -1,
+                int skip_third = -1) {
     Two two{base_[b], base_[b], false};
     size_t at = 0;
     const size_t begin = files_.weights.first_uid(b);
@@ -298,7 +320,8 @@ class TorchEngine final : public Engine {
       if (slot.index < 0 || number == skip_first || number == skip_second || number == skip_third) continue;
       const std::span<const float> values = files_.weights.values(begin + i);
       if (scratch_plus_.size() < at + values.size()) GrowScratch();
-      const std::span<float> plus(scratch_plus_.data() + at, values.size()), minus(scratch_minus_.data() + at, values.size());
+      const std::span<float> plus(scratch_plus_.data() + at, values.size()),
+          minus(scratch_minus_.data() + at, values.size());
       PerturbBoth(direction, static_cast<uint32_t>(slot.index), 0, scale, values, plus, minus);
       two.plus[i] = nn::View(plus, files_.weights.tensor(begin + i).shape);
       two.minus[i] = nn::View(minus, files_.weights.tensor(begin + i).shape);
@@ -313,7 +336,8 @@ class TorchEngine final : public Engine {
     for (size_t b = 0; b < files_.weights.blocks(); ++b) {
       size_t floats = 0;
       for (size_t uid = files_.weights.first_uid(b); uid < files_.weights.first_uid(b + 1); ++uid) {
-        if (!IsTable(b, static_cast<int>(uid - files_.weights.first_uid(b)))) floats += files_.weights.values(uid).size();
+        if (!IsTable(b, static_cast<int>(uid - files_.weights.first_uid(b))))
+          floats += files_.weights.values(uid).size();
       }
       most = std::max(most, floats);
     }
@@ -328,7 +352,8 @@ class TorchEngine final : public Engine {
   }
 
   /// Rows `ids` of a table, perturbed both ways as they are gathered; true when it is trainable.
-  bool GatherBoth(int slot, const at::Tensor& ids, const zo::Direction& direction, float scale, at::Tensor* plus, at::Tensor* minus) const {
+  bool GatherBoth(int slot, const at::Tensor& ids, const zo::Direction& direction, float scale, at::Tensor* plus,
+                  at::Tensor* minus) const {
     if (slot < 0) return false;
     const at::Tensor& table = base_.front()[static_cast<size_t>(slot)];
     *plus = *minus = at::embedding(table, ids);
@@ -344,8 +369,8 @@ class TorchEngine final : public Engine {
     at::parallel_for(0, ids.numel(), 8, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const auto size = static_cast<size_t>(width);
-        PerturbBothHere(direction, static_cast<uint32_t>(where.index), static_cast<uint64_t>(id[t] * width), scale, {from + t * width, size},
-                        {to_plus + t * width, size}, {to_minus + t * width, size});
+        PerturbBothHere(direction, static_cast<uint32_t>(where.index), static_cast<uint64_t>(id[t] * width), scale,
+                        {from + t * width, size}, {to_plus + t * width, size}, {to_minus + t * width, size});
       }
     });
     return true;
@@ -361,8 +386,10 @@ class TorchEngine final : public Engine {
       const Two w = Perturbed(0, direction, scale, e.tokens, e.positions, e.types);
       at::Tensor tokens[2], positions[2], types[2];
       differ = GatherBoth(e.tokens, batch.ids, direction, scale, &tokens[0], &tokens[1]);
-      if (e.positions >= 0) differ |= GatherBoth(e.positions, batch.positions, direction, scale, &positions[0], &positions[1]);
-      if (e.types >= 0) differ |= GatherBoth(e.types, at::zeros({1}, at::kLong), direction, scale, &types[0], &types[1]);
+      if (e.positions >= 0)
+        differ |= GatherBoth(e.positions, batch.positions, direction, scale, &positions[0], &positions[1]);
+      if (e.types >= 0)
+        differ |= GatherBoth(e.types, at::zeros({1}, at::kLong), direction, scale, &types[0], &types[1]);
       differ |= w.differ;
       plus = model_.Embed(tokens[0], positions[0], types[0], w.plus);
       if (differ) minus = model_.Embed(tokens[1], positions[1], types[1], w.minus);
@@ -381,14 +408,16 @@ class TorchEngine final : public Engine {
     plus = at::index_select(plus, 0, rows);
     minus = differ ? at::index_select(minus, 0, rows) : plus;
     {
-      const Two w = Perturbed(base_.size() - 1, direction, scale, model_.head_slots().lm_head, model_.head_slots().lm_bias);
+      const Two w =
+          Perturbed(base_.size() - 1, direction, scale, model_.head_slots().lm_head, model_.head_slots().lm_bias);
       plus = model_.Final(w.plus, plus);
       minus = model_.Final(w.minus, minus);
     }
     return SweepVocabulary(direction, scale, packed, plus, minus);
   }
 
-  ScoredPair SweepVocabulary(const zo::Direction& direction, float scale, const Packed& packed, const at::Tensor& plus, const at::Tensor& minus) {
+  ScoredPair SweepVocabulary(const zo::Direction& direction, float scale, const Packed& packed, const at::Tensor& plus,
+                             const at::Tensor& minus) {
     const int head = model_.head_slots().lm_head, bias_slot = model_.head_slots().lm_bias;
     const size_t last = files_.weights.first_uid(base_.size() - 1);
     const size_t uid = head < 0 ? static_cast<size_t>(model_.embed_slots().tokens) : last + static_cast<size_t>(head);
@@ -400,9 +429,13 @@ class TorchEngine final : public Engine {
       const int64_t count = std::min(kVocabularyPiece, rows - first);
       const Both matrix = PieceBoth(uid, first * width, count * width, 0, direction, scale);
       Both bias;
-      if (bias_slot >= 0) bias = PieceBoth(last + static_cast<size_t>(bias_slot), first, count, kVocabularyPiece * width, direction, scale);
-      at_plus.Piece(first, nn::View(matrix.plus, {count, width}), bias_slot < 0 ? at::Tensor() : nn::View(bias.plus, {count}));
-      at_minus.Piece(first, nn::View(matrix.minus, {count, width}), bias_slot < 0 ? at::Tensor() : nn::View(bias.minus, {count}));
+      if (bias_slot >= 0)
+        bias =
+            PieceBoth(last + static_cast<size_t>(bias_slot), first, count, kVocabularyPiece * width, direction, scale);
+      at_plus.Piece(first, nn::View(matrix.plus, {count, width}),
+                    bias_slot < 0 ? at::Tensor() : nn::View(bias.plus, {count}));
+      at_minus.Piece(first, nn::View(matrix.minus, {count, width}),
+                     bias_slot < 0 ? at::Tensor() : nn::View(bias.minus, {count}));
     }
     return {at_plus.LogProbabilities(), at_minus.LogProbabilities()};
   }
@@ -410,12 +443,16 @@ class TorchEngine final : public Engine {
   struct Both {
     std::span<const float> plus, minus;
   };
-  /// Elements first .. first + count - 1 of a tensor, perturbed both ways into the scratch at `at` when it is trainable.
+  /// Elements first .. first + count - 1 of a tensor, perturbed both ways into the scratch at `at` when it is
+  /// trainable.
   Both PieceBoth(size_t uid, int64_t first, int64_t count, int64_t at, const zo::Direction& direction, float scale) {
-    const std::span<const float> values = files_.weights.values(uid).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
+    const std::span<const float> values =
+        files_.weights.values(uid).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
     if (slots_[uid].index < 0) return {values, values};
-    const std::span<float> plus(scratch_plus_.data() + at, values.size()), minus(scratch_minus_.data() + at, values.size());
-    PerturbBoth(direction, static_cast<uint32_t>(slots_[uid].index), static_cast<uint64_t>(first), scale, values, plus, minus);
+    const std::span<float> plus(scratch_plus_.data() + at, values.size()),
+        minus(scratch_minus_.data() + at, values.size());
+    PerturbBoth(direction, static_cast<uint32_t>(slots_[uid].index), static_cast<uint64_t>(first), scale, values, plus,
+                minus);
     return {plus, minus};
   }
 
@@ -447,15 +484,18 @@ class TorchEngine final : public Engine {
     for (size_t i = 0; i < log_probs.size(); ++i) log_probs[i] = detached.data_ptr<float>()[i];
     Objective objective = Judge(examples, log_probs, classify);
     at::Tensor slope = at::empty({picks.numel()}, at::kFloat);
-    for (size_t i = 0; i < log_probs.size(); ++i) slope.data_ptr<float>()[i] = static_cast<float>(objective.gradient[i]);
+    for (size_t i = 0; i < log_probs.size(); ++i)
+      slope.data_ptr<float>()[i] = static_cast<float>(objective.gradient[i]);
     Breathe();
     at::sum(at::mul(picks, slope)).backward();  // the objective's own derivative by the chain rule
     size_t offset = 0;
     for (at::Tensor& leaf : leaves) {
       const auto size = static_cast<size_t>(leaf.numel());
       const at::Tensor g = leaf.grad();
-      if (g.defined()) std::copy_n(g.contiguous().data_ptr<float>(), size, grad.begin() + static_cast<ptrdiff_t>(offset));
-      else std::fill_n(grad.begin() + static_cast<ptrdiff_t>(offset), size, 0.0f);
+      if (g.defined())
+        std::copy_n(g.contiguous().data_ptr<float>(), size, grad.begin() + static_cast<ptrdiff_t>(offset));
+      else
+        std::fill_n(grad.begin() + static_cast<ptrdiff_t>(offset), size, 0.0f);
       offset += size;
     }
     return objective;
@@ -476,7 +516,8 @@ class TorchEngine final : public Engine {
              for (size_t b = 1; b + 1 < base_.size(); ++b) {
                nn::KeyValues cache;
                x = model_.Layer(base_[b], x, batch, {}, &cache);
-               for (const at::Tensor& part : {cache.k.contiguous(), cache.v.contiguous()}) to = std::copy_n(part.data_ptr<float>(), part.numel(), to);
+               for (const at::Tensor& part : {cache.k.contiguous(), cache.v.contiguous()})
+                 to = std::copy_n(part.data_ptr<float>(), part.numel(), to);
              }
              return true;
            })

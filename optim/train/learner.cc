@@ -22,15 +22,22 @@ std::string HeaderOf(const TrainSpec& spec, const zo::ZoLayout& layout) {
   for (size_t i = 0; i < layout.tensors(); ++i) tensors += Cat(layout.tensor(i).name, ":", layout.tensor(i).size, ";");
   nlohmann::ordered_json hyper = nlohmann::ordered_json::object();
   for (const auto& [name, value] : spec.hyper) std::visit([&, n = name](const auto& v) { hyper[n] = v; }, value);
-  return nlohmann::ordered_json{{"format", 1}, {"optimizer", spec.optimizer}, {"seed", spec.seed}, {"scheme", spec.scheme.name}, {"hyper", hyper},
-                                {"layout", Sha256Hex(tensors)}}
+  return nlohmann::ordered_json{{"format", 1},       {"optimizer", spec.optimizer},
+                                {"seed", spec.seed}, {"scheme", spec.scheme.name},
+                                {"hyper", hyper},    {"layout", Sha256Hex(tensors)}}
       .dump();
 }
 
 class ZerothOrder final : public Learner {
  public:
   ZerothOrder(const TrainSpec& spec, Engine& engine, bool classify, const zo::ZoHyper& hyper, ReplayLog log)
-      : seed_(spec.seed), classify_(classify), engine_(engine), hyper_(hyper), log_(std::move(log)), optimizer_(engine.layout(), hyper), all_(engine.layout().All()) {}
+      : seed_(spec.seed),
+        classify_(classify),
+        engine_(engine),
+        hyper_(hyper),
+        log_(std::move(log)),
+        optimizer_(engine.layout(), hyper),
+        all_(engine.layout().All()) {}
 
   /// Takes over the older attempt's records, then repeats all of them on the parameters.
   absl::Status Resume(const std::vector<ReplayRecord>& older) {
@@ -71,10 +78,13 @@ class ZerothOrder final : public Learner {
   }
 
  private:
-  double LossOf(std::span<const Example* const> batch, std::span<const double> log_probs) const { return Judge(batch, log_probs, classify_).loss; }
+  double LossOf(std::span<const Example* const> batch, std::span<const double> log_probs) const {
+    return Judge(batch, log_probs, classify_).loss;
+  }
 
   /// Both points of every direction in one sweep over the blocks.
-  absl::StatusOr<StepOutcome> Swept(int64_t step, std::span<const Example* const> batch, const zo::DirectionSource<float>& z, ReplayRecord* record) {
+  absl::StatusOr<StepOutcome> Swept(int64_t step, std::span<const Example* const> batch,
+                                    const zo::DirectionSource<float>& z, ReplayRecord* record) {
     std::vector<double> plus, minus;
     for (int q = 0; q < hyper_.queries; ++q) {
       const zo::Direction direction{seed_, static_cast<uint32_t>(step), static_cast<uint32_t>(q)};
@@ -92,7 +102,8 @@ class ZerothOrder final : public Learner {
   }
 
   /// Any other procedure of optim/zo: points are formed there, in a scratch copy.
-  absl::StatusOr<StepOutcome> Evaluated(std::span<const Example* const> batch, const zo::DirectionSource<float>& z, ReplayRecord* record) {
+  absl::StatusOr<StepOutcome> Evaluated(std::span<const Example* const> batch, const zo::DirectionSource<float>& z,
+                                        ReplayRecord* record) {
     absl::Status status;
     const zo::LossFn<float> loss = [&](std::span<const float> theta) {
       if (!status.ok()) return std::nan("");
@@ -114,9 +125,12 @@ class ZerothOrder final : public Learner {
     if ((record.flags & (ReplayRecord::kSkipped | ReplayRecord::kStay)) != 0) return;
     const zo::StreamDirection<float> z(seed_, record.step, engine_.layout());
     optimizer_.update().set_lr(record.lr);
-    if ((record.flags & ReplayRecord::kAscent) != 0) optimizer_.update().ApplyPlain(engine_.theta(), z, record.g, -1, all_);
-    else if ((record.flags & ReplayRecord::kDescent) != 0) optimizer_.update().ApplyPlain(engine_.theta(), z, record.g, 1, all_);
-    else optimizer_.update().Apply(engine_.theta(), z, record.g, all_);
+    if ((record.flags & ReplayRecord::kAscent) != 0)
+      optimizer_.update().ApplyPlain(engine_.theta(), z, record.g, -1, all_);
+    else if ((record.flags & ReplayRecord::kDescent) != 0)
+      optimizer_.update().ApplyPlain(engine_.theta(), z, record.g, 1, all_);
+    else
+      optimizer_.update().Apply(engine_.theta(), z, record.g, all_);
   }
 
   const uint64_t seed_;
@@ -131,7 +145,12 @@ class ZerothOrder final : public Learner {
 class FirstOrder final : public Learner {
  public:
   FirstOrder(Engine& engine, bool classify, double clip, std::unique_ptr<optim::Rule> rule, std::string own)
-      : classify_(classify), clip_(clip), engine_(engine), rule_(std::move(rule)), own_(std::move(own)), grad_(engine.layout().size()) {}
+      : classify_(classify),
+        clip_(clip),
+        engine_(engine),
+        rule_(std::move(rule)),
+        own_(std::move(own)),
+        grad_(engine.layout().size()) {}
 
   absl::Status Resume(const std::string& folder) {
     auto file = nn::Safetensors::Open(folder + "/state.safetensors");
@@ -140,7 +159,8 @@ class FirstOrder final : public Learner {
     std::vector<optim::OwnedTensor> state;
     for (const nn::FileTensor& tensor : file->header().tensors) {
       if (tensor.name == "theta") {
-        if (tensor.type != nn::FileType::kF32 || file->bytes(tensor).size() != engine_.theta().size_bytes()) return DataLoss("state.safetensors: of another model");
+        if (tensor.type != nn::FileType::kF32 || file->bytes(tensor).size() != engine_.theta().size_bytes())
+          return DataLoss("state.safetensors: of another model");
         std::memcpy(engine_.theta().data(), file->bytes(tensor).data(), engine_.theta().size_bytes());
         continue;
       }
@@ -156,7 +176,8 @@ class FirstOrder final : public Learner {
     done_ = step == file->header().metadata.end() ? 0 : std::atoll(step->second.c_str());
     // The best values of the older attempt go on being the best.
     if (folder != own_) {
-      if (auto best = PosixFs().ReadFile(folder + "/best.safetensors"); best.ok()) RETURN_IF_ERROR(PosixFs().WriteFileAtomic(own_ + "/best.safetensors", BytesOf(*best)));
+      if (auto best = PosixFs().ReadFile(folder + "/best.safetensors"); best.ok())
+        RETURN_IF_ERROR(PosixFs().WriteFileAtomic(own_ + "/best.safetensors", BytesOf(*best)));
     }
     return absl::OkStatus();
   }
@@ -193,15 +214,21 @@ class FirstOrder final : public Learner {
   absl::Status Checkpoint() override {
     const std::vector<optim::OwnedTensor> state = rule_->ExportState();
     std::vector<nn::TensorToWrite> tensors = {ThetaTensor()};
-    for (const optim::OwnedTensor& tensor : state) tensors.push_back({tensor.spec.name, FileTypeOf(tensor.spec.dtype), tensor.spec.shape, std::as_bytes(std::span(tensor.data))});
+    for (const optim::OwnedTensor& tensor : state)
+      tensors.push_back(
+          {tensor.spec.name, FileTypeOf(tensor.spec.dtype), tensor.spec.shape, std::as_bytes(std::span(tensor.data))});
     return nn::WriteSafetensors(own_ + "/state.safetensors", tensors, {{"step", Cat(done_)}});
   }
 
-  absl::Status KeepBest() override { return nn::WriteSafetensors(own_ + "/best.safetensors", {ThetaTensor()}, {{"step", Cat(done_)}}); }
+  absl::Status KeepBest() override {
+    return nn::WriteSafetensors(own_ + "/best.safetensors", {ThetaTensor()}, {{"step", Cat(done_)}});
+  }
 
   absl::Status GoTo(int64_t, const std::function<absl::Status()>&) override {
     ASSIGN_OR_RETURN(const nn::Safetensors file, nn::Safetensors::Open(own_ + "/best.safetensors"));
-    if (file.header().tensors.size() != 1 || file.bytes(file.header().tensors[0]).size() != engine_.theta().size_bytes()) return DataLoss("best.safetensors: of another model");
+    if (file.header().tensors.size() != 1 ||
+        file.bytes(file.header().tensors[0]).size() != engine_.theta().size_bytes())
+      return DataLoss("best.safetensors: of another model");
     std::memcpy(engine_.theta().data(), file.bytes(file.header().tensors[0]).data(), engine_.theta().size_bytes());
     return absl::OkStatus();
   }
@@ -209,31 +236,52 @@ class FirstOrder final : public Learner {
  private:
   static optim::DType DTypeOf(nn::FileType type) {
     switch (type) {
-      case nn::FileType::kF64: return optim::DType::kF64;
-      case nn::FileType::kF16: return optim::DType::kF16;
-      case nn::FileType::kBF16: return optim::DType::kBF16;
-      case nn::FileType::kI64: return optim::DType::kI64;
-      case nn::FileType::kI32: return optim::DType::kI32;
-      case nn::FileType::kI8: return optim::DType::kI8;
-      case nn::FileType::kU8: return optim::DType::kU8;
-      case nn::FileType::kBool: return optim::DType::kBool;
-      default: return optim::DType::kF32;
+      case nn::FileType::kF64:
+        return optim::DType::kF64;
+      case nn::FileType::kF16:
+        return optim::DType::kF16;
+      case nn::FileType::kBF16:
+        return optim::DType::kBF16;
+      case nn::FileType::kI64:
+        return optim::DType::kI64;
+      case nn::FileType::kI32:
+        return optim::DType::kI32;
+      case nn::FileType::kI8:
+        return optim::DType::kI8;
+      case nn::FileType::kU8:
+        return optim::DType::kU8;
+      case nn::FileType::kBool:
+        return optim::DType::kBool;
+      default:
+        return optim::DType::kF32;
     }
   }
   static nn::FileType FileTypeOf(optim::DType type) {
     switch (type) {
-      case optim::DType::kF64: return nn::FileType::kF64;
-      case optim::DType::kF16: return nn::FileType::kF16;
-      case optim::DType::kBF16: return nn::FileType::kBF16;
-      case optim::DType::kI64: return nn::FileType::kI64;
-      case optim::DType::kI32: return nn::FileType::kI32;
-      case optim::DType::kI8: return nn::FileType::kI8;
-      case optim::DType::kU8: return nn::FileType::kU8;
-      case optim::DType::kBool: return nn::FileType::kBool;
-      default: return nn::FileType::kF32;
+      case optim::DType::kF64:
+        return nn::FileType::kF64;
+      case optim::DType::kF16:
+        return nn::FileType::kF16;
+      case optim::DType::kBF16:
+        return nn::FileType::kBF16;
+      case optim::DType::kI64:
+        return nn::FileType::kI64;
+      case optim::DType::kI32:
+        return nn::FileType::kI32;
+      case optim::DType::kI8:
+        return nn::FileType::kI8;
+      case optim::DType::kU8:
+        return nn::FileType::kU8;
+      case optim::DType::kBool:
+        return nn::FileType::kBool;
+      default:
+        return nn::FileType::kF32;
     }
   }
-  nn::TensorToWrite ThetaTensor() { return {"theta", nn::FileType::kF32, {static_cast<int64_t>(engine_.theta().size())}, std::as_bytes(engine_.theta())}; }
+  nn::TensorToWrite ThetaTensor() {
+    return {
+        "theta", nn::FileType::kF32, {static_cast<int64_t>(engine_.theta().size())}, std::as_bytes(engine_.theta())};
+  }
 
   const bool classify_;
   const double clip_;
@@ -244,7 +292,8 @@ class FirstOrder final : public Learner {
   int64_t done_ = 0;
 };
 
-absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const TrainSpec& spec, Engine& engine, bool classify, const std::string& own, const std::string& before) {
+absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const TrainSpec& spec, Engine& engine, bool classify,
+                                                         const std::string& own, const std::string& before) {
   ASSIGN_OR_RETURN(const zo::ZoHyper hyper, ZoHyperOf(spec));
   const std::string header = HeaderOf(spec, engine.layout());
   const auto queries = static_cast<size_t>(hyper.queries);
@@ -260,9 +309,11 @@ absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const TrainSpec& spec, 
   return learner;
 }
 
-absl::StatusOr<std::unique_ptr<Learner>> MakeFirstOrder(const TrainSpec& spec, Engine& engine, bool classify, const std::string& own, const std::string& before) {
+absl::StatusOr<std::unique_ptr<Learner>> MakeFirstOrder(const TrainSpec& spec, Engine& engine, bool classify,
+                                                        const std::string& own, const std::string& before) {
   std::vector<optim::TensorSpec> layout;
-  for (const tier::BlockTensor& tensor : engine.trainable()) layout.push_back({tensor.name, optim::DType::kF32, tensor.shape, !tensor.decay});
+  for (const tier::BlockTensor& tensor : engine.trainable())
+    layout.push_back({tensor.name, optim::DType::kF32, tensor.shape, !tensor.decay});
   ASSIGN_OR_RETURN(auto rule, optim::MakeRule(spec.optimizer, spec.hyper, layout, spec.seed));
   auto learner = std::make_unique<FirstOrder>(engine, classify, spec.clip_norm, std::move(rule), own);
   RETURN_IF_ERROR(learner->Resume(PosixFs().Exists(own + "/state.safetensors") || before.empty() ? own : before));
@@ -277,8 +328,10 @@ absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec) {
   return zo::ZoHyperFor(spec.optimizer, values);
 }
 
-absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify, const std::string& own, const std::string& before) {
-  return spec.zeroth_order ? MakeZerothOrder(spec, engine, classify, own, before) : MakeFirstOrder(spec, engine, classify, own, before);
+absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify,
+                                                     const std::string& own, const std::string& before) {
+  return spec.zeroth_order ? MakeZerothOrder(spec, engine, classify, own, before)
+                           : MakeFirstOrder(spec, engine, classify, own, before);
 }
 
 }  // namespace optod::train

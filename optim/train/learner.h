@@ -36,8 +36,8 @@ class Learner {
 };
 
 /// `own`: folder of this attempt; `before`: of the attempt to go on from, or "". `engine` is borrowed.
-absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify, const std::string& own,
-                                                     const std::string& before);
+absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify,
+                                                     const std::string& own, const std::string& before);
 
 /// Declared hyperparameters as optim/zo takes them.
 absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec);

@@ -32,7 +32,8 @@ uint32_t Checksum(const char* data, size_t size) { return Crc32c(std::as_bytes(s
 
 }  // namespace
 
-std::vector<ReplayRecord> ParseReplayLog(const std::string& bytes, size_t queries, std::string* header, size_t* valid_bytes) {
+std::vector<ReplayRecord> ParseReplayLog(const std::string& bytes, size_t queries, std::string* header,
+                                         size_t* valid_bytes) {
   std::vector<ReplayRecord> records;
   const size_t line = bytes.find('\n');
   if (valid_bytes != nullptr) *valid_bytes = 0;
@@ -65,11 +66,13 @@ absl::StatusOr<ReplayLog> ReplayLog::Open(const std::string& path, const std::st
   if (valid > 0 && found != header) return DataLoss("replay.log: written by another run");
   log.fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
   if (log.fd_ < 0) return Internal("replay.log: cannot be opened: ", std::strerror(errno));
-  if (ftruncate(log.fd_, static_cast<off_t>(valid)) != 0 || lseek(log.fd_, 0, SEEK_END) < 0) return Internal("replay.log: ", std::strerror(errno));
+  if (ftruncate(log.fd_, static_cast<off_t>(valid)) != 0 || lseek(log.fd_, 0, SEEK_END) < 0)
+    return Internal("replay.log: ", std::strerror(errno));
   log.size_ = static_cast<int64_t>(valid);
   if (valid == 0) {
     const std::string line = header + "\n";
-    if (write(log.fd_, line.data(), line.size()) != static_cast<ssize_t>(line.size())) return ResourceExhausted("replay.log: cannot be written: ", std::strerror(errno));
+    if (write(log.fd_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+      return ResourceExhausted("replay.log: cannot be written: ", std::strerror(errno));
     log.size_ = static_cast<int64_t>(line.size());
   }
   return log;
@@ -99,7 +102,8 @@ absl::Status ReplayLog::Append(const ReplayRecord& record) {
   if (wrote != static_cast<ssize_t>(bytes.size())) {
     const int error = wrote < 0 ? errno : ENOSPC;
     if (ftruncate(fd_, size_) == 0) lseek(fd_, 0, SEEK_END);  // a torn record would be cut off anyway
-    return error == ENOSPC ? ResourceExhausted("replay.log: the disk is full") : Internal("replay.log: ", std::strerror(error));
+    return error == ENOSPC ? ResourceExhausted("replay.log: the disk is full")
+                           : Internal("replay.log: ", std::strerror(error));
   }
   size_ += wrote;
   records_.push_back(record);

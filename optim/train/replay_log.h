@@ -1,7 +1,7 @@
 #pragma once
-/// The log that is a zeroth-order run's checkpoint (MeZO, Malladi et al., 2023, section 2.1): for every step the learning
-/// rate and the projected gradients. With the initial weights and the seed it gives back the parameters after any step,
-/// bit for bit. 20,000 steps of one direction are 800 kB.
+/// The log that is a zeroth-order run's checkpoint (MeZO, Malladi et al., 2023, section 2.1): for every step the
+/// learning rate and the projected gradients. With the initial weights and the seed it gives back the parameters after
+/// any step, bit for bit. 20,000 steps of one direction are 800 kB.
 ///
 ///   header (line of JSON: seed, optimizer, queries, first words of the layout), '\n'
 ///   record: step u32, flags u32, lr f64, loss f64, g f64 x queries, crc32c of what is before it u32     little-endian
@@ -17,7 +17,12 @@
 namespace optod::train {
 
 struct ReplayRecord {
-  enum Flags : uint32_t { kSkipped = 1, kStay = 2, kDescent = 4, kAscent = 8 };  ///< the last three: zo-sgd-cons' choice
+  enum Flags : uint32_t {
+    kSkipped = 1,
+    kStay = 2,
+    kDescent = 4,
+    kAscent = 8
+  };  ///< the last three: zo-sgd-cons' choice
   uint32_t step = 0;
   uint32_t flags = 0;
   double lr = 0, loss = 0;
@@ -35,7 +40,8 @@ class ReplayLog {
 
   /// The records found at opening and those appended since.
   const std::vector<ReplayRecord>& records() const { return records_; }
-  /// One write(2), so that a killed process loses nothing. RESOURCE_EXHAUSTED: the disk is full; then nothing was added.
+  /// One write(2), so that a killed process loses nothing. RESOURCE_EXHAUSTED: the disk is full; then nothing was
+  /// added.
   absl::Status Append(const ReplayRecord& record);
   /// fsync.
   absl::Status Sync();
@@ -49,6 +55,7 @@ class ReplayLog {
 };
 
 /// The complete records of the bytes of a log; `header` and `valid_bytes` are set when given. Total function.
-std::vector<ReplayRecord> ParseReplayLog(const std::string& bytes, size_t queries, std::string* header, size_t* valid_bytes);
+std::vector<ReplayRecord> ParseReplayLog(const std::string& bytes, size_t queries, std::string* header,
+                                         size_t* valid_bytes);
 
 }  // namespace optod::train

@@ -35,13 +35,15 @@ class Object {
     } else {
       return Complain(key, "not a whole number");
     }
-    if (number < static_cast<double>(min) || number > 9e15) return Complain(key, Cat(value->dump(), " must be >= ", min));
+    if (number < static_cast<double>(min) || number > 9e15)
+      return Complain(key, Cat(value->dump(), " must be >= ", min));
     *out = static_cast<int64_t>(number);
   }
   void Number(const std::string& key, double* out) {
     const Json* value = Take(key);
     if (value == nullptr) return;
-    if (!value->is_number() || !(value->get<double>() > 0) || !std::isfinite(value->get<double>())) return Complain(key, Cat(value->dump(), " must be a number > 0"));
+    if (!value->is_number() || !(value->get<double>() > 0) || !std::isfinite(value->get<double>()))
+      return Complain(key, Cat(value->dump(), " must be a number > 0"));
     *out = value->get<double>();
   }
   void Bool(const std::string& key, bool* out) {
@@ -107,10 +109,12 @@ void Preset(TaskSpec* task) {
 absl::Status ReadOptions(Object& o, TaskSpec* task) {
   const Json* value = o.Take("options");
   if (value == nullptr) return absl::OkStatus();
-  if (!value->is_object() || value->size() < 2) return InvalidArgument(o.Path("options"), ": not a mapping of at least two labels to options");
+  if (!value->is_object() || value->size() < 2)
+    return InvalidArgument(o.Path("options"), ": not a mapping of at least two labels to options");
   task->options.clear();
   for (const auto& [label, text] : value->items()) {
-    if (!text.is_string() || text.get<std::string>().empty()) return InvalidArgument(o.Path("options"), ".", label, ": not text");
+    if (!text.is_string() || text.get<std::string>().empty())
+      return InvalidArgument(o.Path("options"), ".", label, ": not text");
     task->options.emplace_back(label, text.get<std::string>());
   }
   return absl::OkStatus();
@@ -121,7 +125,12 @@ absl::Status ReadTask(const Json& json, TaskSpec* task) {
   o.Choice("name", {"sst2", "copa", "text", "custom"}, &task->name);
   if (o.status().ok()) Preset(task);
   o.Choice("format", {"tsv", "jsonl", "text"}, &task->format);
-  for (auto [key, field] : {std::pair("train", &task->train), {"dev", &task->dev}, {"test", &task->test}, {"prompt", &task->prompt}, {"label", &task->label}}) o.Text(key, field);
+  for (auto [key, field] : {std::pair("train", &task->train),
+                            {"dev", &task->dev},
+                            {"test", &task->test},
+                            {"prompt", &task->prompt},
+                            {"label", &task->label}})
+    o.Text(key, field);
   o.Bool("header", &task->header);
   o.Bool("classify", &task->classify);
   o.Int("train_examples", 0, &task->train_examples);
@@ -143,7 +152,8 @@ absl::Status ReadTask(const Json& json, TaskSpec* task) {
   if (task->format == "text") return absl::OkStatus();
   if (task->prompt.empty()) return InvalidArgument("task.prompt: missing");
   if (task->options.size() < 2) return InvalidArgument("task.options: missing");
-  if (task->format == "tsv" && !task->header && task->columns.empty()) return InvalidArgument("task.columns: missing, and task.header is false");
+  if (task->format == "tsv" && !task->header && task->columns.empty())
+    return InvalidArgument("task.columns: missing, and task.header is false");
   return absl::OkStatus();
 }
 
@@ -159,27 +169,38 @@ absl::Status ReadScheme(const Json& json, SchemeSpec* scheme) {
 
 absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
   const Json object = json.is_string() ? Json{{"name", json.get<std::string>()}} : json;
-  if (!object.is_object() || !object.contains("name") || !object["name"].is_string()) return InvalidArgument("optimizer.name: missing");
+  if (!object.is_object() || !object.contains("name") || !object["name"].is_string())
+    return InvalidArgument("optimizer.name: missing");
   spec->optimizer = object["name"].get<std::string>();
   ASSIGN_OR_RETURN(const optim::RuleInfo* info, optim::FindRule(spec->optimizer));
-  if (info->family == optim::Family::kTrace) return InvalidArgument("optimizer.name: \"", spec->optimizer, "\" reads words, not losses; jobs train tensors");
-  if (!info->implemented && info->family == optim::Family::kFirstOrder) return Unimplemented("optimizer.name: \"", spec->optimizer, "\" is not part of this release");
+  if (info->family == optim::Family::kTrace)
+    return InvalidArgument("optimizer.name: \"", spec->optimizer, "\" reads words, not losses; jobs train tensors");
+  if (!info->implemented && info->family == optim::Family::kFirstOrder)
+    return Unimplemented("optimizer.name: \"", spec->optimizer, "\" is not part of this release");
   for (const std::string& input : info->tell_inputs) {
     if (input == "hessian_z" || input == "act" || input == "pgrad")
-      return Unimplemented("optimizer.name: \"", spec->optimizer, "\" needs ", input, ", which jobs do not compute yet");
+      return Unimplemented("optimizer.name: \"", spec->optimizer, "\" needs ", input,
+                           ", which jobs do not compute yet");
   }
-  if (spec->optimizer == "forward-grad") return Unimplemented("optimizer.name: \"forward-grad\" needs directional derivatives, which jobs do not compute yet");
+  if (spec->optimizer == "forward-grad")
+    return Unimplemented(
+        "optimizer.name: \"forward-grad\" needs directional derivatives, which jobs do not compute yet");
   spec->zeroth_order = info->family == optim::Family::kZerothOrder;
   optim::Hyper given;
   for (const auto& [key, value] : object.items()) {
     if (key == "name") continue;
-    if (value.is_boolean()) given[key] = value.get<bool>();
-    else if (value.is_number()) given[key] = value.get<double>();
-    else if (value.is_string()) given[key] = value.get<std::string>();
-    else return InvalidArgument("optimizer.", key, ": not a number, text or switch");
+    if (value.is_boolean())
+      given[key] = value.get<bool>();
+    else if (value.is_number())
+      given[key] = value.get<double>();
+    else if (value.is_string())
+      given[key] = value.get<std::string>();
+    else
+      return InvalidArgument("optimizer.", key, ": not a number, text or switch");
   }
   absl::StatusOr<optim::Hyper> checked = optim::CheckHyper(*info, given);
-  if (!checked.ok()) return absl::Status(checked.status().code(), "optimizer: " + std::string(checked.status().message()));
+  if (!checked.ok())
+    return absl::Status(checked.status().code(), "optimizer: " + std::string(checked.status().message()));
   spec->hyper = *std::move(checked);
   const auto residue = spec->hyper.find("residue");
   if (residue != spec->hyper.end() && residue->second == optim::HyperValue(std::string("mezo")))
@@ -206,7 +227,8 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   spec.seed = static_cast<uint64_t>(seed);
   o.Choice("schedule", {"constant", "linear"}, &spec.decay_from);
   if (const Json* clip = o.Take("clip_norm"); clip != nullptr) {
-    if (!clip->is_number() || !(clip->get<double>() >= 0) || !std::isfinite(clip->get<double>())) return InvalidArgument("clip_norm: ", clip->dump(), " must be a number >= 0");
+    if (!clip->is_number() || !(clip->get<double>() >= 0) || !std::isfinite(clip->get<double>()))
+      return InvalidArgument("clip_norm: ", clip->dump(), " must be a number >= 0");
     spec.clip_norm = clip->get<double>();
   }
   o.Bool("save_model", &spec.save_model);

@@ -25,18 +25,19 @@ namespace optod::train {
 
 /// How rows of a file become prompts and options.
 struct TaskSpec {
-  std::string name = "custom";   ///< sst2, copa, text, or custom
-  std::string format = "tsv";    ///< tsv, jsonl, text
-  std::string train, dev, test;  ///< files; test may be ""
+  std::string name = "custom";       ///< sst2, copa, text, or custom
+  std::string format = "tsv";        ///< tsv, jsonl, text
+  std::string train, dev, test;      ///< files; test may be ""
   std::vector<std::string> columns;  ///< of a tsv without header
   bool header = false;               ///< the tsv's first line names the columns
   std::string prompt;                ///< template: "{sentence} It was"
   std::string label = "label";       ///< column or field of the right option
   /// label value -> option template, in the order of the candidates: {"0", " terrible"}, {"1", " great"}
   std::vector<std::pair<std::string, std::string>> options;
-  bool classify = true;  ///< loss over all options (softmax of mean log-probabilities); false: tokens of the right one only
+  bool classify =
+      true;  ///< loss over all options (softmax of mean log-probabilities); false: tokens of the right one only
   int64_t train_examples = 0, dev_examples = 0, test_examples = 0;  ///< 0 = all
-  int64_t max_tokens = 256;  ///< longer prompts lose their beginning
+  int64_t max_tokens = 256;                                         ///< longer prompts lose their beginning
 };
 
 struct SchemeSpec {
@@ -56,10 +57,11 @@ struct TrainSpec {
   bool zeroth_order = true;  ///< which family the optimizer is of
   int64_t steps = 100, batch = 16, eval_every = 0, checkpoint_every = 50, log_every = 10;
   uint64_t seed = 0;
-  int64_t threads = 0;       ///< 0 = all CPUs
+  int64_t threads = 0;                  ///< 0 = all CPUs
   std::string decay_from = "constant";  ///< learning rate: constant or linear (to 0 at `steps`)
-  double clip_norm = 1;      ///< first order: largest norm of the gradient; 0 = no limit (Hugging Face's default is 1)
-  bool save_model = false;   ///< write the best version as a Hugging Face folder (full, head) or PEFT folder (lora, prefix)
+  double clip_norm = 1;  ///< first order: largest norm of the gradient; 0 = no limit (Hugging Face's default is 1)
+  bool save_model =
+      false;  ///< write the best version as a Hugging Face folder (full, head) or PEFT folder (lora, prefix)
   bool evaluate_before = true;
 };
 

@@ -15,7 +15,8 @@ namespace {
 
 using Row = std::vector<std::pair<std::string, std::string>>;
 
-constexpr uint32_t kOrderTensor = (1u << 24) - 1;  // no model has so many tensors: its words belong to nobody's direction
+constexpr uint32_t kOrderTensor =
+    (1u << 24) - 1;  // no model has so many tensors: its words belong to nobody's direction
 
 const std::string* FieldOf(const Row& row, const std::string& name) {
   for (const auto& [key, value] : row) {
@@ -52,7 +53,8 @@ absl::StatusOr<std::vector<Row>> ReadTsv(const TaskSpec& spec, const std::vector
   std::vector<Row> rows;
   for (size_t i = spec.header ? 1 : 0; i < lines.size(); ++i) {
     const std::vector<std::string> cells = SplitTabs(lines[i]);
-    if (cells.size() != columns.size()) return InvalidArgument("line ", i + 1, ": ", cells.size(), " cells, not ", columns.size());
+    if (cells.size() != columns.size())
+      return InvalidArgument("line ", i + 1, ": ", cells.size(), " cells, not ", columns.size());
     rows.emplace_back();
     for (size_t c = 0; c < cells.size(); ++c) rows.back().emplace_back(columns[c], cells[c]);
   }
@@ -65,7 +67,8 @@ absl::StatusOr<std::vector<Row>> ReadJsonl(const std::vector<std::string>& lines
     const auto json = nlohmann::json::parse(lines[i], nullptr, false);
     if (!json.is_object()) return InvalidArgument("line ", i + 1, ": not a JSON object");
     rows.emplace_back();
-    for (const auto& [key, value] : json.items()) rows.back().emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
+    for (const auto& [key, value] : json.items())
+      rows.back().emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
   }
   return rows;
 }
@@ -90,7 +93,8 @@ absl::StatusOr<std::string> Filter(const std::string& filter, std::string value)
 /// Encodes rows of one file.
 class Encoder {
  public:
-  Encoder(const TaskSpec& spec, const nn::Tokenizer& tokenizer, const nn::ModelConfig& config) : spec_(spec), tokenizer_(tokenizer), config_(config) {
+  Encoder(const TaskSpec& spec, const nn::Tokenizer& tokenizer, const nn::ModelConfig& config)
+      : spec_(spec), tokenizer_(tokenizer), config_(config) {
     limit_ = static_cast<size_t>(std::min(spec.max_tokens, config.max_positions));
     if (config.family == nn::Family::kRoberta) mask_ = tokenizer.Find("<mask>");
   }
@@ -170,14 +174,17 @@ class Encoder {
     ids.insert(ids.end(), body.end() - static_cast<ptrdiff_t>(keep), body.end());
     return ids;
   }
-  absl::StatusOr<Example> Masked(Example example, const std::vector<int64_t>& body, const std::vector<std::vector<int64_t>>& options) const {
+  absl::StatusOr<Example> Masked(Example example, const std::vector<int64_t>& body,
+                                 const std::vector<std::vector<int64_t>>& options) const {
     if (mask_ < 0) return InvalidArgument("the tokenizer has no <mask>");
     Sequence sequence{Cut(body, 1 + tokenizer_.suffix.size()), {}};
     const auto at = static_cast<int64_t>(sequence.ids.size());
     sequence.ids.push_back(mask_);
     sequence.ids.insert(sequence.ids.end(), tokenizer_.suffix.begin(), tokenizer_.suffix.end());
     for (size_t c = 0; c < options.size(); ++c) {
-      if (options[c].size() != 1) return InvalidArgument("option ", spec_.options[c].first, " is ", options[c].size(), " tokens; a masked model scores one");
+      if (options[c].size() != 1)
+        return InvalidArgument("option ", spec_.options[c].first, " is ", options[c].size(),
+                               " tokens; a masked model scores one");
       sequence.picks.push_back({at, options[c][0], static_cast<int>(c)});
     }
     example.sequences.push_back(std::move(sequence));
@@ -196,11 +203,13 @@ std::vector<uint32_t> Permutation(uint64_t seed, uint64_t epoch, size_t n) {
   zo::FillBits({seed, static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32)}, kOrderTensor, 0, bits);
   std::iota(order.begin(), order.end(), 0u);
   const auto key = [&](uint32_t i) { return uint64_t{bits[2 * i]} << 32 | bits[2 * i + 1]; };
-  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
+  std::sort(order.begin(), order.end(),
+            [&](uint32_t a, uint32_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
   return order;
 }
 
-absl::StatusOr<std::vector<Example>> LoadSet(const TaskSpec& spec, const std::string& path, int64_t limit, const Encoder& encoder) {
+absl::StatusOr<std::vector<Example>> LoadSet(const TaskSpec& spec, const std::string& path, int64_t limit,
+                                             const Encoder& encoder) {
   absl::StatusOr<std::string> text = PosixFs().ReadFile(path);
   if (!text.ok()) return NotFound("no such file");
   if (spec.format == "text") {
@@ -222,7 +231,9 @@ absl::StatusOr<std::vector<Example>> LoadSet(const TaskSpec& spec, const std::st
   std::vector<Example> examples;
   for (uint32_t i : chosen) {
     absl::StatusOr<Example> example = encoder.Encode(rows[i]);
-    if (!example.ok()) return absl::Status(example.status().code(), Cat("line ", i + 1 + (spec.header ? 1 : 0), ": ", std::string(example.status().message())));
+    if (!example.ok())
+      return absl::Status(example.status().code(),
+                          Cat("line ", i + 1 + (spec.header ? 1 : 0), ": ", std::string(example.status().message())));
     examples.push_back(*std::move(example));
   }
   return examples;
@@ -254,7 +265,8 @@ absl::StatusOr<std::string> Render(const std::string& text_template, const Row& 
 }
 
 absl::StatusOr<TaskData> LoadTask(const TaskSpec& spec, const nn::Tokenizer& tokenizer, const nn::ModelConfig& config) {
-  if (spec.format == "text" && !config.causal()) return Unimplemented("task.format: text needs a model that continues texts");
+  if (spec.format == "text" && !config.causal())
+    return Unimplemented("task.format: text needs a model that continues texts");
   const Encoder encoder(spec, tokenizer, config);
   TaskData data;
   data.choose = spec.format != "text";
@@ -265,11 +277,13 @@ absl::StatusOr<TaskData> LoadTask(const TaskSpec& spec, const nn::Tokenizer& tok
     int64_t limit;
     std::vector<Example>* out;
   };
-  for (const Set& set : {Set{"task.train", spec.train, spec.train_examples, &data.train}, Set{"task.dev", spec.dev, spec.dev_examples, &data.dev},
+  for (const Set& set : {Set{"task.train", spec.train, spec.train_examples, &data.train},
+                         Set{"task.dev", spec.dev, spec.dev_examples, &data.dev},
                          Set{"task.test", spec.test, spec.test_examples, &data.test}}) {
     if (set.path.empty()) continue;
     auto examples = LoadSet(spec, set.path, set.limit, encoder);
-    if (!examples.ok()) return absl::Status(examples.status().code(), Cat(set.name, ": ", std::string(examples.status().message())));
+    if (!examples.ok())
+      return absl::Status(examples.status().code(), Cat(set.name, ": ", std::string(examples.status().message())));
     *set.out = *std::move(examples);
   }
   return data;

@@ -3,9 +3,9 @@
 ///
 ///   row -> prompt template, option templates -> token ids -> Sequence{ids, picks}
 ///
-/// A pick is one log-probability: of token `target` after row `row` of its sequence (at it, for masked models). The score
-/// of an option is the mean of its picks (Zhang et al., 2024, section "task alignment"; MeZO's utils.py). Options of one
-/// token each share one sequence, since they share everything before it.
+/// A pick is one log-probability: of token `target` after row `row` of its sequence (at it, for masked models). The
+/// score of an option is the mean of its picks (Zhang et al., 2024, section "task alignment"; MeZO's utils.py). Options
+/// of one token each share one sequence, since they share everything before it.
 
 #include <cstdint>
 #include <span>
@@ -46,7 +46,8 @@ absl::StatusOr<TaskData> LoadTask(const TaskSpec& spec, const nn::Tokenizer& tok
 
 /// "{premise|clause}" with fields put in. Filters: lower-first (the first word, unless it is I), clause (without the
 /// final full stop), connective (cause -> because, effect -> so). INVALID_ARGUMENT for an unknown field or filter.
-absl::StatusOr<std::string> Render(const std::string& text_template, const std::vector<std::pair<std::string, std::string>>& row);
+absl::StatusOr<std::string> Render(const std::string& text_template,
+                                   const std::vector<std::pair<std::string, std::string>>& row);
 
 /// Which examples a step trains on: every epoch is a permutation of its own, a pure function of seed and step.
 class BatchOrder {
@@ -64,10 +65,10 @@ class BatchOrder {
 
 /// The objective over the picks of some examples, and what it says about them.
 struct Objective {
-  double loss = 0;                 ///< mean over the examples
-  std::vector<double> gradient;    ///< d loss / d log-probability, one a pick
-  int64_t right = 0;               ///< examples whose best option is the correct one
-  double token_loss = 0;           ///< sum of -log p of the right option's tokens
+  double loss = 0;               ///< mean over the examples
+  std::vector<double> gradient;  ///< d loss / d log-probability, one a pick
+  int64_t right = 0;             ///< examples whose best option is the correct one
+  double token_loss = 0;         ///< sum of -log p of the right option's tokens
   int64_t tokens = 0;
 };
 /// `log_probs`: of all picks, example by example, sequence by sequence. NaN gives a NaN loss.

@@ -32,7 +32,8 @@ int64_t PeakRss() {
 
 class Run {
  public:
-  Run(const TrainSpec& spec, std::string folder, int attempt, const TrainHooks& hooks) : spec_(spec), folder_(std::move(folder)), attempt_(attempt), hooks_(hooks) {}
+  Run(const TrainSpec& spec, std::string folder, int attempt, const TrainHooks& hooks)
+      : spec_(spec), folder_(std::move(folder)), attempt_(attempt), hooks_(hooks) {}
 
   absl::StatusOr<TrainResult> Go() {
     RETURN_IF_ERROR(Load());
@@ -63,8 +64,9 @@ class Run {
     ASSIGN_OR_RETURN(engine_, Engine::Create(&model_, spec_.scheme, spec_.seed));
     engine_->stop = hooks_.stop;
     order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
-    hooks_.log(Cat(spec_.task.name, ": ", data_.train.size(), " train, ", data_.dev.size(), " dev, ", data_.test.size(), " test examples; ",
-                   engine_->layout().size(), " of ", model_.weights.parameters(), " parameters train (", spec_.scheme.name, "), ", spec_.optimizer));
+    hooks_.log(Cat(spec_.task.name, ": ", data_.train.size(), " train, ", data_.dev.size(), " dev, ", data_.test.size(),
+                   " test examples; ", engine_->layout().size(), " of ", model_.weights.parameters(),
+                   " parameters train (", spec_.scheme.name, "), ", spec_.optimizer));
     return absl::OkStatus();
   }
 
@@ -74,7 +76,9 @@ class Run {
         for (const Sequence& sequence : example.sequences) {
           RETURN_IF_ERROR(nn::CheckIds(model_.config, sequence.ids));
           for (const Pick& pick : sequence.picks) {
-            if (pick.target >= model_.config.vocab) return InvalidArgument("tokenizer: token ", pick.target, " is not below the model's vocabulary ", model_.config.vocab);
+            if (pick.target >= model_.config.vocab)
+              return InvalidArgument("tokenizer: token ", pick.target, " is not below the model's vocabulary ",
+                                     model_.config.vocab);
           }
         }
       }
@@ -96,7 +100,8 @@ class Run {
   }
 
   void ReadEvaluations(const std::string& folder) {
-    const auto json = nlohmann::json::parse(PosixFs().ReadFile(folder + "/evaluations.json").value_or(""), nullptr, false);
+    const auto json =
+        nlohmann::json::parse(PosixFs().ReadFile(folder + "/evaluations.json").value_or(""), nullptr, false);
     if (!json.is_array()) return;
     for (const auto& e : json) {
       if (e.is_array() && e.size() == 3 && e[0].is_number_integer() && e[1].is_number() && e[2].is_number())
@@ -129,7 +134,9 @@ class Run {
       skipped_ += outcome.skipped ? 1 : 0;
       if (outcome.skipped) hooks_.log(Cat("step ", step_, " skipped: ", outcome.reason));
       if (step_ % spec_.log_every == 0 || step_ == spec_.steps)
-        hooks_.progress(step_, {{"loss", outcome.loss}, {"lr", RateAt(step_ - 1)}, {"seconds_per_step", seconds_ / static_cast<double>(timed_steps_)},
+        hooks_.progress(step_, {{"loss", outcome.loss},
+                                {"lr", RateAt(step_ - 1)},
+                                {"seconds_per_step", seconds_ / static_cast<double>(timed_steps_)},
                                 {"peak_rss_bytes", static_cast<double>(PeakRss())}});
       if (step_ % spec_.checkpoint_every == 0 || step_ == spec_.steps) {
         RETURN_IF_ERROR(learner_->Checkpoint());
@@ -163,7 +170,8 @@ class Run {
       token_loss += o.token_loss;
     }
     const auto n = static_cast<double>(set.size());
-    if (!data_.choose) return Evaluation{step_, -token_loss / static_cast<double>(tokens), token_loss / static_cast<double>(tokens)};
+    if (!data_.choose)
+      return Evaluation{step_, -token_loss / static_cast<double>(tokens), token_loss / static_cast<double>(tokens)};
     return Evaluation{step_, static_cast<double>(right) / n, loss / n};
   }
 
@@ -173,13 +181,16 @@ class Run {
     evaluations_.push_back(e);
     if (best) RETURN_IF_ERROR(learner_->KeepBest());
     RETURN_IF_ERROR(WriteEvaluations());
-    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score}, {"loss/dev", e.loss}, {"peak_rss_bytes", static_cast<double>(PeakRss())}});
+    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score},
+                            {"loss/dev", e.loss},
+                            {"peak_rss_bytes", static_cast<double>(PeakRss())}});
     hooks_.log(Cat("step ", step_, ": dev ", data_.choose ? "accuracy " : "score ", e.score, ", loss ", e.loss));
     return absl::OkStatus();
   }
   /// The first of the highest scores.
   const Evaluation& Best() const {
-    return *std::max_element(evaluations_.begin(), evaluations_.end(), [](const Evaluation& a, const Evaluation& b) { return a.score < b.score; });
+    return *std::max_element(evaluations_.begin(), evaluations_.end(),
+                             [](const Evaluation& a, const Evaluation& b) { return a.score < b.score; });
   }
 
   absl::StatusOr<TrainResult> Finish() {
@@ -226,7 +237,8 @@ class Run {
 
 }  // namespace
 
-absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string& folder, int attempt, const TrainHooks& hooks) {
+absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string& folder, int attempt,
+                                        const TrainHooks& hooks) {
   return Run(spec, folder, attempt, hooks).Go();
 }
 

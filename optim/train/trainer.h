@@ -7,9 +7,9 @@
 ///   folder/attempt-N/best.safetensors   first order: trainable values of the best step
 ///   folder/result/                      what was trained, with save_model
 ///
-/// An attempt writes only into its own folder and begins where the newest older attempt ended: a stale worker that wakes
-/// up late harms nobody. A resumed run gives the same losses and the same bits as one that was never interrupted, and so
-/// does a replay of its log; the number of threads must be the same for the losses, not for the replay.
+/// An attempt writes only into its own folder and begins where the newest older attempt ended: a stale worker that
+/// wakes up late harms nobody. A resumed run gives the same losses and the same bits as one that was never interrupted,
+/// and so does a replay of its log; the number of threads must be the same for the losses, not for the replay.
 
 #include <cstdint>
 #include <functional>
@@ -23,7 +23,8 @@ namespace optod::train {
 
 struct TrainHooks {
   /// Step finished (1-based), with figures: loss, lr, seconds_per_step, accuracy/dev, loss/dev, ...
-  std::function<void(int64_t step, const std::map<std::string, double>& metrics)> progress = [](int64_t, const auto&) {};
+  std::function<void(int64_t step, const std::map<std::string, double>& metrics)> progress = [](int64_t, const auto&) {
+  };
   std::function<void(const std::string& line)> log = [](const std::string&) {};
   /// What is done up to `step` survives the end of this process.
   std::function<void(int64_t step)> checkpoint = [](int64_t) {};
@@ -32,17 +33,18 @@ struct TrainHooks {
 
 struct TrainResult {
   int64_t steps = 0, best_step = 0;
-  int64_t skipped = 0;             ///< steps whose losses were NaN or infinite
+  int64_t skipped = 0;                                     ///< steps whose losses were NaN or infinite
   double first_score = 0, best_score = 0, last_score = 0;  ///< dev accuracy, or minus the dev loss for texts
-  double test_score = 0;           ///< of the best version; 0 without a test set
-  double seconds_per_step = 0;     ///< of this attempt, without evaluations
+  double test_score = 0;                                   ///< of the best version; 0 without a test set
+  double seconds_per_step = 0;                             ///< of this attempt, without evaluations
   int64_t peak_rss_bytes = 0;
-  std::string parameters_sha256;   ///< of the trainable values after the last step
+  std::string parameters_sha256;  ///< of the trainable values after the last step
 };
 
 /// `attempt` >= 1. Errors are the job's reason: what LoadModel, LoadTokenizer, LoadTask and Engine::Create say,
 /// RESOURCE_EXHAUSTED (memory, disk), CANCELLED.
-absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string& folder, int attempt, const TrainHooks& hooks);
+absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string& folder, int attempt,
+                                        const TrainHooks& hooks);
 
 /// The result as one JSON object.
 std::string ResultJson(const TrainResult& result);

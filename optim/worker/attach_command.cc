@@ -11,7 +11,8 @@ namespace optod::worker {
 
 void AddAttachCommand(CLI::App& app, int* code) {
   auto options = std::make_shared<AttemptOptions>();
-  auto* command = app.add_subcommand("attach", "runs one attempt of a job; started by optod, which puts the token into OPTOD_WORKER_TOKEN");
+  auto* command = app.add_subcommand(
+      "attach", "runs one attempt of a job; started by optod, which puts the token into OPTOD_WORKER_TOKEN");
   command->add_option("--server", options->server, "HOST:PORT or unix:PATH")->required();
   command->add_option("--job", options->job, "users/U/jobs/J")->required();
   command->add_option("--attempt", options->attempt, "its number")->required();

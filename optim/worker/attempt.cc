@@ -26,7 +26,9 @@ constexpr std::chrono::milliseconds kHeartbeat{1000};
 class Link {
  public:
   explicit Link(const std::string& server)
-      : channel_(grpc::CreateChannel(server, grpc::InsecureChannelCredentials())), stub_(v1::WorkerService::NewStub(channel_)), stream_(stub_->Attach(&context_)) {}
+      : channel_(grpc::CreateChannel(server, grpc::InsecureChannelCredentials())),
+        stub_(v1::WorkerService::NewStub(channel_)),
+        stream_(stub_->Attach(&context_)) {}
   ~Link() {
     {
       std::lock_guard lock(mutex_);
@@ -50,7 +52,8 @@ class Link {
     v1::ServerMessage first;
     if (!stream_->Write(hello) || !stream_->Read(&first) || !first.has_task()) {
       const grpc::Status status = stream_->Finish();
-      return absl::Status(static_cast<absl::StatusCode>(status.ok() ? static_cast<int>(absl::StatusCode::kUnavailable) : status.error_code()),
+      return absl::Status(static_cast<absl::StatusCode>(status.ok() ? static_cast<int>(absl::StatusCode::kUnavailable)
+                                                                    : status.error_code()),
                           status.ok() ? "the server ended the stream" : status.error_message());
     }
     reader_ = std::thread([this] { ReadAll(); });
@@ -153,8 +156,10 @@ absl::Status RunAttempt(const AttemptOptions& options) {
   v1::WorkerDone done;
   done.set_code(static_cast<int>(result.status().code()));
   done.set_message(std::string(result.status().message()));
-  if (result.ok()) done.set_result_json(train::ResultJson(*result));
-  else std::printf("ended: %s\n", done.message().c_str());
+  if (result.ok())
+    done.set_result_json(train::ResultJson(*result));
+  else
+    std::printf("ended: %s\n", done.message().c_str());
   std::fflush(stdout);
   link.Finish(done);
   return absl::OkStatus();

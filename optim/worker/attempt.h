@@ -1,6 +1,6 @@
 #pragma once
-/// One attempt of a job: dials the server, gets the task, runs it, tells what happens. Knows gRPC and the trainer's plain
-/// interface; LibTorch stays behind that.
+/// One attempt of a job: dials the server, gets the task, runs it, tells what happens. Knows gRPC and the trainer's
+/// plain interface; LibTorch stays behind that.
 
 #include <string>
 

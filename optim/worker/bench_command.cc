@@ -51,15 +51,19 @@ absl::Status Bench(const Options& o) {
   if (mkdtemp(folder.data()) == nullptr) return Internal("no temporary folder");
   std::unique_ptr<train::Learner> learner;
   if (o.optimizer != "none") {
-    ASSIGN_OR_RETURN(train::TrainSpec spec, train::ParseTrainSpec(R"({"model": "/m", "task": {"name": "sst2", "train": "/a", "dev": "/b"}, "optimizer": {"name": ")" + o.optimizer +
-                                                                  R"(", "lr": 1e-7}, "scheme": ")" + o.scheme + "\"}"));
+    ASSIGN_OR_RETURN(
+        train::TrainSpec spec,
+        train::ParseTrainSpec(
+            R"({"model": "/m", "task": {"name": "sst2", "train": "/a", "dev": "/b"}, "optimizer": {"name": ")" +
+            o.optimizer + R"(", "lr": 1e-7}, "scheme": ")" + o.scheme + "\"}"));
     ASSIGN_OR_RETURN(learner, train::MakeLearner(spec, *engine, true, folder, ""));
   }
   std::vector<double> seconds, cpu;
   for (int64_t i = 0; i <= o.steps; ++i) {
     const auto began = std::chrono::steady_clock::now();
     const double cpu_began = CpuSeconds();
-    RETURN_IF_ERROR(learner == nullptr ? engine->Score(engine->theta(), batch).status() : learner->Step(i, batch, 1e-7).status());
+    RETURN_IF_ERROR(learner == nullptr ? engine->Score(engine->theta(), batch).status()
+                                       : learner->Step(i, batch, 1e-7).status());
     if (i == 0) continue;  // the first one touches memory
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     cpu.push_back(CpuSeconds() - cpu_began);
@@ -69,8 +73,10 @@ absl::Status Bench(const Options& o) {
   std::sort(cpu.begin(), cpu.end());
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  std::printf("{\"runtime\": \"%s\", \"optimizer\": \"%s\", \"seconds\": %.4f, \"cpu_seconds\": %.4f, \"peak_mib\": %.1f}\n", nn::RuntimeName().c_str(), o.optimizer.c_str(), seconds[seconds.size() / 2], cpu[cpu.size() / 2],
-              static_cast<double>(usage.ru_maxrss) / 1024);
+  std::printf(
+      "{\"runtime\": \"%s\", \"optimizer\": \"%s\", \"seconds\": %.4f, \"cpu_seconds\": %.4f, \"peak_mib\": %.1f}\n",
+      nn::RuntimeName().c_str(), o.optimizer.c_str(), seconds[seconds.size() / 2], cpu[cpu.size() / 2],
+      static_cast<double>(usage.ru_maxrss) / 1024);
   return absl::OkStatus();
 }
 
@@ -82,7 +88,8 @@ void AddBenchCommand(CLI::App& app, int* code) {
   command->add_option("--model", o->model, "Hugging Face folder or .gguf file")->required();
   command->add_option("--optimizer", o->optimizer, "an optimizer's name, or none: a plain forward pass");
   command->add_option("--scheme", o->scheme, "full, lora, prefix, head");
-  for (auto [name, field] : {std::pair("--steps", &o->steps), {"--batch", &o->batch}, {"--tokens", &o->tokens}}) command->add_option(name, *field)->check(CLI::Range(1, 1 << 20));
+  for (auto [name, field] : {std::pair("--steps", &o->steps), {"--batch", &o->batch}, {"--tokens", &o->tokens}})
+    command->add_option(name, *field)->check(CLI::Range(1, 1 << 20));
   command->add_option("--threads", o->threads, "0 = all CPUs");
   command->callback([o, code] { *code = ExitCode(Bench(*o)); });
 }

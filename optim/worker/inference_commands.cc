@@ -52,9 +52,11 @@ absl::Status Logits(const Options& o) {
   std::vector<nn::TensorToWrite> tensors;
   for (size_t i = 0; i < lists.size(); ++i) {
     auto logits = inference->Logits(lists[i]);
-    if (!logits.ok()) return absl::Status(logits.status().code(), Cat("input[", i, "]: ", std::string(logits.status().message())));
+    if (!logits.ok())
+      return absl::Status(logits.status().code(), Cat("input[", i, "]: ", std::string(logits.status().message())));
     all.push_back(*std::move(logits));
-    tensors.push_back({Cat("logits.", i), nn::FileType::kF32, {static_cast<int64_t>(lists[i].size()), files.config.vocab}, {}});
+    tensors.push_back(
+        {Cat("logits.", i), nn::FileType::kF32, {static_cast<int64_t>(lists[i].size()), files.config.vocab}, {}});
   }
   for (size_t i = 0; i < all.size(); ++i) tensors[i].data = std::as_bytes(std::span(all[i]));
   return nn::WriteSafetensors(o.output, tensors, {{"runtime", nn::RuntimeName()}});
@@ -125,14 +127,17 @@ void AddInferenceCommands(CLI::App& app, int* code) {
   logits->add_option("--output", o->output, "safetensors: logits.0, logits.1, ... [tokens, vocab] float32")->required();
   auto* generate = add("generate", "continues a text", [](const Options& x) { return Generate(x); });
   generate->add_option("--prompt", o->prompt, "the text")->required();
-  generate->add_option("--max-tokens", o->sampling.max_tokens, "at most so many more tokens")->check(CLI::Range(1, 1 << 20));
-  generate->add_option("--temperature", o->sampling.temperature, "0 = the likeliest token")->check(CLI::Range(0.0, 100.0));
+  generate->add_option("--max-tokens", o->sampling.max_tokens, "at most so many more tokens")
+      ->check(CLI::Range(1, 1 << 20));
+  generate->add_option("--temperature", o->sampling.temperature, "0 = the likeliest token")
+      ->check(CLI::Range(0.0, 100.0));
   generate->add_option("--seed", o->sampling.seed, "of the draws");
   for (CLI::App* command : {logits, generate}) {
     command->add_option("--dtype", o->dtype, "float32 or bfloat16");
     command->add_option("--threads", o->threads, "0 = all CPUs");
   }
-  auto* tokens = add("tokens", "token ids of every line of a file, as JSON", [](const Options& x) { return Tokens(x); });
+  auto* tokens =
+      add("tokens", "token ids of every line of a file, as JSON", [](const Options& x) { return Tokens(x); });
   tokens->add_option("--input", o->input, "text file")->required();
   tokens->add_flag("--special,!--no-special", o->add_special, "with the ids the model wants around a text");
   auto* convert = add("convert", "writes a Hugging Face folder", [](const Options& x) { return Convert(x); });

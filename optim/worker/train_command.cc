@@ -48,10 +48,12 @@ absl::Status Train(const Options& o) {
 
 void AddTrainCommand(CLI::App& app, int* code) {
   auto o = std::make_shared<Options>();
-  auto* command = app.add_subcommand("train", "runs a fine-tuning file without a server; one JSON line an event, the result last");
+  auto* command =
+      app.add_subcommand("train", "runs a fine-tuning file without a server; one JSON line an event, the result last");
   command->add_option("--spec", o->spec, "the job file as JSON")->required();
   command->add_option("--folder", o->folder, "where checkpoints and results go")->required();
-  command->add_option("--attempt", o->attempt, "2 and later go on where the attempt before ended")->check(CLI::Range(1, 1 << 20));
+  command->add_option("--attempt", o->attempt, "2 and later go on where the attempt before ended")
+      ->check(CLI::Range(1, 1 << 20));
   command->callback([o, code] { *code = ExitCode(Train(*o)); });
 }
 

@@ -38,7 +38,8 @@ void JobFiles::AppendEvent(const v1::JobRecord& record, const v1::JobEvent& even
   const std::string text = event.SerializeAsString();
   const auto size = static_cast<uint32_t>(text.size());
   std::ofstream file(Folder(record.user(), record.id()) + "/events.pb", std::ios::binary | std::ios::app);
-  file.write(reinterpret_cast<const char*>(&size), sizeof(size)).write(text.data(), static_cast<std::streamsize>(text.size()));
+  file.write(reinterpret_cast<const char*>(&size), sizeof(size))
+      .write(text.data(), static_cast<std::streamsize>(text.size()));
 }
 
 std::vector<v1::JobEvent> JobFiles::LoadEvents(const v1::JobRecord& record) {
@@ -54,7 +55,9 @@ std::vector<v1::JobEvent> JobFiles::LoadEvents(const v1::JobRecord& record) {
     if (event.sequence() == static_cast<int64_t>(events.size()) + 1) events.push_back(std::move(event));
   }
   // A torn end would hide what is appended behind it.
-  if (at < bytes.size()) (void)fs_.WriteFileAtomic(Folder(record.user(), record.id()) + "/events.pb", BytesOf(std::string_view(bytes).substr(0, at)), 0600);
+  if (at < bytes.size())
+    (void)fs_.WriteFileAtomic(Folder(record.user(), record.id()) + "/events.pb",
+                              BytesOf(std::string_view(bytes).substr(0, at)), 0600);
   return events;
 }
 

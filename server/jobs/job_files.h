@@ -1,6 +1,6 @@
 #pragma once
-/// Jobs on disk: one folder a job, `jobs/USER/ID/`, with job.pb (the record, replaced whole and durably before anybody is
-/// told), events.pb (appended, not synced), log (the workers' output) and work/ (checkpoints). The queue is the only
+/// Jobs on disk: one folder a job, `jobs/USER/ID/`, with job.pb (the record, replaced whole and durably before anybody
+/// is told), events.pb (appended, not synced), log (the workers' output) and work/ (checkpoints). The queue is the only
 /// writer. Thread-safe as far as the file system is.
 
 #include <string>

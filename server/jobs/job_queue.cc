@@ -19,8 +19,12 @@ using v1::Job;
 
 constexpr size_t kMaxSpecBytes = 1 << 20;
 
-bool IsUnderWay(Job::State state) { return state == Job::SCHEDULED || state == Job::RUNNING || state == Job::CHECKPOINTING; }
-bool HasEnded(Job::State state) { return state == Job::SUCCEEDED || state == Job::FAILED || state == Job::CANCELLED || state == Job::LOST; }
+bool IsUnderWay(Job::State state) {
+  return state == Job::SCHEDULED || state == Job::RUNNING || state == Job::CHECKPOINTING;
+}
+bool HasEnded(Job::State state) {
+  return state == Job::SUCCEEDED || state == Job::FAILED || state == Job::CANCELLED || state == Job::LOST;
+}
 
 void SetTime(int64_t unix_ms, google::protobuf::Timestamp* out) {
   out->set_seconds(unix_ms / 1000);
@@ -29,7 +33,8 @@ void SetTime(int64_t unix_ms, google::protobuf::Timestamp* out) {
 
 bool IsId(const std::string& id) {
   if (id.empty() || id.size() > 63 || !(id[0] >= 'a' && id[0] <= 'z') || id.back() == '-') return false;
-  return std::all_of(id.begin(), id.end(), [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; });
+  return std::all_of(id.begin(), id.end(),
+                     [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; });
 }
 
 /// 2GiB, 512MiB, 1000000.
@@ -45,7 +50,10 @@ absl::StatusOr<int64_t> Bytes(const nlohmann::json& value) {
       used = 0;
     }
     const std::string unit = text.substr(used);
-    const double factor = unit == "GiB" || unit == "G" ? 1073741824.0 : unit == "MiB" || unit == "M" ? 1048576.0 : unit.empty() ? 1.0 : 0.0;
+    const double factor = unit == "GiB" || unit == "G"   ? 1073741824.0
+                          : unit == "MiB" || unit == "M" ? 1048576.0
+                          : unit.empty()                 ? 1.0
+                                                         : 0.0;
     if (used > 0 && factor > 0 && number > 0 && number * factor < 9e15) return static_cast<int64_t>(number * factor);
   }
   return InvalidArgument("limits.memory: ", value.dump(), " is not a size like 2GiB");
@@ -59,7 +67,8 @@ absl::StatusOr<int64_t> Seconds(const nlohmann::json& value) {
     const double factor = text.ends_with("h") ? 3600 : text.ends_with("m") ? 60 : text.ends_with("s") ? 1 : 0;
     char* end = nullptr;
     const double number = std::strtod(text.c_str(), &end);
-    if (factor > 0 && end == text.c_str() + text.size() - 1 && number > 0 && number < 1e9) return static_cast<int64_t>(std::max(1.0, number * factor));
+    if (factor > 0 && end == text.c_str() + text.size() - 1 && number > 0 && number < 1e9)
+      return static_cast<int64_t>(std::max(1.0, number * factor));
   }
   return InvalidArgument("limits.wall: ", value.dump(), " is not a time like 90s, 15m, 2h");
 }
@@ -68,7 +77,8 @@ absl::StatusOr<int64_t> Seconds(const nlohmann::json& value) {
 absl::Status ReadQueueFields(const std::string& spec_json, Job* job) {
   const auto json = nlohmann::json::parse(spec_json, nullptr, false);
   if (json.contains("priority")) {
-    if (!json["priority"].is_number_integer() || std::abs(json["priority"].get<double>()) > 100) return InvalidArgument("priority: ", json["priority"].dump(), " must lie in -100 to 100");
+    if (!json["priority"].is_number_integer() || std::abs(json["priority"].get<double>()) > 100)
+      return InvalidArgument("priority: ", json["priority"].dump(), " must lie in -100 to 100");
     job->set_priority(json["priority"].get<int32_t>());
   }
   if (json.contains("after")) {
@@ -89,7 +99,8 @@ absl::Status ReadQueueFields(const std::string& spec_json, Job* job) {
       ASSIGN_OR_RETURN(const int64_t seconds, Seconds(value));
       job->mutable_placement()->mutable_max_wall()->set_seconds(seconds);
     } else if (key == "cpus") {
-      if (!value.is_number_integer() || value.get<double>() < 1 || value.get<double>() > 4096) return InvalidArgument("limits.cpus: ", value.dump(), " must lie in 1 to 4096");
+      if (!value.is_number_integer() || value.get<double>() < 1 || value.get<double>() > 4096)
+        return InvalidArgument("limits.cpus: ", value.dump(), " must lie in 1 to 4096");
       job->mutable_placement()->set_cpus(value.get<int32_t>());
     } else {
       return InvalidArgument("limits: unknown field \"", key, "\" (memory, wall, cpus)");
@@ -101,7 +112,8 @@ absl::Status ReadQueueFields(const std::string& spec_json, Job* job) {
 /// "/data/x/../y" is judged as "/data/y"; links are followed as far as they exist.
 bool IsBelow(const std::string& path, const std::string& root) {
   std::error_code ignored;
-  const std::string real = std::filesystem::weakly_canonical(path, ignored).string(), top = std::filesystem::weakly_canonical(root, ignored).string();
+  const std::string real = std::filesystem::weakly_canonical(path, ignored).string(),
+                    top = std::filesystem::weakly_canonical(root, ignored).string();
   return real == top || real.starts_with(top + "/");
 }
 
@@ -125,8 +137,10 @@ absl::Status JobQueue::Load() {
     entry.record = std::move(record);
     entry.events = files_.LoadEvents(entry.record);
     if (!IsUnderWay(entry.record.job().state())) continue;
-    if (entry.record.cancelling()) SetState(entry, Job::CANCELLED, "cancelled");
-    else SetState(entry, Job::QUEUED, "the server was restarted; goes on from the last checkpoint");
+    if (entry.record.cancelling())
+      SetState(entry, Job::CANCELLED, "cancelled");
+    else
+      SetState(entry, Job::QUEUED, "the server was restarted; goes on from the last checkpoint");
   }
   if (!broken.empty()) return DataLoss("jobs: record of ", broken[0], " cannot be read");
   return absl::OkStatus();
@@ -139,18 +153,25 @@ void JobQueue::Start(const std::string& address) {
 
 // ---- clients
 
-absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJobRequest& request, v1::JobRecord* record) const {
+absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJobRequest& request,
+                                    v1::JobRecord* record) const {
   Job& job = *record->mutable_job();
   if (request.job().spec_json().size() > kMaxSpecBytes) return ResourceExhausted("job.spec_json: over 1 MiB");
   ASSIGN_OR_RETURN(const train::TrainSpec spec, train::ParseTrainSpec(request.job().spec_json()));
   RETURN_IF_ERROR(ReadQueueFields(request.job().spec_json(), &job));
-  if (!request.job().kind().empty() && request.job().kind() != spec.kind) return InvalidArgument("job.kind: \"", request.job().kind(), "\" is not the spec's \"", spec.kind, "\"");
-  if (job.placement().backend() == "cuda" || request.job().placement().backend() == "cuda") return Unimplemented("job.placement.backend: \"cuda\" is not part of this release");
+  if (!request.job().kind().empty() && request.job().kind() != spec.kind)
+    return InvalidArgument("job.kind: \"", request.job().kind(), "\" is not the spec's \"", spec.kind, "\"");
+  if (job.placement().backend() == "cuda" || request.job().placement().backend() == "cuda")
+    return Unimplemented("job.placement.backend: \"cuda\" is not part of this release");
   for (const std::string& path : train::PathsOf(spec)) {
-    if (!path.starts_with("/")) return InvalidArgument("job: path \"", path, "\" is relative; the server needs absolute ones");
-    const bool allowed = options_.file_roots.empty() ||
-                         std::any_of(options_.file_roots.begin(), options_.file_roots.end(), [&](const std::string& root) { return IsBelow(path, root); });
-    if (!allowed) return absl::PermissionDeniedError("job: path \"" + path + "\" is outside the folders that this server opens to jobs (--job-files)");
+    if (!path.starts_with("/"))
+      return InvalidArgument("job: path \"", path, "\" is relative; the server needs absolute ones");
+    const bool allowed =
+        options_.file_roots.empty() || std::any_of(options_.file_roots.begin(), options_.file_roots.end(),
+                                                   [&](const std::string& root) { return IsBelow(path, root); });
+    if (!allowed)
+      return absl::PermissionDeniedError("job: path \"" + path +
+                                         "\" is outside the folders that this server opens to jobs (--job-files)");
   }
   for (const std::string& other : job.after()) {
     if (!jobs_.contains({user, other})) return NotFound("after: no job ", other);
@@ -164,18 +185,22 @@ absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJob
 }
 
 absl::StatusOr<Job> JobQueue::Create(const std::string& user, const v1::CreateJobRequest& request) {
-  if (!has_worker()) return WithReason(Unimplemented("JobService: this server has no optod-worker program"), "NO_WORKER");
+  if (!has_worker())
+    return WithReason(Unimplemented("JobService: this server has no optod-worker program"), "NO_WORKER");
   std::lock_guard lock(mutex_);
   const std::string hash = Sha256Hex(request.SerializeAsString());
   for (const auto& [key, entry] : jobs_) {
-    if (request.request_id().empty() || key.first != user || entry.record.request_id() != request.request_id()) continue;
-    if (entry.record.request_sha256() != hash) return WithReason(Aborted("request_id: was used for another request"), "REQUEST_ID_REUSED");
+    if (request.request_id().empty() || key.first != user || entry.record.request_id() != request.request_id())
+      continue;
+    if (entry.record.request_sha256() != hash)
+      return WithReason(Aborted("request_id: was used for another request"), "REQUEST_ID_REUSED");
     return View(entry);
   }
   v1::JobRecord record;
   RETURN_IF_ERROR(CheckRequest(user, request, &record));
   const std::string id = request.job_id().empty() ? RandomId() : request.job_id();
-  if (!IsId(id)) return InvalidArgument("job_id: \"", id, "\" is not a letter and then letters, digits, hyphens; at most 63");
+  if (!IsId(id))
+    return InvalidArgument("job_id: \"", id, "\" is not a letter and then letters, digits, hyphens; at most 63");
   if (jobs_.contains({user, id})) return AlreadyExists("job_id: ", id, " is taken");
   if (stopping_) return WithReason(Unavailable("the server is draining; try again later"), "DRAINING");
   record.set_user(user);
@@ -246,7 +271,8 @@ absl::StatusOr<Job> JobQueue::Cancel(const std::string& user, const std::string&
 }
 
 absl::StatusOr<Job> JobQueue::Resume(const std::string& user, const std::string& id) {
-  if (!has_worker()) return WithReason(Unimplemented("JobService: this server has no optod-worker program"), "NO_WORKER");
+  if (!has_worker())
+    return WithReason(Unimplemented("JobService: this server has no optod-worker program"), "NO_WORKER");
   std::lock_guard lock(mutex_);
   ASSIGN_OR_RETURN(Entry * entry, Find(user, id));
   const Job::State state = entry->record.job().state();
@@ -259,12 +285,14 @@ absl::StatusOr<Job> JobQueue::Resume(const std::string& user, const std::string&
   return View(*entry);
 }
 
-absl::StatusOr<std::vector<v1::JobEvent>> JobQueue::Events(const std::string& user, const std::string& id, int64_t after, size_t limit, bool* ended) const {
+absl::StatusOr<std::vector<v1::JobEvent>> JobQueue::Events(const std::string& user, const std::string& id,
+                                                           int64_t after, size_t limit, bool* ended) const {
   std::lock_guard lock(mutex_);
   ASSIGN_OR_RETURN(const Entry* entry, Find(user, id));
   if (after < 0) return InvalidArgument("after_sequence: ", after, " is negative");
   std::vector<v1::JobEvent> events;
-  for (size_t i = static_cast<size_t>(after); i < entry->events.size() && events.size() < limit; ++i) events.push_back(entry->events[i]);
+  for (size_t i = static_cast<size_t>(after); i < entry->events.size() && events.size() < limit; ++i)
+    events.push_back(entry->events[i]);
   *ended = HasEnded(entry->record.job().state()) && static_cast<size_t>(after) + events.size() >= entry->events.size();
   return events;
 }
@@ -278,11 +306,13 @@ absl::StatusOr<std::string> JobQueue::LogPath(const std::string& user, const std
 
 int64_t JobQueue::running() const {
   std::lock_guard lock(mutex_);
-  return std::count_if(jobs_.begin(), jobs_.end(), [](const auto& item) { return IsUnderWay(item.second.record.job().state()); });
+  return std::count_if(jobs_.begin(), jobs_.end(),
+                       [](const auto& item) { return IsUnderWay(item.second.record.job().state()); });
 }
 int64_t JobQueue::queued() const {
   std::lock_guard lock(mutex_);
-  return std::count_if(jobs_.begin(), jobs_.end(), [](const auto& item) { return item.second.record.job().state() == Job::QUEUED; });
+  return std::count_if(jobs_.begin(), jobs_.end(),
+                       [](const auto& item) { return item.second.record.job().state() == Job::QUEUED; });
 }
 
 Job JobQueue::View(const Entry& entry) const {
@@ -371,7 +401,8 @@ void JobQueue::Launch(const Key& key, Entry& entry) {
   if (!job.has_start_time()) SetTime(clock_.NowUnixMs(), job.mutable_start_time());
   SetState(entry, Job::SCHEDULED, "worker starts");
   LaunchSpec spec;
-  spec.argv = {options_.worker, "attach", "--server", address_, "--job", job.name(), "--attempt", std::to_string(job.attempt())};
+  spec.argv = {options_.worker, "attach",   "--server",  address_,
+               "--job",         job.name(), "--attempt", std::to_string(job.attempt())};
   spec.environment = options_.environment;
   spec.environment.emplace_back("OPTOD_WORKER_TOKEN", entry.token);
   spec.environment.emplace_back("OMP_WAIT_POLICY", "PASSIVE");  // waiting threads leave the CPUs to other jobs
@@ -379,8 +410,10 @@ void JobQueue::Launch(const Key& key, Entry& entry) {
   spec.memory_bytes = job.placement().memory_bytes();
   const int32_t attempt = job.attempt();
   auto handle = launcher_.Launch(spec, [this, key, attempt](ExitStatus exit) { OnExit(key, attempt, exit); });
-  if (handle.ok()) entry.handle = *handle;
-  else SetState(entry, Job::FAILED, std::string(handle.status().message()));
+  if (handle.ok())
+    entry.handle = *handle;
+  else
+    SetState(entry, Job::FAILED, std::string(handle.status().message()));
 }
 
 void JobQueue::Tick() {
@@ -402,10 +435,14 @@ void JobQueue::Tick() {
 void JobQueue::CheckSilence(Entry& entry, int64_t now) {
   if (!entry.killed_because.empty() || entry.done) return;
   const int64_t patience = entry.channel == nullptr ? options_.start_ms : options_.silence_ms;
-  const int64_t silent_ms = (now - entry.heard_ns) / 1'000'000, wall_s = entry.record.job().placement().max_wall().seconds();
-  if (silent_ms > patience) entry.killed_because = Cat("said nothing for ", silent_ms / 1000, " s");
-  else if (entry.record.cancelling() && (now - entry.cancel_ns) / 1'000'000 > options_.cancel_grace_ms) entry.killed_because = "cancelled";
-  else if (wall_s > 0 && (now - entry.launched_ns) / 1'000'000'000 > wall_s) entry.killed_because = Cat("limits.wall: ", wall_s, " s are over");
+  const int64_t silent_ms = (now - entry.heard_ns) / 1'000'000,
+                wall_s = entry.record.job().placement().max_wall().seconds();
+  if (silent_ms > patience)
+    entry.killed_because = Cat("said nothing for ", silent_ms / 1000, " s");
+  else if (entry.record.cancelling() && (now - entry.cancel_ns) / 1'000'000 > options_.cancel_grace_ms)
+    entry.killed_because = "cancelled";
+  else if (wall_s > 0 && (now - entry.launched_ns) / 1'000'000'000 > wall_s)
+    entry.killed_because = Cat("limits.wall: ", wall_s, " s are over");
   if (!entry.killed_because.empty()) launcher_.Kill(entry.handle);
 }
 
@@ -427,7 +464,8 @@ void JobQueue::AttemptEnded(Entry& entry, const std::string& how, bool crash) {
   if (how.starts_with("limits.wall")) return SetState(entry, Job::FAILED, how);
   if (crash) entry.record.set_crashes(entry.record.crashes() + 1);
   const std::string text = Cat("worker of attempt ", entry.record.job().attempt(), " ", how);
-  if (entry.record.crashes() >= kMaxCrashes) return SetState(entry, Job::FAILED, Cat(text, "; ", kMaxCrashes, " attempts ended so"));
+  if (entry.record.crashes() >= kMaxCrashes)
+    return SetState(entry, Job::FAILED, Cat(text, "; ", kMaxCrashes, " attempts ended so"));
   SetState(entry, Job::QUEUED, text + "; goes on from the last checkpoint");
 }
 
@@ -438,7 +476,8 @@ absl::StatusOr<v1::WorkerTask> JobQueue::Attach(const v1::WorkerHello& hello, Wo
   for (auto& [key, entry] : jobs_) {
     Job& job = *entry.record.mutable_job();
     if (job.name() != hello.job()) continue;
-    if (entry.token.empty() || hello.attempt() != job.attempt()) return Aborted("attempt: ", hello.attempt(), " is over");
+    if (entry.token.empty() || hello.attempt() != job.attempt())
+      return Aborted("attempt: ", hello.attempt(), " is over");
     if (hello.token() != entry.token) return absl::UnauthenticatedError("token: wrong");
     if (entry.channel != nullptr) return Aborted("attempt: another worker has it");
     entry.channel = channel;
@@ -466,16 +505,22 @@ void JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage& messag
     case v1::WorkerMessage::kProgress: {
       std::map<std::string, double> metrics(message.progress().metrics().begin(), message.progress().metrics().end());
       job.set_step(message.progress().step());
-      job.set_progress(job.total_steps() > 0 ? static_cast<double>(job.step()) / static_cast<double>(job.total_steps()) : 0);
+      job.set_progress(job.total_steps() > 0 ? static_cast<double>(job.step()) / static_cast<double>(job.total_steps())
+                                             : 0);
       for (const auto& [name, value] : metrics) (*job.mutable_metrics())[name] = value;
       AddEvent(entry, metrics);
       break;
     }
     case v1::WorkerMessage::kCheckpoint:
-      job.set_checkpoint_step(message.checkpoint().step());  // on disk with the next change of state; the checkpoint itself is the worker's file
+      job.set_checkpoint_step(
+          message.checkpoint()
+              .step());  // on disk with the next change of state; the checkpoint itself is the worker's file
       break;
-    case v1::WorkerMessage::kDone: OnDone(entry, message.done()); break;
-    default: break;
+    case v1::WorkerMessage::kDone:
+      OnDone(entry, message.done());
+      break;
+    default:
+      break;
   }
 }
 

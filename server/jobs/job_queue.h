@@ -1,6 +1,6 @@
 #pragma once
-/// All jobs of the server: takes them, orders them, starts a worker for each attempt, follows it, and decides what its end
-/// means. Every change of state is on disk before it is told. Thread-safe; Create, Cancel, Resume and the worker's
+/// All jobs of the server: takes them, orders them, starts a worker for each attempt, follows it, and decides what its
+/// end means. Every change of state is on disk before it is told. Thread-safe; Create, Cancel, Resume and the worker's
 /// messages may block on the disk: never call them on a gRPC thread.
 ///
 ///   order      priority, then the user with fewer running jobs, then age
@@ -27,13 +27,13 @@
 namespace optod::jobs {
 
 struct QueueOptions {
-  std::string worker;                   ///< program; "" = none: jobs are refused
-  int64_t max_workers = 1;              ///< at once
+  std::string worker;                                            ///< program; "" = none: jobs are refused
+  int64_t max_workers = 1;                                       ///< at once
   std::vector<std::pair<std::string, std::string>> environment;  ///< of every worker
-  std::vector<std::string> file_roots;  ///< folders that jobs may name; empty = all
-  int64_t silence_ms = 30'000;          ///< a worker that sends nothing for so long is taken for dead
-  int64_t start_ms = 60'000;            ///< ... before its first message
-  int64_t cancel_grace_ms = 10'000;     ///< then it is killed
+  std::vector<std::string> file_roots;                           ///< folders that jobs may name; empty = all
+  int64_t silence_ms = 30'000;       ///< a worker that sends nothing for so long is taken for dead
+  int64_t start_ms = 60'000;         ///< ... before its first message
+  int64_t cancel_grace_ms = 10'000;  ///< then it is killed
 };
 inline constexpr int kMaxCrashes = 3;
 
@@ -64,7 +64,8 @@ class JobQueue {
   absl::StatusOr<v1::Job> Cancel(const std::string& user, const std::string& id);
   absl::StatusOr<v1::Job> Resume(const std::string& user, const std::string& id);
   /// Events after `after_sequence`, at most `limit`; `ended`: no more will come.
-  absl::StatusOr<std::vector<v1::JobEvent>> Events(const std::string& user, const std::string& id, int64_t after_sequence, size_t limit, bool* ended) const;
+  absl::StatusOr<std::vector<v1::JobEvent>> Events(const std::string& user, const std::string& id,
+                                                   int64_t after_sequence, size_t limit, bool* ended) const;
   absl::StatusOr<std::string> LogPath(const std::string& user, const std::string& id, bool* ended) const;
   int64_t running() const;
   int64_t queued() const;
@@ -84,9 +85,9 @@ class JobQueue {
     std::string token;
     int64_t handle = 0, launched_ns = 0, heard_ns = 0, cancel_ns = 0;
     WorkerChannel* channel = nullptr;
-    bool done = false;             ///< the worker said how it ended
-    bool stopping = false;         ///< the server ends
-    std::string killed_because;    ///< we killed it
+    bool done = false;           ///< the worker said how it ended
+    bool stopping = false;       ///< the server ends
+    std::string killed_because;  ///< we killed it
   };
   using Key = std::pair<std::string, std::string>;
 

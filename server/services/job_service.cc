@@ -36,7 +36,8 @@ absl::StatusOr<JobName> ParseName(const std::string& name, const Caller& caller)
       ASSIGN_OR_RETURN(parsed.user, auth::ResolveUser(name.substr(0, at - 1), caller, "name"));
     }
   }
-  if (parsed.id.empty() || parsed.id.find('/') != std::string::npos) return InvalidArgument("name: \"", name, "\" is not users/USER/jobs/JOB");
+  if (parsed.id.empty() || parsed.id.find('/') != std::string::npos)
+    return InvalidArgument("name: \"", name, "\" is not users/USER/jobs/JOB");
   return parsed;
 }
 
@@ -100,7 +101,8 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
   grpc::Service* service() override { return this; }
   void StopStreams() override { stopping_ = true; }
 
-  grpc::ServerUnaryReactor* CreateJob(CallbackServerContext* context, const v1::CreateJobRequest* request, v1::Job* response) override {
+  grpc::ServerUnaryReactor* CreateJob(CallbackServerContext* context, const v1::CreateJobRequest* request,
+                                      v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       RETURN_IF_ERROR(auth::RequireWriter(caller));
       ASSIGN_OR_RETURN(const std::string user, auth::ResolveUser(request->parent(), caller, "parent"));
@@ -108,14 +110,16 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
       return absl::OkStatus();
     });
   }
-  grpc::ServerUnaryReactor* GetJob(CallbackServerContext* context, const v1::GetJobRequest* request, v1::Job* response) override {
+  grpc::ServerUnaryReactor* GetJob(CallbackServerContext* context, const v1::GetJobRequest* request,
+                                   v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       ASSIGN_OR_RETURN(const JobName name, ParseName(request->name(), caller));
       ASSIGN_OR_RETURN(*response, parts_.queue->Get(name.user, name.id));
       return absl::OkStatus();
     });
   }
-  grpc::ServerUnaryReactor* CancelJob(CallbackServerContext* context, const v1::CancelJobRequest* request, v1::Job* response) override {
+  grpc::ServerUnaryReactor* CancelJob(CallbackServerContext* context, const v1::CancelJobRequest* request,
+                                      v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       RETURN_IF_ERROR(auth::RequireWriter(caller));
       ASSIGN_OR_RETURN(const JobName name, ParseName(request->name(), caller));
@@ -123,16 +127,19 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
       return absl::OkStatus();
     });
   }
-  grpc::ServerUnaryReactor* ResumeJob(CallbackServerContext* context, const v1::ResumeJobRequest* request, v1::Job* response) override {
+  grpc::ServerUnaryReactor* ResumeJob(CallbackServerContext* context, const v1::ResumeJobRequest* request,
+                                      v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       RETURN_IF_ERROR(auth::RequireWriter(caller));
       ASSIGN_OR_RETURN(const JobName name, ParseName(request->name(), caller));
-      if (!request->checkpoint().empty()) return Unimplemented("checkpoint: jobs go on from their last checkpoint; leave it empty");
+      if (!request->checkpoint().empty())
+        return Unimplemented("checkpoint: jobs go on from their last checkpoint; leave it empty");
       ASSIGN_OR_RETURN(*response, parts_.queue->Resume(name.user, name.id));
       return absl::OkStatus();
     });
   }
-  grpc::ServerUnaryReactor* ListJobs(CallbackServerContext* context, const v1::ListJobsRequest* request, v1::ListJobsResponse* response) override {
+  grpc::ServerUnaryReactor* ListJobs(CallbackServerContext* context, const v1::ListJobsRequest* request,
+                                     v1::ListJobsResponse* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       ASSIGN_OR_RETURN(const std::string user, auth::ResolveUser(request->parent(), caller, "parent"));
       ASSIGN_OR_RETURN(const int64_t size, PageSize(request->page_size()));
@@ -144,41 +151,52 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
       for (size_t i = 0; i < all.size() && !start.text.empty(); ++i) {
         if (all[i].name() == start.text) first = i + 1;
       }
-      for (size_t i = first; i < all.size() && static_cast<int64_t>(i - first) < size; ++i) *response->add_jobs() = all[i];
-      if (first + static_cast<size_t>(size) < all.size()) response->set_next_page_token(MakePageToken(scope, {0, response->jobs().rbegin()->name()}));
+      for (size_t i = first; i < all.size() && static_cast<int64_t>(i - first) < size; ++i)
+        *response->add_jobs() = all[i];
+      if (first + static_cast<size_t>(size) < all.size())
+        response->set_next_page_token(MakePageToken(scope, {0, response->jobs().rbegin()->name()}));
       return absl::OkStatus();
     });
   }
 
-  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(CallbackServerContext* context, const v1::WatchJobRequest* request) override {
+  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(CallbackServerContext* context,
+                                                   const v1::WatchJobRequest* request) override {
     auto stream = std::make_shared<PollStream<v1::JobEvent>>(*parts_.pool, *parts_.timers, context, stopping_);
     const absl::StatusOr<JobName> name = NameFor(context, request->name());
-    stream->Start(stream, name.status(), [this, name, after = request->after_sequence()](std::vector<v1::JobEvent>* out, bool* ended) mutable -> absl::Status {
-      ASSIGN_OR_RETURN(*out, parts_.queue->Events(name->user, name->id, after, kEventsPerRead, ended));
-      after += static_cast<int64_t>(out->size());
-      return absl::OkStatus();
-    });
+    stream->Start(stream, name.status(),
+                  [this, name, after = request->after_sequence()](std::vector<v1::JobEvent>* out,
+                                                                  bool* ended) mutable -> absl::Status {
+                    ASSIGN_OR_RETURN(*out, parts_.queue->Events(name->user, name->id, after, kEventsPerRead, ended));
+                    after += static_cast<int64_t>(out->size());
+                    return absl::OkStatus();
+                  });
     return stream.get();
   }
 
-  grpc::ServerWriteReactor<v1::LogChunk>* TailLogs(CallbackServerContext* context, const v1::TailLogsRequest* request) override {
+  grpc::ServerWriteReactor<v1::LogChunk>* TailLogs(CallbackServerContext* context,
+                                                   const v1::TailLogsRequest* request) override {
     auto stream = std::make_shared<PollStream<v1::LogChunk>>(*parts_.pool, *parts_.timers, context, stopping_);
     absl::StatusOr<JobName> name = NameFor(context, request->name());
-    if (name.ok() && request->after_offset() < 0) name = InvalidArgument("after_offset: ", request->after_offset(), " is negative");
-    stream->Start(stream, name.status(), [this, name, at = request->after_offset()](std::vector<v1::LogChunk>* out, bool* ended) mutable -> absl::Status {
-      ASSIGN_OR_RETURN(const std::string path, parts_.queue->LogPath(name->user, name->id, ended));  // before reading: no last words are missed
-      std::ifstream file(path, std::ios::binary);
-      std::string data(kLogPiece, '\0');
-      file.seekg(at);
-      file.read(data.data(), static_cast<std::streamsize>(data.size()));
-      data.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
-      if (data.size() == kLogPiece) *ended = false;
-      if (data.empty()) return absl::OkStatus();
-      out->emplace_back().set_offset(at);
-      out->back().set_data(data);
-      at += static_cast<int64_t>(data.size());
-      return absl::OkStatus();
-    });
+    if (name.ok() && request->after_offset() < 0)
+      name = InvalidArgument("after_offset: ", request->after_offset(), " is negative");
+    stream->Start(stream, name.status(),
+                  [this, name, at = request->after_offset()](std::vector<v1::LogChunk>* out,
+                                                             bool* ended) mutable -> absl::Status {
+                    ASSIGN_OR_RETURN(const std::string path,
+                                     parts_.queue->LogPath(name->user, name->id,
+                                                           ended));  // before reading: no last words are missed
+                    std::ifstream file(path, std::ios::binary);
+                    std::string data(kLogPiece, '\0');
+                    file.seekg(at);
+                    file.read(data.data(), static_cast<std::streamsize>(data.size()));
+                    data.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
+                    if (data.size() == kLogPiece) *ended = false;
+                    if (data.empty()) return absl::OkStatus();
+                    out->emplace_back().set_offset(at);
+                    out->back().set_data(data);
+                    at += static_cast<int64_t>(data.size());
+                    return absl::OkStatus();
+                  });
     return stream.get();
   }
 

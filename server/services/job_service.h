@@ -18,8 +18,8 @@ namespace optod::services {
 struct JobParts {
   const auth::Authenticator* authenticator = nullptr;
   jobs::JobQueue* queue = nullptr;
-  ThreadPool* pool = nullptr;    ///< may block
-  Timers* timers = nullptr;      ///< posts to pool
+  ThreadPool* pool = nullptr;  ///< may block
+  Timers* timers = nullptr;    ///< posts to pool
 };
 
 /// Ends the open streams of WatchJob and TailLogs when asked.

@@ -11,9 +11,13 @@
 namespace optod::services {
 namespace {
 
-class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::ServerMessage>, public jobs::WorkerChannel {
+class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::ServerMessage>,
+                           public jobs::WorkerChannel {
  public:
-  WorkerStream(jobs::JobQueue& queue, ThreadPool& pool, grpc::CallbackServerContext* context) : queue_(queue), pool_(pool), context_(context) { StartRead(&message_); }
+  WorkerStream(jobs::JobQueue& queue, ThreadPool& pool, grpc::CallbackServerContext* context)
+      : queue_(queue), pool_(pool), context_(context) {
+    StartRead(&message_);
+  }
 
   void Send(const v1::ServerMessage& message) override {
     std::lock_guard lock(mutex_);
@@ -87,6 +91,8 @@ class WorkerService final : public v1::WorkerService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeWorkerService(jobs::JobQueue& queue, ThreadPool& pool) { return std::make_unique<WorkerService>(queue, pool); }
+std::unique_ptr<grpc::Service> MakeWorkerService(jobs::JobQueue& queue, ThreadPool& pool) {
+  return std::make_unique<WorkerService>(queue, pool);
+}
 
 }  // namespace optod::services

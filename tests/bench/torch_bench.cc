@@ -1,5 +1,6 @@
-// Which LibTorch is better for training: matrix product, attention, and forward and forward + backward of a 135 M parameter LLaMA (SmolLM2's
-// shape) with random weights, float32 and bfloat16. Prints one JSON line; the figures are CPU time, the best of the repetitions.
+// Which LibTorch is better for training: matrix product, attention, and forward and forward + backward of a 135 M
+// parameter LLaMA (SmolLM2's shape) with random weights, float32 and bfloat16. Prints one JSON line; the figures are
+// CPU time, the best of the repetitions.
 //   torch_bench [--threads N] [--repeats R] [--tokens T]     T tokens in sequences of 64
 #include <algorithm>
 #include <cstdio>
@@ -52,7 +53,8 @@ at::Tensor Loss(const nn::Model& model, const std::vector<nn::Weights>& blocks, 
   return nn::Model::Logits(model.Final(blocks.back(), x), blocks[0][0], {}).to(at::kFloat).logsumexp(-1).sum();
 }
 
-void Model135(at::ScalarType type, int64_t tokens, int repeats, std::map<std::string, double>* out, const std::string& suffix) {
+void Model135(at::ScalarType type, int64_t tokens, int repeats, std::map<std::string, double>* out,
+              const std::string& suffix) {
   const nn::ModelConfig config = *nn::ParseConfig(kShape);
   const nn::Model model(config);
   std::vector<nn::Weights> blocks;
@@ -91,17 +93,20 @@ int main(int argc, char** argv) {
   nn::UseCachingAllocator();
   threads = nn::SetThreads(threads);
   std::map<std::string, double> out;
-  for (const auto& [type, suffix] : {std::pair(at::kFloat, std::string("_fp32")), std::pair(at::kBFloat16, std::string("_bf16"))}) {
+  for (const auto& [type, suffix] :
+       {std::pair(at::kFloat, std::string("_fp32")), std::pair(at::kBFloat16, std::string("_bf16"))}) {
     const at::Tensor a = Random({1024, 1024}, type), b = Random({1024, 1024}, type);
     const at::Tensor q = Random({64, 128, 64}, type), k = Random({64, 64, 128}, type);
     at::NoGradGuard no_grad;
     out["mm1024_gflops" + suffix] = 2.147 / BestMs(5 * repeats, [&] { at::matmul(a, b); }) * 1000;
     out["attention_ms" + suffix] = BestMs(5 * repeats, [&] { at::bmm(at::softmax(at::bmm(q, k), -1), q); });
   }
-  for (const auto& [type, suffix] : {std::pair(at::kFloat, std::string("_fp32")), std::pair(at::kBFloat16, std::string("_bf16"))}) {
+  for (const auto& [type, suffix] :
+       {std::pair(at::kFloat, std::string("_fp32")), std::pair(at::kBFloat16, std::string("_bf16"))}) {
     Model135(type, tokens, repeats, &out, suffix);
   }
-  std::printf("{\"runtime\": \"%s\", \"threads\": %d, \"tokens\": %lld", nn::RuntimeName().c_str(), threads, static_cast<long long>(tokens));
+  std::printf("{\"runtime\": \"%s\", \"threads\": %d, \"tokens\": %lld", nn::RuntimeName().c_str(), threads,
+              static_cast<long long>(tokens));
   for (const auto& [name, value] : out) std::printf(", \"%s\": %.3g", name.c_str(), value);
   std::printf("}\n");
 }

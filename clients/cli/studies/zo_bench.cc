@@ -1,5 +1,6 @@
-// optoctl reproduce zo-bench: ZO-Bench (Zhang et al., 2024) at the size of this machine: every optimizer x scheme x task, several seeds, as training
-// jobs of a server. Prints a table a task: dev score before, mean and spread of the best dev score, seconds a step, peak memory of the worker.
+// optoctl reproduce zo-bench: ZO-Bench (Zhang et al., 2024) at the size of this machine: every optimizer x scheme x
+// task, several seeds, as training jobs of a server. Prints a table a task: dev score before, mean and spread of the
+// best dev score, seconds a step, peak memory of the worker.
 //
 //   OPTOD_ADDRESS          the server
 //   OPTOD_DATA             folder with sst2/ and tinyshakespeare/ (and stories260k/, the default model)
@@ -8,7 +9,8 @@
 //   OPTOD_STUDY_SEEDS      [3]
 //   OPTOD_STUDY_OPTIMIZERS, OPTOD_STUDY_SCHEMES, OPTOD_STUDY_TASKS    comma-separated parts of the grid
 //
-// Every run is a job that can be watched, cancelled and resumed; a second start of the study finds the finished ones by their request ids.
+// Every run is a job that can be watched, cancelled and resumed; a second start of the study finds the finished ones by
+// their request ids.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -41,7 +43,10 @@ struct Rates {
   const char* scheme;
   double zo, zo_adam, first_order, eps;
 };
-constexpr Rates kRates[] = {{"full", 1e-4, 1e-4, 1e-3, 1e-3}, {"lora", 1e-2, 1e-3, 5e-3, 1e-2}, {"prefix", 1e-2, 1e-3, 1e-2, 1e-1}, {"head", 1e-4, 1e-4, 1e-3, 1e-3}};
+constexpr Rates kRates[] = {{"full", 1e-4, 1e-4, 1e-3, 1e-3},
+                            {"lora", 1e-2, 1e-3, 5e-3, 1e-2},
+                            {"prefix", 1e-2, 1e-3, 1e-2, 1e-1},
+                            {"head", 1e-4, 1e-4, 1e-3, 1e-3}};
 
 bool IsZeroth(const std::string& optimizer) { return optimizer.starts_with("zo-"); }
 
@@ -56,9 +61,19 @@ Json OptimizerFor(const std::string& name, const std::string& scheme) {
 }
 
 Json TaskFor(const std::string& name, const std::string& data) {
-  if (name == "sst2") return {{"name", "sst2"}, {"train", data + "/sst2/train.tsv"}, {"dev", data + "/sst2/dev.tsv"}, {"train_examples", 1000}, {"dev_examples", 200}};
+  if (name == "sst2")
+    return {{"name", "sst2"},
+            {"train", data + "/sst2/train.tsv"},
+            {"dev", data + "/sst2/dev.tsv"},
+            {"train_examples", 1000},
+            {"dev_examples", 200}};
   if (name == "copa") return {{"name", "copa"}, {"train", data + "/copa/train.tsv"}, {"dev", data + "/copa/dev.tsv"}};
-  return {{"name", "text"}, {"train", data + "/tinyshakespeare/input.txt"}, {"dev", data + "/tinyshakespeare/input.txt"}, {"train_examples", 2000}, {"dev_examples", 60}, {"max_tokens", 64}};
+  return {{"name", "text"},
+          {"train", data + "/tinyshakespeare/input.txt"},
+          {"dev", data + "/tinyshakespeare/input.txt"},
+          {"train_examples", 2000},
+          {"dev_examples", 60},
+          {"max_tokens", 64}};
 }
 
 struct Cell {
@@ -73,7 +88,8 @@ absl::StatusOr<Json> Wait(client::Client& client, const std::string& name) {
     request.set_name(name);
     ASSIGN_OR_RETURN(const v1::Job job, client.GetJob(request));
     if (job.state() == v1::Job::SUCCEEDED) return Json::parse(job.result_json());
-    if (job.state() == v1::Job::FAILED || job.state() == v1::Job::CANCELLED || job.state() == v1::Job::LOST) return absl::AbortedError(job.reason());
+    if (job.state() == v1::Job::FAILED || job.state() == v1::Job::CANCELLED || job.state() == v1::Job::LOST)
+      return absl::AbortedError(job.reason());
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
   }
 }
@@ -95,19 +111,29 @@ absl::Status Run(bool json) {
   const std::string model = Env("OPTOD_STUDY_MODEL", data + "/stories260k");
   const int64_t steps = std::max(10, std::atoi(Env("OPTOD_STUDY_STEPS", "200").c_str()));
   const int seeds = std::max(1, std::atoi(Env("OPTOD_STUDY_SEEDS", "3").c_str()));
-  const auto optimizers = List(Env("OPTOD_STUDY_OPTIMIZERS", "zo-sgd,zo-sgd-mmt,zo-sgd-cons,zo-sgd-sign,zo-adam,sgd,adamw"));
+  const auto optimizers =
+      List(Env("OPTOD_STUDY_OPTIMIZERS", "zo-sgd,zo-sgd-mmt,zo-sgd-cons,zo-sgd-sign,zo-adam,sgd,adamw"));
   const auto schemes = List(Env("OPTOD_STUDY_SCHEMES", "full,lora,prefix,head"));
   ASSIGN_OR_RETURN(const auto client, client::Client::Connect(client::OptionsFromEnv()));
   for (const std::string& task : List(Env("OPTOD_STUDY_TASKS", "sst2,text"))) {
-    if (!json) std::printf("\n%s, %lld zeroth-order steps, %d seeds: dev %s\n%-14s %-8s %9s %18s %9s %9s\n", task.c_str(), static_cast<long long>(steps), seeds,
-                           task == "text" ? "score (minus the loss a token)" : "accuracy", "OPTIMIZER", "SCHEME", "BEFORE", "BEST (SPREAD)", "S/STEP", "PEAK MiB");
+    if (!json)
+      std::printf("\n%s, %lld zeroth-order steps, %d seeds: dev %s\n%-14s %-8s %9s %18s %9s %9s\n", task.c_str(),
+                  static_cast<long long>(steps), seeds, task == "text" ? "score (minus the loss a token)" : "accuracy",
+                  "OPTIMIZER", "SCHEME", "BEFORE", "BEST (SPREAD)", "S/STEP", "PEAK MiB");
     for (const std::string& optimizer : optimizers) {
       for (const std::string& scheme : schemes) {
         Cell cell;
         for (int seed = 1; seed <= seeds && cell.failure.empty(); ++seed) {
           const int64_t n = IsZeroth(optimizer) ? steps : std::max<int64_t>(steps / 10, 10);
-          const Json spec = {{"kind", "finetune"}, {"model", model}, {"task", TaskFor(task, data)}, {"scheme", scheme}, {"optimizer", OptimizerFor(optimizer, scheme)},
-                             {"steps", n}, {"batch", 16}, {"eval_every", std::max<int64_t>(n / 4, 1)}, {"seed", seed}};
+          const Json spec = {{"kind", "finetune"},
+                             {"model", model},
+                             {"task", TaskFor(task, data)},
+                             {"scheme", scheme},
+                             {"optimizer", OptimizerFor(optimizer, scheme)},
+                             {"steps", n},
+                             {"batch", 16},
+                             {"eval_every", std::max<int64_t>(n / 4, 1)},
+                             {"seed", seed}};
           v1::CreateJobRequest request;
           request.mutable_job()->set_spec_json(spec.dump());
           request.set_request_id(Cat("zo-bench/", std::hash<std::string>()(spec.dump())));
@@ -123,12 +149,21 @@ absl::Status Run(bool json) {
           cell.peak = std::max(cell.peak, (*result)["peak_rss_bytes"].get<double>() / 1048576);
         }
         if (json) {
-          std::printf("%s\n", Json{{"task", task}, {"optimizer", optimizer}, {"scheme", scheme}, {"before", cell.first}, {"best", cell.best}, {"seconds_per_step", cell.seconds},
-                                   {"peak_mib", cell.peak}, {"failure", cell.failure}}.dump().c_str());
+          std::printf("%s\n", Json{{"task", task},
+                                   {"optimizer", optimizer},
+                                   {"scheme", scheme},
+                                   {"before", cell.first},
+                                   {"best", cell.best},
+                                   {"seconds_per_step", cell.seconds},
+                                   {"peak_mib", cell.peak},
+                                   {"failure", cell.failure}}
+                                  .dump()
+                                  .c_str());
         } else if (!cell.failure.empty()) {
           std::printf("%-14s %-8s %s\n", optimizer.c_str(), scheme.c_str(), cell.failure.c_str());
         } else {
-          std::printf("%-14s %-8s %9.4f %9.4f (%.4f) %9.3f %9.0f\n", optimizer.c_str(), scheme.c_str(), Mean(cell.first), Mean(cell.best), Spread(cell.best), Mean(cell.seconds), cell.peak);
+          std::printf("%-14s %-8s %9.4f %9.4f (%.4f) %9.3f %9.0f\n", optimizer.c_str(), scheme.c_str(),
+                      Mean(cell.first), Mean(cell.best), Spread(cell.best), Mean(cell.seconds), cell.peak);
         }
         std::fflush(stdout);
       }

@@ -1,5 +1,5 @@
-// The queue with a launcher and a clock of its own: order, attempts, fencing, limits, what survives a restart. The local
-// launcher with real processes at the end.
+// The queue with a launcher and a clock of its own: order, attempts, fencing, limits, what survives a restart. The
+// local launcher with real processes at the end.
 #include "server/jobs/job_queue.h"
 
 #include <gmock/gmock.h>
@@ -18,7 +18,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using v1::Job;
 
-constexpr char kSpec[] = R"({"kind": "finetune", "model": "/data/m", "steps": 10, "optimizer": {"name": "zo-sgd", "lr": 1e-6},
+constexpr char kSpec[] =
+    R"({"kind": "finetune", "model": "/data/m", "steps": 10, "optimizer": {"name": "zo-sgd", "lr": 1e-6},
   "task": {"name": "sst2", "train": "/data/a", "dev": "/data/b"})";
 
 class FakeLauncher final : public Launcher {
@@ -109,7 +110,8 @@ TEST_F(QueueTest, AJobRunsFromSubmitToSuccess) {
   EXPECT_EQ(job->total_steps(), 10);
   queue_->Tick();
   EXPECT_EQ(Show("a").state(), Job::SCHEDULED);
-  EXPECT_THAT(launcher_.started[0].spec.argv, ElementsAre("/bin/optod-worker", "attach", "--server", "unix:/s", "--job", "users/u/jobs/a", "--attempt", "1"));
+  EXPECT_THAT(launcher_.started[0].spec.argv, ElementsAre("/bin/optod-worker", "attach", "--server", "unix:/s", "--job",
+                                                          "users/u/jobs/a", "--attempt", "1"));
   FakeChannel channel;
   auto task = Attach("a", 0, &channel);
   ASSERT_TRUE(task.ok()) << task.status();
@@ -321,12 +323,14 @@ TEST_F(QueueTest, ARetryGetsTheSameJob) {
 }
 
 TEST_F(QueueTest, RefusesWhatCannotRun) {
-  const std::pair<const char*, const char*> cases[] = {{R"(, "priority": 101)", "priority: 101 must lie in -100 to 100"},
-                                                       {R"(, "limits": {"memory": "lots"})", "limits.memory: \"lots\" is not a size"},
-                                                       {R"(, "limits": {"wall": "soon"})", "limits.wall: \"soon\" is not a time"},
-                                                       {R"(, "limits": {"gpus": 1})", "limits: unknown field \"gpus\""},
-                                                       {R"(, "batch": 0)", "batch: 0 must be >= 1"}};
-  for (const auto& [more, message] : cases) EXPECT_THAT(std::string(Submit("a", more).status().message()), HasSubstr(message));
+  const std::pair<const char*, const char*> cases[] = {
+      {R"(, "priority": 101)", "priority: 101 must lie in -100 to 100"},
+      {R"(, "limits": {"memory": "lots"})", "limits.memory: \"lots\" is not a size"},
+      {R"(, "limits": {"wall": "soon"})", "limits.wall: \"soon\" is not a time"},
+      {R"(, "limits": {"gpus": 1})", "limits: unknown field \"gpus\""},
+      {R"(, "batch": 0)", "batch: 0 must be >= 1"}};
+  for (const auto& [more, message] : cases)
+    EXPECT_THAT(std::string(Submit("a", more).status().message()), HasSubstr(message));
   EXPECT_EQ(Submit("Bad").status().code(), absl::StatusCode::kInvalidArgument);
   options_.file_roots = {"/elsewhere"};
   Restart();
@@ -370,7 +374,10 @@ class LocalLauncherTest : public QueueTest {};
 TEST_F(LocalLauncherTest, CodesOutputAndEnvironment) {
   auto launcher = MakeLocalLauncher();
   Waiter waiter;
-  ASSERT_TRUE(launcher->Launch({{"/bin/sh", "-c", "echo $X; echo err >&2; exit 3"}, {{"X", "hello"}}, root_ + "/log", 0}, waiter.Callback()).ok());
+  ASSERT_TRUE(launcher
+                  ->Launch({{"/bin/sh", "-c", "echo $X; echo err >&2; exit 3"}, {{"X", "hello"}}, root_ + "/log", 0},
+                           waiter.Callback())
+                  .ok());
   EXPECT_EQ(waiter.Wait().code, 3);
   EXPECT_EQ(*PosixFs().ReadFile(root_ + "/log"), "hello\nerr\n");
 }
@@ -378,7 +385,9 @@ TEST_F(LocalLauncherTest, CodesOutputAndEnvironment) {
 TEST_F(LocalLauncherTest, KillTakesTheWholeGroup) {
   auto launcher = MakeLocalLauncher();
   Waiter waiter;
-  auto handle = launcher->Launch({{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0}, waiter.Callback());
+  auto handle =
+      launcher->Launch({{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0},
+                       waiter.Callback());
   ASSERT_TRUE(handle.ok());
   launcher->Kill(*handle);
   EXPECT_EQ(waiter.Wait().signal, SIGKILL);
@@ -394,7 +403,10 @@ TEST_F(LocalLauncherTest, ItsEndEndsTheProcesses) {
   Waiter waiter;
   {
     auto launcher = MakeLocalLauncher();
-    ASSERT_TRUE(launcher->Launch({{"/bin/sh", "-c", "sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0}, waiter.Callback()).ok());
+    ASSERT_TRUE(launcher
+                    ->Launch({{"/bin/sh", "-c", "sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0},
+                             waiter.Callback())
+                    .ok());
   }
   EXPECT_TRUE(waiter.done);
 }

@@ -1,12 +1,13 @@
 // The sweep over the blocks against plain evaluation, gradients against differences, and whole runs: resumed, replayed
 // and uninterrupted ones are the same bits.
+#include "optim/train/engine.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "base/fs.h"
-#include "optim/train/engine.h"
 #include "optim/train/trainer.h"
 #include "small_models.h"
 #include "temp_folder.h"
@@ -38,7 +39,8 @@ std::vector<const Example*> Pointers(const std::vector<Example>& examples) {
 }
 
 class EveryFamily : public testing::TestWithParam<SmallModel> {};
-INSTANTIATE_TEST_SUITE_P(Models, EveryFamily, testing::ValuesIn(kSmallModels), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Models, EveryFamily, testing::ValuesIn(kSmallModels),
+                         [](const auto& info) { return info.param.name; });
 
 /// Log-probabilities straight from the reference forward pass.
 TEST_P(EveryFamily, ScoresAreTheReferences) {
@@ -54,7 +56,8 @@ TEST_P(EveryFamily, ScoresAreTheReferences) {
       for (const Pick& pick : sequence.picks) {
         double sum = 0;
         for (double l : logits[static_cast<size_t>(pick.row)]) sum += std::exp(l);
-        EXPECT_NEAR((*scores)[i++], logits[static_cast<size_t>(pick.row)][static_cast<size_t>(pick.target)] - std::log(sum), 1e-4);
+        EXPECT_NEAR((*scores)[i++],
+                    logits[static_cast<size_t>(pick.row)][static_cast<size_t>(pick.target)] - std::log(sum), 1e-4);
       }
     }
   }
@@ -73,7 +76,8 @@ TEST_P(EveryFamily, TheSweepEqualsTwoPlainEvaluations) {
     for (float sign : {1.0f, -1.0f}) {
       std::vector<float> theta = before;
       for (size_t t = 0; t < engine->layout().tensors(); ++t)
-        zo::AddScaledNormal(direction, static_cast<uint32_t>(t), 0, sign * 0.01f, std::span(theta).subspan(engine->layout().offset(t), engine->layout().tensor(t).size));
+        zo::AddScaledNormal(direction, static_cast<uint32_t>(t), 0, sign * 0.01f,
+                            std::span(theta).subspan(engine->layout().offset(t), engine->layout().tensor(t).size));
       const auto plain = *engine->Score(theta, Pointers(examples));
       const std::vector<double>& swept = sign > 0 ? pair->plus : pair->minus;
       ASSERT_EQ(plain.size(), swept.size());
@@ -124,17 +128,25 @@ class Runs : public testing::Test {
     const nn::ModelFiles model = RandomModel(kSmallModels[1].config);
     EXPECT_TRUE(SaveModel(folder_.path() + "/m", model.config, model.weights).ok());
     std::string vocab;
-    for (int i = 0; i < 26; ++i) vocab += std::string(i == 0 ? "" : ", ") + "\"" + static_cast<char>('a' + i) + "\": " + std::to_string(i);
-    folder_.Write("m/tokenizer.json", R"({"model": {"type": "BPE", "vocab": {)" + vocab + R"(}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})");
+    for (int i = 0; i < 26; ++i)
+      vocab += std::string(i == 0 ? "" : ", ") + "\"" + static_cast<char>('a' + i) + "\": " + std::to_string(i);
+    folder_.Write("m/tokenizer.json",
+                  R"({"model": {"type": "BPE", "vocab": {)" + vocab +
+                      R"(}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})");
     std::string rows;
-    for (int i = 0; i < 20; ++i) rows += std::string(1, static_cast<char>('a' + i)) + "bc\t" + std::to_string(i % 2) + "\n";
+    for (int i = 0; i < 20; ++i)
+      rows += std::string(1, static_cast<char>('a' + i)) + "bc\t" + std::to_string(i % 2) + "\n";
     folder_.Write("t.tsv", rows);
   }
   TrainSpec Spec(const std::string& optimizer, const std::string& scheme = "full") const {
     const std::string file = folder_.path() + "/t.tsv";
-    auto spec = ParseTrainSpec(R"({"model": ")" + folder_.path() + R"(/m", "steps": 12, "batch": 4, "eval_every": 4, "checkpoint_every": 3, "log_every": 1, "seed": 4, "save_model": true,
-      "scheme": {"name": ")" + scheme + R"(", "rank": 2, "tokens": 2}, "optimizer": )" + optimizer + R"(,
-      "task": {"columns": ["x", "label"], "prompt": "{x}", "options": {"0": "y", "1": "z"}, "train": ")" + file + R"(", "dev": ")" + file + R"(", "test": ")" + file + R"("}})");
+    auto spec = ParseTrainSpec(
+        R"({"model": ")" + folder_.path() +
+        R"(/m", "steps": 12, "batch": 4, "eval_every": 4, "checkpoint_every": 3, "log_every": 1, "seed": 4, "save_model": true,
+      "scheme": {"name": ")" +
+        scheme + R"(", "rank": 2, "tokens": 2}, "optimizer": )" + optimizer + R"(,
+      "task": {"columns": ["x", "label"], "prompt": "{x}", "options": {"0": "y", "1": "z"}, "train": ")" +
+        file + R"(", "dev": ")" + file + R"(", "test": ")" + file + R"("}})");
     EXPECT_TRUE(spec.ok()) << spec.status();
     return *spec;
   }
@@ -142,7 +154,8 @@ class Runs : public testing::Test {
     TrainResult result;
     std::vector<double> losses;
   };
-  absl::StatusOr<Outcome> Go(const TrainSpec& spec, const std::string& name, int attempt, int64_t stop_after = 1 << 20) {
+  absl::StatusOr<Outcome> Go(const TrainSpec& spec, const std::string& name, int attempt,
+                             int64_t stop_after = 1 << 20) {
     Outcome outcome;
     int64_t last = 0;
     TrainHooks hooks;
@@ -163,23 +176,32 @@ struct RunCase {
   const char *name, *optimizer, *scheme;
 };
 class EveryRun : public Runs, public testing::WithParamInterface<RunCase> {};
-INSTANTIATE_TEST_SUITE_P(Optimizers, EveryRun,
-                         testing::Values(RunCase{"zo_sgd", R"({"name": "zo-sgd", "lr": 1e-3})", "full"}, RunCase{"zo_sgd_q3", R"({"name": "zo-sgd", "lr": 1e-3, "queries": 3})", "full"},
-                                         RunCase{"zo_one_sided", R"({"name": "zo-sgd", "lr": 1e-3, "perturbation": "one-side"})", "full"},
-                                         RunCase{"zo_mmt", R"({"name": "zo-sgd-mmt", "lr": 1e-4})", "full"}, RunCase{"zo_cons", R"({"name": "zo-sgd-cons", "lr": 1e-3})", "full"},
-                                         RunCase{"zo_sign", R"({"name": "zo-sgd-sign", "lr": 1e-4})", "full"}, RunCase{"zo_adam", R"({"name": "zo-adam", "lr": 1e-3})", "full"},
-                                         RunCase{"zo_lora", R"({"name": "zo-sgd", "lr": 1e-2})", "lora"}, RunCase{"zo_prefix", R"({"name": "zo-sgd", "lr": 1e-2})", "prefix"},
-                                         RunCase{"zo_head", R"({"name": "zo-sgd", "lr": 1e-2})", "head"}, RunCase{"sgd", R"({"name": "sgd", "lr": 1e-2, "momentum": 0.9})", "full"},
-                                         RunCase{"adamw", R"({"name": "adamw", "lr": 1e-3})", "full"}, RunCase{"adamw_lora", R"({"name": "adamw", "lr": 1e-2})", "lora"},
-                                         RunCase{"scale", R"({"name": "scale", "lr": 1e-3})", "full"}, RunCase{"muon", R"({"name": "muon", "lr": 1e-3})", "full"}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Optimizers, EveryRun,
+    testing::Values(RunCase{"zo_sgd", R"({"name": "zo-sgd", "lr": 1e-3})", "full"},
+                    RunCase{"zo_sgd_q3", R"({"name": "zo-sgd", "lr": 1e-3, "queries": 3})", "full"},
+                    RunCase{"zo_one_sided", R"({"name": "zo-sgd", "lr": 1e-3, "perturbation": "one-side"})", "full"},
+                    RunCase{"zo_mmt", R"({"name": "zo-sgd-mmt", "lr": 1e-4})", "full"},
+                    RunCase{"zo_cons", R"({"name": "zo-sgd-cons", "lr": 1e-3})", "full"},
+                    RunCase{"zo_sign", R"({"name": "zo-sgd-sign", "lr": 1e-4})", "full"},
+                    RunCase{"zo_adam", R"({"name": "zo-adam", "lr": 1e-3})", "full"},
+                    RunCase{"zo_lora", R"({"name": "zo-sgd", "lr": 1e-2})", "lora"},
+                    RunCase{"zo_prefix", R"({"name": "zo-sgd", "lr": 1e-2})", "prefix"},
+                    RunCase{"zo_head", R"({"name": "zo-sgd", "lr": 1e-2})", "head"},
+                    RunCase{"sgd", R"({"name": "sgd", "lr": 1e-2, "momentum": 0.9})", "full"},
+                    RunCase{"adamw", R"({"name": "adamw", "lr": 1e-3})", "full"},
+                    RunCase{"adamw_lora", R"({"name": "adamw", "lr": 1e-2})", "lora"},
+                    RunCase{"scale", R"({"name": "scale", "lr": 1e-3})", "full"},
+                    RunCase{"muon", R"({"name": "muon", "lr": 1e-3})", "full"}),
+    [](const auto& info) { return info.param.name; });
 
 TEST_P(EveryRun, ResumedEqualsUninterrupted) {
   const TrainSpec spec = Spec(GetParam().optimizer, GetParam().scheme);
   auto whole = Go(spec, "whole", 1);
   ASSERT_TRUE(whole.ok()) << whole.status();
   ASSERT_EQ(whole->losses.size(), 12u);
-  auto first = Go(spec, "parts", 1, /*stop_after=*/5), second = Go(spec, "parts", 2, /*stop_after=*/8), third = Go(spec, "parts", 3);
+  auto first = Go(spec, "parts", 1, /*stop_after=*/5), second = Go(spec, "parts", 2, /*stop_after=*/8),
+       third = Go(spec, "parts", 3);
   ASSERT_TRUE(first.ok() && second.ok() && third.ok()) << first.status() << second.status() << third.status();
   EXPECT_EQ(third->result.parameters_sha256, whole->result.parameters_sha256);
   EXPECT_EQ(third->result.best_step, whole->result.best_step);
@@ -188,7 +210,8 @@ TEST_P(EveryRun, ResumedEqualsUninterrupted) {
   ASSERT_GE(n, 1u);
   EXPECT_TRUE(std::equal(third->losses.begin(), third->losses.end(), whole->losses.end() - static_cast<ptrdiff_t>(n)));
   for (const char* file : {"model.safetensors", "adapter_model.safetensors"}) {
-    const auto a = PosixFs().ReadFile(folder_.path() + "/whole/result/" + file), b = PosixFs().ReadFile(folder_.path() + "/parts/result/" + file);
+    const auto a = PosixFs().ReadFile(folder_.path() + "/whole/result/" + file),
+               b = PosixFs().ReadFile(folder_.path() + "/parts/result/" + file);
     EXPECT_EQ(a.ok(), b.ok());
     if (a.ok()) EXPECT_TRUE(*a == *b) << file << ": best versions differ";
   }

@@ -21,7 +21,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 std::string Job(const std::string& more = "", const std::string& optimizer = R"({"name": "zo-sgd", "lr": 1e-6})") {
-  return R"({"kind": "finetune", "model": "/m", "task": {"name": "sst2", "train": "/a", "dev": "/b"}, "optimizer": )" + optimizer + more + "}";
+  return R"({"kind": "finetune", "model": "/m", "task": {"name": "sst2", "train": "/a", "dev": "/b"}, "optimizer": )" +
+         optimizer + more + "}";
 }
 
 TEST(Spec, DefaultsAndPresets) {
@@ -49,24 +50,37 @@ TEST_P(BadSpec, IsRefused) {
 }
 INSTANTIATE_TEST_SUITE_P(
     Jobs, BadSpec,
-    testing::Values(BadJob{"not_json", "{", "job: not a mapping"}, BadJob{"empty", "{}", "model: missing"}, BadJob{"steps", Job(R"(, "steps": 0)"), "steps: 0 must be >= 1"},
-                    BadJob{"half_step", Job(R"(, "steps": 1.5)"), "steps: not a whole number"}, BadJob{"typo", Job(R"(, "stpes": 5)"), "job: unknown field \"stpes\""},
-                    BadJob{"kind", R"({"kind": "evaluate"})", "kind: \"evaluate\" is not one of finetune"},
-                    BadJob{"scheme", Job(R"(, "scheme": "qlora")"), "scheme.name: \"qlora\" is not one of full, lora, prefix, head"},
-                    BadJob{"rank", Job(R"(, "scheme": {"name": "lora", "rank": 0})"), "scheme.rank: 0 must be >= 1"},
-                    BadJob{"lr", Job("", R"({"name": "zo-sgd", "lr": -1})"), "optimizer: hyperparameters.lr: -1 is negative"},
-                    BadJob{"optimizer", Job("", R"({"name": "zo-sdg"})"), "did you mean \"zo-sgd\"?"},
-                    BadJob{"words", Job("", R"({"name": "optoprime"})"), "reads words, not losses"},
-                    BadJob{"curvature", Job("", R"({"name": "adahessian"})"), "needs hessian_z, which jobs do not compute yet"},
-                    BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "use none"},
-                    BadJob{"no_train", R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"name": "sst2", "dev": "/b"}})", "task.train: missing"},
-                    BadJob{"no_prompt", R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"train": "/a", "dev": "/b"}})", "task.prompt: missing"},
-                    BadJob{"options", R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"train": "/a", "dev": "/b", "options": {"0": "x"}}})", "task.options: not a mapping of at least two labels"}),
+    testing::Values(
+        BadJob{"not_json", "{", "job: not a mapping"}, BadJob{"empty", "{}", "model: missing"},
+        BadJob{"steps", Job(R"(, "steps": 0)"), "steps: 0 must be >= 1"},
+        BadJob{"half_step", Job(R"(, "steps": 1.5)"), "steps: not a whole number"},
+        BadJob{"typo", Job(R"(, "stpes": 5)"), "job: unknown field \"stpes\""},
+        BadJob{"kind", R"({"kind": "evaluate"})", "kind: \"evaluate\" is not one of finetune"},
+        BadJob{"scheme", Job(R"(, "scheme": "qlora")"),
+               "scheme.name: \"qlora\" is not one of full, lora, prefix, head"},
+        BadJob{"rank", Job(R"(, "scheme": {"name": "lora", "rank": 0})"), "scheme.rank: 0 must be >= 1"},
+        BadJob{"lr", Job("", R"({"name": "zo-sgd", "lr": -1})"), "optimizer: hyperparameters.lr: -1 is negative"},
+        BadJob{"optimizer", Job("", R"({"name": "zo-sdg"})"), "did you mean \"zo-sgd\"?"},
+        BadJob{"words", Job("", R"({"name": "optoprime"})"), "reads words, not losses"},
+        BadJob{"curvature", Job("", R"({"name": "adahessian"})"), "needs hessian_z, which jobs do not compute yet"},
+        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "use none"},
+        BadJob{"no_train",
+               R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"name": "sst2", "dev": "/b"}})",
+               "task.train: missing"},
+        BadJob{"no_prompt",
+               R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"train": "/a", "dev": "/b"}})",
+               "task.prompt: missing"},
+        BadJob{
+            "options",
+            R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"train": "/a", "dev": "/b", "options": {"0": "x"}}})",
+            "task.options: not a mapping of at least two labels"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(Render, FieldsAndFilters) {
-  const std::vector<std::pair<std::string, std::string>> row = {{"premise", "The man fell."}, {"asks_for", "cause"}, {"choice", "He tripped."}, {"self", "I ran."}};
-  EXPECT_EQ(*Render("{premise|clause} {asks_for|connective} {choice|lower-first}", row), "The man fell because he tripped.");
+  const std::vector<std::pair<std::string, std::string>> row = {
+      {"premise", "The man fell."}, {"asks_for", "cause"}, {"choice", "He tripped."}, {"self", "I ran."}};
+  EXPECT_EQ(*Render("{premise|clause} {asks_for|connective} {choice|lower-first}", row),
+            "The man fell because he tripped.");
   EXPECT_EQ(*Render("{self|lower-first}", row), "I ran.");
   EXPECT_THAT(std::string(Render("{x}", row).status().message()), HasSubstr("column \"x\" is missing"));
   EXPECT_THAT(std::string(Render("{self|upper}", row).status().message()), HasSubstr("filter \"upper\" is unknown"));
@@ -88,8 +102,9 @@ std::unique_ptr<nn::Tokenizer> ByteTokenizer() {
 }
 
 nn::ModelConfig Config(const char* family) {
-  return *nn::ParseConfig(std::string(R"({"model_type": ")") + family +
-                          R"(", "vocab_size": 300, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 40})");
+  return *nn::ParseConfig(
+      std::string(R"({"model_type": ")") + family +
+      R"(", "vocab_size": 300, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 40})");
 }
 
 TaskSpec Custom(const TempFolder& folder, const std::string& rows) {
@@ -141,9 +156,10 @@ TEST(Task, LongPromptsLoseTheirBeginning) {
 
 TEST(Task, TellsLineAndReason) {
   TempFolder folder;
-  const std::pair<const char*, const char*> cases[] = {{"a\t0\nb\t2\n", "task.train: line 2: label \"2\" is not one of 0, 1"},
-                                                       {"a\t0\t1\n", "task.train: line 1: 3 cells, not 2"},
-                                                       {"", "task.train: no rows"}};
+  const std::pair<const char*, const char*> cases[] = {
+      {"a\t0\nb\t2\n", "task.train: line 2: label \"2\" is not one of 0, 1"},
+      {"a\t0\t1\n", "task.train: line 1: 3 cells, not 2"},
+      {"", "task.train: no rows"}};
   for (const auto& [rows, message] : cases) {
     auto data = LoadTask(Custom(folder, rows), *ByteTokenizer(), Config("llama"));
     EXPECT_EQ(data.status().message(), message);
@@ -151,7 +167,8 @@ TEST(Task, TellsLineAndReason) {
   TaskSpec absent = Custom(folder, "a\t0\n");
   absent.dev = "/absent";
   EXPECT_EQ(LoadTask(absent, *ByteTokenizer(), Config("llama")).status().message(), "task.dev: no such file");
-  EXPECT_THAT(std::string(LoadTask(Custom(folder, "a\t0\n"), *ByteTokenizer(), Config("roberta")).status().message()), HasSubstr("no <mask>"));
+  EXPECT_THAT(std::string(LoadTask(Custom(folder, "a\t0\n"), *ByteTokenizer(), Config("roberta")).status().message()),
+              HasSubstr("no <mask>"));
 }
 
 TEST(BatchOrder, EveryEpochSeesEveryExampleOnce) {
@@ -178,7 +195,8 @@ TEST(Judge, GradientIsTheSlope) {
       std::vector<double> up = p, down = p;
       up[i] += 1e-6;
       down[i] -= 1e-6;
-      EXPECT_NEAR(o.gradient[i], (Judge(examples, up, classify).loss - Judge(examples, down, classify).loss) / 2e-6, 1e-8);
+      EXPECT_NEAR(o.gradient[i], (Judge(examples, up, classify).loss - Judge(examples, down, classify).loss) / 2e-6,
+                  1e-8);
     }
     EXPECT_EQ(o.right, 1);  // a: -1 beats -1.25, wrong; b: -0.3 beats -0.7, right
   }
@@ -239,7 +257,8 @@ TEST(Adapters, NamesAndLimits) {
   ASSERT_TRUE(tensors.ok());
   EXPECT_EQ((*tensors)[1].name, "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight");
   EXPECT_THAT((*tensors)[1].shape, ElementsAre(8, 2));
-  EXPECT_THAT(std::string(AdapterTensors(llama, {.name = "lora", .rank = 9}).status().message()), HasSubstr("scheme.rank: 9 is over the smallest projection's 8"));
+  EXPECT_THAT(std::string(AdapterTensors(llama, {.name = "lora", .rank = 9}).status().message()),
+              HasSubstr("scheme.rank: 9 is over the smallest projection's 8"));
 }
 
 }  // namespace
