@@ -63,7 +63,7 @@ struct StudyOptions {
   int threads = 0;                            // 0: all CPUs; never more than the model's concurrency() for its calls
   int64_t memory_budget = int64_t{1} << 30;   // bytes of decoded terms held at once
   int64_t disk_budget = 0;                    // bytes of the study's files; 0: no limit
-  int64_t segment_bytes = int64_t{16} << 20;  // terms are written in files of about this size: what a kill can lose
+  int64_t segment_bytes = int64_t{16} << 20;  // of term files: what a kill can lose; fixed when a study is created
 };
 
 /// One `key=value` a line, sorted by key; every field; numbers in 17 digits. Read back equal.
