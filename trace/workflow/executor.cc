@@ -75,9 +75,10 @@ class Run {
   }
 
   WorkflowRun Go() {
+    const int64_t start_ns = services_.clock->NowMonotonicNs();  // before any step: its time counts
     std::vector<std::thread> threads;
     for (int64_t i = 0; i < workflow_.parallel; ++i) threads.emplace_back([this] { Work(); });
-    Watch();
+    Watch(start_ns);
     for (std::thread& thread : threads) thread.join();
     Finish();
     return std::move(result_);
@@ -87,13 +88,12 @@ class Run {
   // ---- scheduling
 
   /// Looks after cancellation and the wall clock until all rows have ended.
-  void Watch() {
-    const int64_t start = services_.clock->NowMonotonicNs();
+  void Watch(int64_t start_ns) {
     std::unique_lock lock(mutex_);
     while (ended_ < rows_.size()) {
       changed_.wait_for(lock, kLook);
       if (input_.cancelled != nullptr && input_.cancelled->load()) result_.cancelled = true;
-      const auto spent = std::chrono::nanoseconds(services_.clock->NowMonotonicNs() - start);
+      const auto spent = std::chrono::nanoseconds(services_.clock->NowMonotonicNs() - start_ns);
       if (input_.wall.count() > 0 && spent >= input_.wall) out_of_time_ = true;
       if (result_.cancelled || out_of_time_) stop_ = true;
     }
