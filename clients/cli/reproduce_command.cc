@@ -1,5 +1,6 @@
 // optoctl reproduce NAME [ARGS...]: studies that this build can run again. A study is a program beside optoctl or a
-// module of the Python package; it gets the server's address as OPTOD_ADDRESS. Without a server one is started for it.
+// module of the Python package; it gets the server's address as OPTOD_ADDRESS. Without a server one is started for it,
+// by this program or, where the server needs a language model and a cassette, by the study.
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@ struct Study {
   const char* what;
   const char* program;  // beside optoctl; nullptr = Python
   const char* module;   // of the Python package; the study's name is its first argument
+  bool own_server = false;  // without an address it starts the server itself
 };
 constexpr const char* kStudiesModule = "optod.studies";
 constexpr Study kStudies[] = {
@@ -31,6 +33,10 @@ constexpr Study kStudies[] = {
     {"sgd-sai", "SGD-SaI beside SGD, momentum SGD and AdamW on a character language model", nullptr, kStudiesModule},
     {"adahessian", "AdaHessian on badly scaled logistic regression and a small CNN", nullptr, kStudiesModule},
     {"mkor", "MKOR, MKOR-H and KFAC on an autoencoder; cost of factor updates by width", nullptr, kStudiesModule},
+    {"trace",
+     "OptoPrime, OPRO and TextGrad beside Adam on random arithmetic graphs, and on prompts for BIG-Bench Hard (needs "
+     "OPTOD_DATA); starts a small local language model unless OPTOD_LLM_URL is set",
+     nullptr, kStudiesModule, /*own_server=*/true},
     {"zo-bench",
      "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs "
      "(needs OPTOD_DATA)",
@@ -89,6 +95,11 @@ int RunToEnd(const std::vector<std::string>& command) {
 
 int RunStudy(App& app, const Study& study, const std::vector<std::string>& more) {
   RUN_OR_FAIL(const std::vector<std::string> command, CommandOf(study, app, more));
+  setenv("OPTOD_BIN_DIR", ProgramFolder().c_str(), 0);  // where a study finds `optod`
+  if (study.own_server && !app.AddressGiven()) {
+    unsetenv("OPTOD_TOKEN");
+    return RunToEnd(command);
+  }
   client::ClientOptions options = app.ClientOptions();
   std::unique_ptr<PrivateServer> server;
   if (!app.AddressGiven()) {

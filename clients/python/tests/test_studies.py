@@ -126,7 +126,7 @@ def test_curves_are_written(tmp_path):
     best = {"a<b": runner.Best("a<b", 0.1, [run], {0.1: 1.0})}
     table, _ = charts.write(tmp_path, Study(), best)
     assert open(table).read().splitlines()[1] == "a<b,0.1,1.0,3.0"
-    text = charts._svg(tmp_path, Study(), {"a<b": [(1, 3.0), (3, 2.0)]}).read_text()
+    text = charts._svg(tmp_path, "study", "study", "loss", {"a<b": [(1, 3.0), (3, 2.0)]}, True).read_text()
     assert text.startswith("<svg") and "a&lt;b" in text and "nan" not in text
 
 

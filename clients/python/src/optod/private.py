@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from typing import Optional
+from typing import Optional, Sequence, Tuple
 
 from optod import llm
 from optod.client import Client, connect
@@ -34,15 +34,19 @@ def find_binary() -> str:
 
 
 class PrivateServer:
-    """address: HOST:PORT.  The server keeps its data in a folder of its own, which goes away with ``stop``."""
+    """address: HOST:PORT.  The server keeps its data in a folder of its own, which goes away with ``stop``.
 
-    def __init__(self, start_seconds: float = 60.0) -> None:
+    arguments: further flags of ``optod``.  model: of the endpoint ``default`` as (URL, model, key), URL "" = none; None = ``llm.environment()``.
+    """
+
+    def __init__(self, start_seconds: float = 60.0, arguments: Sequence[str] = (), model: Optional[Tuple[str, str, str]] = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="optod-")
-        environment = dict(os.environ)
-        url, model, key = llm.environment()
-        if url:
-            environment.update(OPTOD_LLM_URL=url, OPTOD_LLM_MODEL=model, OPTOD_LLM_KEY=key)
-        command = [find_binary(), "--data-dir", os.path.join(self._folder.name, "data"), "--listen", "127.0.0.1:0", "--http", "off"]
+        names = ("OPTOD_LLM_URL", "OPTOD_LLM_MODEL", "OPTOD_LLM_KEY")
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        endpoint = llm.environment() if model is None else model
+        if endpoint[0]:
+            environment.update(zip(names, endpoint))
+        command = [find_binary(), "--data-dir", os.path.join(self._folder.name, "data"), "--listen", "127.0.0.1:0", "--http", "off", *arguments]
         with open(os.path.join(self._folder.name, "optod.log"), "wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment,
                                              start_new_session=True, text=True)

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 
 from optod import specs
 from optod.operations import Progress
-from optod.v1 import session_pb2, trace_pb2 as pb
+from optod.v1 import session_pb2, trace_pb2 as pb, workflow_pb2
 
 __all__ = ["node", "Recording"]
 
@@ -131,6 +131,19 @@ class Recording:
             if not response.calls:
                 return response
             replies += ask(response.calls)
+
+    def run_workflow(self, workflow: str, rows: Sequence[Any] = (), wall: float = 600.0, progress: Optional[Progress] = None,
+                     request_id: str = "") -> workflow_pb2.ExecuteRunResponse:
+        """Runs a declared workflow (YAML or JSON text; format: trace/workflow/workflow.h) on the server with the head's values, and waits for it.
+
+        rows: the data set, any JSON values, in place of the text's ``data``; at most 10,000.  wall: seconds of the whole run.  What happened is recorded:
+        ``output_node`` and ``feedback`` are what ``backward`` takes.  FailedPrecondition: the server's executor is not ``sandbox``, or a step needs a
+        sandbox that the machine lacks.  InvalidArgument names the step and the field.
+        """
+        request = workflow_pb2.ExecuteRunRequest(session=self.name, text=workflow, rows=[json.dumps(row) for row in rows], wall_ms=int(wall * 1000),
+                                                 request_id=request_id)
+        started = self.transport.call(self.client.workflow_stub.ExecuteRun, request)
+        return self.client.operations.run(started, workflow_pb2.ExecuteRunResponse(), wall + 60.0, progress)
 
     def values(self, version: Optional[int] = None) -> Dict[str, Any]:
         """Parameter values of a version (None = the head) as Python values."""

@@ -5,6 +5,8 @@
     scale, sgd-sai   a character-level language model on tinyshakespeare     language_model.py, scale.py, sgd_sai.py
     adahessian       logistic regression, a small CNN on digits, a quadratic  adahessian.py
     mkor             an autoencoder; cost of factor updates by width          mkor.py
+    trace            OptoPrime, OPRO, TextGrad beside Adam on random          trace.py: trace_numeric.py, arithmetic.py, trace_bbh.py,
+                     arithmetic graphs; prompts on BIG-Bench Hard             model_server.py (a language model and a cassette)
 
-Models and gradients are plain NumPy (models.py), so nothing but the package is needed; every update is the server's.
+runner.py runs the gradient studies, trace.py its own; report.py and charts.py serve both. Models and gradients are plain NumPy (models.py), so nothing but the package is needed; every update is the server's.
 """

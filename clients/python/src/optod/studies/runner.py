@@ -1,4 +1,4 @@
-"""Runs a study: plans runs, keeps what is done, prints a table, draws curves, says which acceptance figures are met.
+"""Runs a study of gradient optimizers: plans runs, keeps what is done, prints a table, draws curves, says which acceptance figures are met.
 
 A study is a module with
     NAME, TITLE, METRIC        name, one sentence, what the figure of a run is (smaller is better)
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import math
 import multiprocessing
@@ -26,10 +25,10 @@ import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import optod
+from optod.studies.report import Claim, Store, columns, judged, key_of
 
 __all__ = ["Setting", "Claim", "Best", "main"]
 
-VERSION = 1      # of the runs: raise it when a change makes old results incomparable
 SEEDS = (0, 1, 2)
 
 
@@ -40,16 +39,6 @@ class Setting:
     label: str
     config: Mapping[str, Any]
     grid: Sequence[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """text: what is claimed.  figure, limit: as measured and as wanted.  met: None = reported, not judged."""
-
-    text: str
-    figure: str
-    limit: str
-    met: Optional[bool]
 
 
 @dataclasses.dataclass
@@ -67,32 +56,6 @@ class Best:
 
     def median(self, key: str) -> float:
         return statistics.median(run[key] for run in self.runs)
-
-
-def key_of(study: str, config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([VERSION, study, config], sort_keys=True).encode()).hexdigest()[:20]
-
-
-class Store:
-    """Runs that are done, in OUT/runs.jsonl; a study that was interrupted goes on."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "runs.jsonl"
-        self.runs: Dict[str, Dict[str, Any]] = {}
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                    self.runs[row["key"]] = row["run"]
-                except (ValueError, KeyError):
-                    continue        # a line cut short by an interruption: the run is made again
-
-    def add(self, key: str, config: Mapping[str, Any], run: Dict[str, Any]) -> None:
-        self.runs[key] = run
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"key": key, "config": config, "run": run}) + "\n")
 
 
 _client: Optional[optod.Client] = None
@@ -176,13 +139,7 @@ def table(study: Any, best: Mapping[str, Best]) -> str:
         state = b.runs[0].get("state_bytes")
         rows.append((b.label, f"{b.lr:g}", f"{b.metric:.4f}", " ".join(f"{run['metric']:.4f}" for run in b.runs),
                      "" if state is None else f"{state:,}", f"{b.median('seconds'):.1f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
-def judged(claims: Sequence[Claim]) -> str:
-    words = {True: "met", False: "NOT MET", None: "reported"}
-    return "\n".join(f"  {words[c.met]:<9} {c.text}: {c.figure}" + (f"  (wanted {c.limit})" if c.limit else "") for c in claims)
+    return columns(rows)
 
 
 def arguments(studies: Mapping[str, Any]) -> argparse.ArgumentParser:
