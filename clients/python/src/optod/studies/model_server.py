@@ -16,7 +16,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, List, Optional
 
 import optod
 from optod import llm
@@ -28,7 +28,8 @@ __all__ = ["StudyServer", "add_arguments"]
 _LOCAL_ENDPOINT = """endpoints:
   default: {{url: "{url}", model: "{model}", concurrency: {slots}, timeout: 1800s, attempts: 2, context_tokens: {context}}}
 """
-_CONTEXT = 4096
+_CONTEXT, _LOCAL_MODEL = 4096, "smollm2-135m-instruct"
+_NOWHERE = "http://127.0.0.1:9/v1"      # a replay asks nobody
 
 
 class NoModel(RuntimeError):
@@ -95,16 +96,21 @@ class StudyServer:
             arguments += ["--cassette", os.path.abspath(self._args.cassette), "--cassette-mode", self._args.cassette_mode]
         given = llm.environment()
         if self._args.cassette_mode == "replay" and self._args.cassette:
-            given, self.model = ("", "", ""), _recorded_model(self._args.cassette)
+            self.model = _recorded_model(self._args.cassette)
+            given = (_NOWHERE, self.model, "")
+            if self.model == _LOCAL_MODEL:      # prompts are cut to an endpoint's context: the replayed one has the same
+                given = ("", "", "")
+                arguments += ["--llm-endpoints", self._endpoint_file(_NOWHERE)]
         elif given[0]:
             self.model = given[1] or "default"
         else:
-            arguments += ["--llm-endpoints", self._local_model()]
+            self.model = _LOCAL_MODEL
+            arguments += ["--llm-endpoints", self._endpoint_file(self._local_model())]
         self._server = PrivateServer(arguments=arguments, model=given)
         self.address = self._server.address
 
     def _local_model(self) -> str:
-        """Starts it; returns the file that describes its endpoint."""
+        """Starts it; returns its URL."""
         script = _script()
         if not script.is_file():
             raise NoModel("no language model: set OPTOD_LLM_URL (and OPTOD_LLM_MODEL, OPTOD_LLM_KEY), or OPTOD_LOCAL_LLM to deploy/local-llm.sh")
@@ -114,11 +120,13 @@ class StudyServer:
         command = [str(script), "start", "--dir", folder, "--slots", str(self._args.slots), "--context", str(_CONTEXT), "--reuse-prefix"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         self._script_stop = [str(script), "stop", "--dir", folder]
-        found: Dict[str, str] = dict(re.findall(r"export OPTOD_LLM_(URL|MODEL)=(\S+)", done.stdout))
-        if done.returncode != 0 or "URL" not in found:
+        found = re.search(r"export OPTOD_LLM_URL=(\S+)", done.stdout)
+        if done.returncode != 0 or found is None:
             raise NoModel(f"the local language model did not start ({script} start exited {done.returncode}); set OPTOD_LLM_URL to use another")
-        self.model = found["MODEL"]
+        return found.group(1)
+
+    def _endpoint_file(self, url: str) -> str:
         path = os.path.join(self._folder.name, "endpoints.yaml")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(_LOCAL_ENDPOINT.format(url=found["URL"], model=found["MODEL"], slots=self._args.slots, context=_CONTEXT))
+            file.write(_LOCAL_ENDPOINT.format(url=url, model=_LOCAL_MODEL, slots=self._args.slots, context=_CONTEXT))
         return path

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -75,8 +76,8 @@ class Runs:
         try:
             for future in concurrent.futures.as_completed([pool.submit(self._one, key, config) for key, config in todo]):
                 future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        finally:        # after an error or an interrupt nobody waits for calls that may take minutes: they end with the client
+            pool.shutdown(wait=False, cancel_futures=True)
         return [(config, self._store.runs[key]) for key, config in zip(keys, configs)]
 
     def _one(self, key: str, config: Dict[str, Any]) -> None:
@@ -122,7 +123,7 @@ def report(study: Any, runs: Sequence[Any], folder: pathlib.Path, say: Callable[
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Exit status: 0 done (acceptance figures met or not), 2 usage, data or model absent, 3 no server."""
+    """Exit status: 0 done (acceptance figures met or not), 2 usage, data or model absent, 3 no server, 4 refused."""
     args = arguments().parse_args(argv)
     args.methods = [label.strip() for label in args.methods.split(",") if label.strip()]
     why = check(args)
@@ -137,6 +138,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         say(f"bbh is left out: {trace_bbh.needs(args)}")
         studies.remove(trace_bbh)
     begin, documents = time.perf_counter(), []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))       # the server and the model are stopped on the way out
     try:
         with model_server.StudyServer(args, say) as server, server.connect() as client:
             client.info()
@@ -152,6 +154,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except optod.errors.Unavailable as error:
         print(f"reproduce trace: no server or model answers: {error}", file=sys.stderr)
         return 3
+    except RuntimeError as error:           # no program `optod`, or it did not start
+        print(f"reproduce trace: {error}", file=sys.stderr)
+        return 3
+    except optod.errors.OptodError as error:
+        print(f"reproduce trace: {error}; what is done is kept, start again to go on", file=sys.stderr)
+        return 4
     say(f"\n{time.perf_counter() - begin:.0f} s")
     if args.json:
         print(json.dumps({"study": "trace", "quick": args.quick, "seconds": time.perf_counter() - begin, "studies": documents}))

@@ -108,7 +108,8 @@ def workflow(config: Mapping[str, Any]) -> Dict[str, Any]:
     """The declared workflow; names in braces are parameters, steps and the row."""
     source = "{{extract}}" if config["train_extract"] else EXTRACT
     ask = {"prompt": "{{ask}}", "temperature": 0, "max_tokens": config["answer_tokens"], "seed": seed_of("answers", config["method"], config["task"], config["seed"])}
-    return {"steps": {"ask": {"template": "{{prompt}}\n\nQuestion: {{item.input}}\nAnswer:"},
+    return {"data": {"file": f"{config['task']}.jsonl"},        # sent with every run
+            "steps": {"ask": {"template": "{{prompt}}\n\nQuestion: {{item.input}}\nAnswer:"},
                       "reply": {"llm": ask, "timeout": "3600s"},
                       "answer": {"python": {"source": source, "function": "extract", "arguments": ["{{reply}}"]}, "description": "takes the answer out of the reply"}},
             "guide": {"exact": {"got": "{{answer}}", "want": "{{item.target}}", "ignore_case": True}},

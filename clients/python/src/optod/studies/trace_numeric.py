@@ -41,7 +41,9 @@ def configs(args: Any, model: str) -> List[Dict[str, Any]]:
     out: List[Dict[str, Any]] = [{**base, "method": "random", "problem": p, "seed": args.seed} for p in range(problems)]
     out += [{**base, "method": "adam", "lr": lr, "problem": p, "seed": 0} for lr in RATES for p in range(problems)]
     asked = {"max_tokens": args.max_tokens, "model": model}
-    return out + [{**base, **asked, "method": label, "problem": p, "seed": args.seed} for label in METHODS if label in args.methods for p in range(problems)]
+    labels = [label for label in METHODS if label in args.methods]
+    # Problem by problem: an interrupted study holds whole problems.
+    return out + [{**base, **asked, "method": label, "problem": p, "seed": args.seed} for p in range(problems) for label in labels]
 
 
 def run(client: optod.Client, config: Mapping[str, Any]) -> Dict[str, Any]:
