@@ -333,8 +333,8 @@ void App::Impl::MakeServices() {
   services.push_back(services::MakeTraceService(*engine, *authenticator));
   services::WorkflowParts workflow{engine.get(), authenticator.get(), config.executor,
                                    [this]() -> const trace::Sandbox& { return CodeSandbox(); }};
+  services.push_back(services::MakeSearchService(*engine, *authenticator, workflow));
   services.push_back(services::MakeWorkflowService(std::move(workflow)));
-  services.push_back(services::MakeSearchService(*engine, *authenticator));
   services.push_back(services::MakeOperationService(*operations, *authenticator));
   job_service = services::MakeJobService({authenticator.get(), queue.get(), care.get(), care_timers.get()});
   services.push_back(services::MakeWorkerService(*queue, *care));

@@ -90,6 +90,7 @@ int Main(int argc, const char* const* argv) {
   AddOptimizerCommands(root, app);
   AddSessionCommands(root, app);
   AddJobCommands(root, app);
+  AddSearchCommands(root, app);
   AddArtifactCommands(root, app);
   AddOptimizeCommand(root, app);
   AddTraceCommands(root, app);

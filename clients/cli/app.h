@@ -55,6 +55,7 @@ class App {
 void AddOptimizerCommands(CLI::App& root, App& app);
 void AddSessionCommands(CLI::App& root, App& app);
 void AddJobCommands(CLI::App& root, App& app);
+void AddSearchCommands(CLI::App& root, App& app);
 void AddArtifactCommands(CLI::App& root, App& app);
 void AddOptimizeCommand(CLI::App& root, App& app);
 void AddTraceCommands(CLI::App& root, App& app);

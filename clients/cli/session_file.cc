@@ -227,8 +227,17 @@ absl::StatusOr<v1::Direction> ParseDirection(const std::string& text) {
 
 absl::StatusOr<v1::CreateSessionRequest> ParseSessionFile(const std::string& text, const std::string& file_name) {
   ASSIGN_OR_RETURN(const YamlMap root, YamlMap::Parse(text, file_name));
-  RETURN_IF_ERROR(root.CheckKeys(
-      {"id", "optimizer", "layout", "parameters", "direction", "budget", "durability", "labels", "display_name"}));
+  RETURN_IF_ERROR(root.CheckKeys(SessionKeys()));
+  return ReadSession(root, file_name);
+}
+
+const std::vector<std::string>& SessionKeys() {
+  static const std::vector<std::string> keys = {"id",     "optimizer",  "layout", "parameters",  "direction",
+                                                "budget", "durability", "labels", "display_name"};
+  return keys;
+}
+
+absl::StatusOr<v1::CreateSessionRequest> ReadSession(const YamlMap& root, const std::string& file_name) {
   v1::CreateSessionRequest request;
   std::string id, display_name, direction = "maximize";
   RETURN_IF_ERROR(root.Read("id", &id));

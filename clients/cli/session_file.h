@@ -10,14 +10,20 @@
 ///   on-checkpoint labels: {team: vision} display_name: first try
 
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "clients/cli/strict_yaml.h"
 #include "optod/v1/session.pb.h"
 
 namespace optod::cli {
 
 /// INVALID_ARGUMENT: "FILE:LINE: key: ...".
 absl::StatusOr<v1::CreateSessionRequest> ParseSessionFile(const std::string& text, const std::string& file_name);
+
+/// The same from a map that may hold other keys beside SessionKeys().
+absl::StatusOr<v1::CreateSessionRequest> ReadSession(const YamlMap& root, const std::string& file_name);
+const std::vector<std::string>& SessionKeys();
 
 /// "NAME:DTYPE:64x10[:no-decay]" (scalar: "NAME:DTYPE:") of `--tensor`.
 absl::StatusOr<v1::TensorSpec> ParseTensorFlag(const std::string& text);

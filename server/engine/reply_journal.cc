@@ -25,6 +25,12 @@ const v1::ReceivedReply* ReplyJournal::Find(const std::string& key) const {
   return it == replies_.end() ? nullptr : &it->second;
 }
 
+std::map<std::string, v1::ReceivedReply> ReplyJournal::Under(const std::string& scope) const {
+  std::map<std::string, v1::ReceivedReply> out;
+  for (auto it = replies_.lower_bound(scope); it != replies_.end() && it->first.starts_with(scope); ++it) out.insert(*it);
+  return out;
+}
+
 void ReplyJournal::Add(LiveSession& session, v1::ReceivedReply reply, Effects* effects) {
   v1::Usage* usage = session.proto.mutable_usage();
   usage->set_llm_calls(usage->llm_calls() + 1);

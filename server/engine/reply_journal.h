@@ -1,7 +1,7 @@
 #pragma once
 /// The replies of language models that a session has received for proposals which are not finished: durable, so that a
 /// restart pays for none of them twice. A reply is named by a key: of a search's proposal by its place (search, step,
-/// candidate), of a lone proposal by the content of the call. Used on the session's strand only.
+/// candidate), of a search's evaluation by its place and the call, of a lone proposal by the content of the call. Used on the session's strand only.
 
 #include <map>
 #include <string>
@@ -17,6 +17,8 @@ class ReplyJournal {
   absl::Status Load(store::Store& store, int64_t session_uid);
 
   const v1::ReceivedReply* Find(const std::string& key) const;
+  /// Those whose key begins with `scope`.
+  std::map<std::string, v1::ReceivedReply> Under(const std::string& scope) const;
   /// Keeps the reply; it is durable with `effects`. Counts what it cost into the session's usage.
   void Add(LiveSession& session, v1::ReceivedReply reply, Effects* effects);
 

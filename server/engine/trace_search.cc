@@ -17,6 +17,7 @@ using trace::NodeId;
 constexpr char kSpecKind[] = "search", kEventKind[] = "search_event";
 constexpr int64_t kDefaultLeaseNs = 60'000'000'000, kLongestLeaseNs = 86'400'000'000'000;
 constexpr size_t kMostMemoryCandidates = 200;
+constexpr uint32_t kEvaluationsSlot = UINT32_MAX;  // stands for the server's own evaluations among the reservations
 
 store::ObservationRow Row(const LiveSession& session, const char* kind, int64_t a, int64_t b, std::string payload) {
   store::ObservationRow row;
@@ -95,6 +96,13 @@ absl::StatusOr<trace::SearchOptions> OptionsOf(v1::SearchSpec* spec, bool maximi
   return out;
 }
 
+void AddCost(const v1::Usage& more, v1::Usage* usage) {
+  usage->set_llm_calls(usage->llm_calls() + more.llm_calls());
+  usage->set_llm_prompt_tokens(usage->llm_prompt_tokens() + more.llm_prompt_tokens());
+  usage->set_llm_completion_tokens(usage->llm_completion_tokens() + more.llm_completion_tokens());
+  usage->set_llm_usd(usage->llm_usd() + more.llm_usd());
+}
+
 bool Maximize(const LiveSession& session) { return session.proto.direction() != v1::MINIMIZE; }
 
 /// "3-7" -> candidate 3, task 7.
@@ -158,17 +166,14 @@ bool TraceSearches::Apply(int64_t, Record& record, const v1::SearchEvent& event)
       record.leases.erase(key);
       record.values_sha256[key.first] = e.values_sha256();
       cache_.try_emplace(CacheKey(record, e.values_sha256(), key.second), CacheEntry{e.score(), record.told[key]});
+      AddCost(e.usage(), record.proto.mutable_usage());
       if (e.cached()) record.proto.set_cached_evaluations(record.proto.cached_evaluations() + 1);
       return true;
     }
     case v1::SearchEvent::kProposed: {
       const auto& p = event.proposed();
       if (!machine.Proposed(static_cast<uint32_t>(p.slot()), {p.versions().begin(), p.versions().end()})) return false;
-      v1::Usage* usage = record.proto.mutable_usage();
-      usage->set_llm_calls(usage->llm_calls() + p.usage().llm_calls());
-      usage->set_llm_prompt_tokens(usage->llm_prompt_tokens() + p.usage().llm_prompt_tokens());
-      usage->set_llm_completion_tokens(usage->llm_completion_tokens() + p.usage().llm_completion_tokens());
-      usage->set_llm_usd(usage->llm_usd() + p.usage().llm_usd());
+      AddCost(p.usage(), record.proto.mutable_usage());
       return true;
     }
     case v1::SearchEvent::kStopped:
@@ -209,13 +214,15 @@ absl::StatusOr<TraceSearches::Record*> TraceSearches::Find(LiveSession& session,
   return &it->second;
 }
 
-absl::Status TraceSearches::Create(LiveSession& session, const v1::CreateSearchRequest& request, v1::Search* out,
+absl::Status TraceSearches::Create(LiveSession& session, const v1::CreateSearchRequest& request,
+                                   const std::function<absl::Status(const trace::Workflow&)>& runnable, v1::Search* out,
                                    Effects* effects) {
   if (family_.Trainable().empty())
     return FailedPrecondition("session ", session.name().Full(), " has no trainable parameter");
   RETURN_IF_ERROR(family_.SpecFor(session, {}, {}).status());
   Record record;
   *record.proto.mutable_spec() = request.spec();
+  RETURN_IF_ERROR(CheckWorkflow(session, runnable, record.proto.mutable_spec()));
   ASSIGN_OR_RETURN(const trace::SearchOptions options, OptionsOf(record.proto.mutable_spec(), Maximize(session)));
   const int64_t id = records_.empty() ? 1 : records_.rbegin()->first + 1;
   record.proto.set_name(Cat(session.name().Full(), "/searches/", id));
@@ -233,9 +240,10 @@ absl::Status TraceSearches::Create(LiveSession& session, const v1::CreateSearchR
 v1::Search TraceSearches::ToWire(LiveSession&, const Record& record, bool with_candidates) const {
   const trace::Search& machine = *record.machine;
   v1::Search out = record.proto;
+  if (out.spec().has_workflow()) out.mutable_spec()->mutable_workflow()->clear_rows();
   switch (machine.state()) {
     case trace::Search::State::kEvaluating:
-      out.set_state(v1::Search::EVALUATING);
+      out.set_state(record.paused.empty() ? v1::Search::EVALUATING : v1::Search::PAUSED);
       break;
     case trace::Search::State::kProposing:
       out.set_state(record.paused.empty() ? v1::Search::PROPOSING : v1::Search::PAUSED);
@@ -296,7 +304,7 @@ absl::StatusOr<v1::AskSearchResponse> TraceSearches::Ask(LiveSession& session, i
   const int wanted = request.count() == 0 ? 1 : request.count();
   std::map<size_t, v1::Version> values;
   for (const trace::Search::Evaluation& e : record->machine->Evaluations()) {
-    if (out.evaluations_size() >= wanted) break;
+    if (out.evaluations_size() >= wanted || record->proto.spec().has_workflow()) break;
     const std::pair<size_t, uint32_t> key{e.candidate, e.task};
     auto lease = record->leases.find(key);
     if (lease != record->leases.end() && lease->second.second > now_ns && lease->second.first != worker) continue;
@@ -345,9 +353,38 @@ absl::StatusOr<int64_t> TraceSearches::OutputNode(LiveSession& session, const v1
   return response.nodes(0).id();
 }
 
+absl::Status TraceSearches::Count(LiveSession& session, int64_t search, Record& record,
+                                  std::pair<size_t, uint32_t> key, const v1::TellSearchRequest& request,
+                                  const v1::Usage& usage, Effects* effects) {
+  v1::ScoreTell score;
+  score.set_version(record.machine->candidates()[key.first].version);
+  score.set_score(request.score());
+  score.set_feedback(request.feedback());
+  v1::TellResponse ignored;
+  ASSIGN_OR_RETURN(const std::string hash, ValuesHash(session, record, key.first));
+  ASSIGN_OR_RETURN(Effects scored, ApplyScore(family_.context_, session, score, &ignored));
+  for (store::Mutation& mutation : scored.mutations) effects->mutations.push_back(std::move(mutation));
+  effects->row_changed = effects->row_changed || scored.row_changed;
+  v1::SearchEvent event;
+  auto* e = event.mutable_evaluated();
+  e->set_candidate(static_cast<int64_t>(key.first));
+  e->set_task(static_cast<int32_t>(key.second));
+  e->set_score(request.score());
+  e->set_feedback(request.feedback());
+  e->set_values_sha256(hash);
+  if (usage.llm_calls() > 0) *e->mutable_usage() = usage;
+  ASSIGN_OR_RETURN(const int64_t node, OutputNode(session, request, effects));
+  e->set_output_node(node);
+  Apply(search, record, event);
+  Journal(session, search, std::move(event), effects);
+  return Settle(session, search, record, effects);
+}
+
 absl::Status TraceSearches::Tell(LiveSession& session, int64_t search, const v1::TellSearchRequest& request,
                                  v1::TellSearchResponse* out, Effects* effects) {
   ASSIGN_OR_RETURN(Record * record, Find(session, search));
+  if (record->proto.spec().has_workflow())
+    return FailedPrecondition("search ", record->proto.name(), " is evaluated by the server");
   ASSIGN_OR_RETURN(const auto key, ParseEvaluation(request.evaluation_id()));
   if (!std::isfinite(request.score())) return InvalidArgument("score: ", request.score(), " is not finite");
   if (request.feedback().size() > (1u << 20))
@@ -365,25 +402,7 @@ absl::Status TraceSearches::Tell(LiveSession& session, int64_t search, const v1:
     *out->mutable_search() = ToWire(session, *record, false);
     return absl::OkStatus();
   }
-  v1::ScoreTell score;
-  score.set_version(machine.candidates()[key.first].version);
-  score.set_score(request.score());
-  score.set_feedback(request.feedback());
-  v1::TellResponse ignored;
-  ASSIGN_OR_RETURN(const std::string hash, ValuesHash(session, *record, key.first));
-  ASSIGN_OR_RETURN(*effects, ApplyScore(family_.context_, session, score, &ignored));
-  v1::SearchEvent event;
-  auto* e = event.mutable_evaluated();
-  e->set_candidate(static_cast<int64_t>(key.first));
-  e->set_task(static_cast<int32_t>(key.second));
-  e->set_score(request.score());
-  e->set_feedback(request.feedback());
-  e->set_values_sha256(hash);
-  ASSIGN_OR_RETURN(const int64_t node, OutputNode(session, request, effects));
-  e->set_output_node(node);
-  Apply(search, *record, event);
-  Journal(session, search, std::move(event), effects);
-  RETURN_IF_ERROR(Settle(session, search, *record, effects));
+  RETURN_IF_ERROR(Count(session, search, *record, key, request, {}, effects));
   out->set_counted(true);
   *out->mutable_search() = ToWire(session, *record, false);
   return absl::OkStatus();
@@ -441,9 +460,8 @@ absl::Status TraceSearches::Settle(LiveSession& session, int64_t id, Record& rec
 void TraceSearches::Reserve(LiveSession& session, Record& record, Effects* effects) {
   std::set<uint32_t> open;
   for (const trace::Search::Proposal& p : record.machine->Proposals()) open.insert(p.slot);
-  for (uint32_t slot : open) {
-    if (record.reserved.insert(slot).second) family_.replies_.Begin();
-  }
+  if (record.proto.spec().has_workflow() && !record.machine->Evaluations().empty()) open.insert(kEvaluationsSlot);
+  // First the end of what is done: what a finished phase received is forgotten before the next one receives anything.
   for (auto it = record.reserved.begin(); it != record.reserved.end();) {
     if (open.contains(*it)) {
       ++it;
@@ -451,6 +469,9 @@ void TraceSearches::Reserve(LiveSession& session, Record& record, Effects* effec
       family_.replies_.End(session, effects);
       it = record.reserved.erase(it);
     }
+  }
+  for (uint32_t slot : open) {
+    if (record.reserved.insert(slot).second) family_.replies_.Begin();
   }
 }
 

@@ -2,8 +2,11 @@
 /// Searches of a trace session: trace/search/search.h made durable. A search is a spec (observation "search") and a
 /// journal of events (observations "search_event"); loading the session folds them. Told evaluations are also the
 /// session's cache: equal values on the same task of the same data set are evaluated once. Leases live in memory only.
+/// A search with a workflow is evaluated by the server; the replies that its evaluations received are durable until the
+/// evaluations of the step are told.
 /// Used on the session's strand.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -15,6 +18,7 @@
 #include "optod/v1/search.pb.h"
 #include "server/engine/trace_family.h"
 #include "trace/search/search.h"
+#include "trace/workflow/workflow.h"
 
 namespace optod::engine {
 
@@ -27,7 +31,10 @@ class TraceSearches {
   explicit TraceSearches(TraceFamily& family) : family_(family) {}
   absl::Status Load(LiveSession& session);
 
-  absl::Status Create(LiveSession& session, const v1::CreateSearchRequest& request, v1::Search* out, Effects* effects);
+  /// `runnable`: whether this server can run the workflow that the request carries.
+  absl::Status Create(LiveSession& session, const v1::CreateSearchRequest& request,
+                      const std::function<absl::Status(const trace::Workflow&)>& runnable, v1::Search* out,
+                      Effects* effects);
   absl::StatusOr<v1::Search> Get(LiveSession& session, int64_t search, bool with_candidates);
   v1::ListSearchesResponse List(LiveSession& session);
   absl::StatusOr<v1::AskSearchResponse> Ask(LiveSession& session, int64_t search, const v1::AskSearchRequest& request,
@@ -35,6 +42,29 @@ class TraceSearches {
   absl::Status Tell(LiveSession& session, int64_t search, const v1::TellSearchRequest& request,
                     v1::TellSearchResponse* out, Effects* effects);
   absl::Status Stop(LiveSession& session, int64_t search, v1::Search* out, Effects* effects);
+
+  // ---- searches with a workflow: the server evaluates (search_evaluations.cc)
+  /// One evaluation that such a search wants and that nobody works on.
+  struct Evaluating {
+    int64_t search = 0;
+    size_t candidate = 0;
+    uint32_t task = 0;
+    bool validation = false;
+    v1::SearchWorkflow workflow;      ///< without rows
+    std::string row;                  ///< JSON text of the task
+    v1::Version version;              ///< its number and values
+    std::string scope;                ///< of received replies
+    std::map<std::string, v1::ReceivedReply> received;  ///< before a restart, by key
+    std::shared_ptr<std::atomic<bool>> cancelled;
+  };
+  /// Takes as many as may go on at once; each must come back by Evaluated or Release. `resume`: ends a pause.
+  absl::StatusOr<std::vector<std::unique_ptr<Evaluating>>> TakeEvaluations(LiveSession& session, int64_t search,
+                                                                         bool resume);
+  /// What came of it. `usage`: of its model calls.
+  absl::Status Evaluated(LiveSession& session, const Evaluating& work, double score, const std::string& feedback,
+                         std::optional<int64_t> output_node, const v1::Usage& usage, Effects* effects);
+  /// It could not be evaluated: it is free again. `pause` not "": why the search pauses.
+  void Release(const Evaluating& work, const std::string& pause);
 
   /// One proposal that a search waits for and that nobody works on.
   struct Work {
@@ -63,6 +93,7 @@ class TraceSearches {
     std::set<uint32_t> taken;                                                       ///< slots somebody works on
     std::set<uint32_t> reserved;  ///< slots whose received replies must stay
     std::map<size_t, std::string> values_sha256;
+    std::set<std::pair<size_t, uint32_t>> evaluating;  ///< what the server evaluates now
     std::string paused;
     std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
   };
@@ -71,6 +102,11 @@ class TraceSearches {
     Told told;
   };
 
+  /// The workflow of a new search, its tasks counted; nothing without one.
+  absl::Status CheckWorkflow(LiveSession& session, const std::function<absl::Status(const trace::Workflow&)>& runnable,
+                             v1::SearchSpec* spec);
+  absl::Status Count(LiveSession& session, int64_t search, Record& record, std::pair<size_t, uint32_t> key,
+                     const v1::TellSearchRequest& request, const v1::Usage& usage, Effects* effects);
   absl::StatusOr<Record*> Find(LiveSession& session, int64_t search);
   v1::Search ToWire(LiveSession& session, const Record& record, bool with_candidates) const;
   /// Applies an event to memory. False: it changes nothing.

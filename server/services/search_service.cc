@@ -5,7 +5,9 @@
 #include "optod/v1/search.grpc.pb.h"
 #include "server/engine/trace_search.h"
 #include "server/services/llm_run.h"
+#include "server/services/search_evaluation.h"
 #include "server/services/unary.h"
+#include "server/services/workflow_on_server.h"
 
 namespace optod::services {
 namespace {
@@ -29,19 +31,27 @@ absl::StatusOr<TraceSearches*> SearchesOf(LiveSession& session) {
 
 /// Starts the proposals that a search waits for, and goes on as long as finished ones lead to more. `resume` ends a
 /// pause.
-void LaunchProposals(engine::Engine& engine, Caller caller, const SessionName& name, int64_t search, bool resume);
+void LaunchProposals(const WorkflowParts& parts, Caller caller, const SessionName& name, int64_t search, bool resume);
+
+/// Starts whatever the search waits for and this server does itself.
+void Launch(const WorkflowParts& parts, const Caller& caller, const SessionName& name, int64_t search, bool resume) {
+  LaunchEvaluations(parts, caller, name, search, resume,
+                    [parts, caller, name, search] { Launch(parts, caller, name, search, false); });
+  LaunchProposals(parts, caller, name, search, resume);
+}
 
 /// One of them, from its start to its end. It is an operation, so that it shows its progress and a drain can cancel it.
 class SearchProposalRun : public std::enable_shared_from_this<SearchProposalRun> {
  public:
-  SearchProposalRun(engine::Engine& engine, Caller caller, SessionName name, std::unique_ptr<TraceSearches::Work> work,
+  SearchProposalRun(const WorkflowParts& parts, Caller caller, SessionName name, std::unique_ptr<TraceSearches::Work> work,
                     v1::Operation operation)
-      : engine_(engine),
+      : parts_(parts),
+        engine_(*parts.engine),
         caller_(std::move(caller)),
         name_(std::move(name)),
         work_(std::move(work)),
         operation_(std::move(operation)),
-        hold_(engine.HoldDrain()) {}
+        hold_(engine_.HoldDrain()) {}
 
   void Start() {
     engine::Operations& operations = *engine_.context().trace->operations;
@@ -82,12 +92,13 @@ class SearchProposalRun : public std::enable_shared_from_this<SearchProposalRun>
             self->engine_.context().store->Commit(std::move(batch), [](absl::Status) {});
           }
           self->Operations().Ended(self->operation_);
-          if (search.ok()) LaunchProposals(self->engine_, self->caller_, self->name_, self->work_->search, false);
+          if (search.ok()) Launch(self->parts_, self->caller_, self->name_, self->work_->search, false);
           self->hold_.reset();
         });
   }
   engine::Operations& Operations() { return *engine_.context().trace->operations; }
 
+  const WorkflowParts parts_;
   engine::Engine& engine_;
   const Caller caller_;
   const SessionName name_;
@@ -97,7 +108,8 @@ class SearchProposalRun : public std::enable_shared_from_this<SearchProposalRun>
   std::shared_ptr<std::atomic<bool>> cancelled_;
 };
 
-void LaunchProposals(engine::Engine& engine, Caller caller, const SessionName& name, int64_t search, bool resume) {
+void LaunchProposals(const WorkflowParts& parts, Caller caller, const SessionName& name, int64_t search, bool resume) {
+  engine::Engine& engine = *parts.engine;
   caller.internal = true;
   struct Taken {
     std::vector<std::unique_ptr<TraceSearches::Work>> work;
@@ -120,10 +132,10 @@ void LaunchProposals(engine::Engine& engine, Caller caller, const SessionName& n
         }
         return effects;
       },
-      [taken, &engine, caller, name](absl::StatusOr<v1::Search> done) {
+      [taken, parts, caller, name](absl::StatusOr<v1::Search> done) {
         if (!done.ok()) return;  // the session is gone or broken: loading it anew frees the work
         for (size_t i = 0; i < taken->work.size(); ++i)
-          std::make_shared<SearchProposalRun>(engine, caller, name, std::move(taken->work[i]),
+          std::make_shared<SearchProposalRun>(parts, caller, name, std::move(taken->work[i]),
                                               std::move(taken->operations[i]))
               ->Start();
       });
@@ -131,8 +143,8 @@ void LaunchProposals(engine::Engine& engine, Caller caller, const SessionName& n
 
 class SearchService final : public v1::SearchService::CallbackService {
  public:
-  SearchService(engine::Engine& engine, const auth::Authenticator& authenticator)
-      : engine_(engine), authenticator_(authenticator) {}
+  SearchService(engine::Engine& engine, const auth::Authenticator& authenticator, WorkflowParts workflow)
+      : engine_(engine), authenticator_(authenticator), workflow_(std::move(workflow)) {}
 
   ServerUnaryReactor* CreateSearch(CallbackServerContext* context, const v1::CreateSearchRequest* request,
                                    v1::Search* response) override {
@@ -141,8 +153,9 @@ class SearchService final : public v1::SearchService::CallbackService {
       if (!name.ok()) return done(name.status());
       Change<v1::Search>(
           caller, *name, 0, "CreateSearch", *request,
-          [request = *request](TraceSearches& searches, LiveSession& session, v1::Search* out, Effects* effects) {
-            return searches.Create(session, request, out, effects);
+          [this, request = *request](TraceSearches& searches, LiveSession& session, v1::Search* out, Effects* effects) {
+            return searches.Create(
+                session, request, [this](const trace::Workflow& workflow) { return Runnable(workflow); }, out, effects);
           },
           std::move(done));
     });
@@ -158,7 +171,13 @@ class SearchService final : public v1::SearchService::CallbackService {
             ASSIGN_OR_RETURN(TraceSearches * searches, SearchesOf(session));
             return searches->Get(session, id, /*with_candidates=*/true);
           },
-          std::move(done));
+          [this, caller, name = *name, done = std::move(done)](absl::StatusOr<v1::Search> search) {
+            // After a restart nobody works on a search that the server evaluates: whoever looks at it wakes it.
+            const bool working = search.ok() && search->spec().has_workflow() &&
+                                 (search->state() == v1::Search::EVALUATING || search->state() == v1::Search::PROPOSING);
+            if (working && !caller.viewer) Launch(workflow_, caller, name.first, name.second, false);
+            done(std::move(search));
+          });
     });
   }
   ServerUnaryReactor* ListSearches(CallbackServerContext* context, const v1::ListSearchesRequest* request,
@@ -188,7 +207,7 @@ class SearchService final : public v1::SearchService::CallbackService {
           auto ask = std::make_shared<Asking>(
               Asking{caller, name->first, name->second, *request, request->worker().empty() ? peer : request->worker(),
                      engine_.context().clock->NowMonotonicNs() + wait_ns, std::move(done)});
-          LaunchProposals(engine_, caller, ask->name, ask->search, true);  // after a restart nobody works on them
+          Launch(workflow_, caller, ask->name, ask->search, true);  // after a restart nobody works on them
           TryAsk(std::move(ask));
         });
   }
@@ -222,6 +241,13 @@ class SearchService final : public v1::SearchService::CallbackService {
   }
 
  private:
+  /// What this server could not run is refused before anything is paid for.
+  absl::Status Runnable(const trace::Workflow& workflow) const {
+    RETURN_IF_ERROR(CheckExecutor(workflow_));
+    trace::WorkflowServices services = ServicesHere(workflow_);
+    services.complete = [](auto&&...) { return absl::UnknownError(""); };
+    return trace::CheckServices(workflow, services);
+  }
   struct Asking {
     Caller caller;
     SessionName name;
@@ -255,7 +281,7 @@ class SearchService final : public v1::SearchService::CallbackService {
               if (auto made = engine::ParseSearchName(response->name(), caller, "name"); made.ok()) id = made->second;
             }
           }
-          if (response.ok()) LaunchProposals(engine_, caller, name, id, false);
+          if (response.ok()) Launch(workflow_, caller, name, id, false);
           done(std::move(response));
         });
   }
@@ -281,12 +307,14 @@ class SearchService final : public v1::SearchService::CallbackService {
 
   engine::Engine& engine_;
   const auth::Authenticator& authenticator_;
+  const WorkflowParts workflow_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeSearchService(engine::Engine& engine, const auth::Authenticator& authenticator) {
-  return std::make_unique<SearchService>(engine, authenticator);
+std::unique_ptr<grpc::Service> MakeSearchService(engine::Engine& engine, const auth::Authenticator& authenticator,
+                                                 WorkflowParts workflow) {
+  return std::make_unique<SearchService>(engine, authenticator, std::move(workflow));
 }
 
 }  // namespace optod::services

@@ -7,6 +7,7 @@
 #include "server/engine/trace_family.h"
 #include "server/engine/trace_services.h"
 #include "server/services/completion.h"
+#include "server/services/workflow_on_server.h"
 #include "server/services/workflow_service.h"
 #include "trace/workflow/executor.h"
 
@@ -20,15 +21,6 @@ using engine::TraceFamily;
 
 constexpr int kMaxRows = 10'000;
 constexpr int64_t kDefaultWallMs = 600'000, kMaxWallMs = 24 * 3'600'000;
-
-absl::Status CheckExecutor(const WorkflowParts& parts) {
-  if (parts.executor == "disabled") return FailedPrecondition("executor: disabled on this server");
-  if (parts.executor != "sandbox")
-    return FailedPrecondition("executor: this server leaves workflows to clients (executor ", parts.executor,
-                              "); run it there (optoctl optimize), or start the server with --executor sandbox");
-  const trace::SandboxFeatures& found = parts.sandbox().features();
-  return found.available ? absl::OkStatus() : FailedPrecondition("sandbox: ", found.reason);
-}
 
 /// The text that the parser reads, whichever form came.
 absl::StatusOr<std::string> TextOf(const v1::ExecuteRunRequest& request) {
@@ -91,9 +83,7 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
  private:
   void Work() {
     input_.cancelled = cancelled_.get();
-    trace::WorkflowServices services;
-    services.clock = engine_.context().clock;
-    services.sandbox = &parts_.sandbox();
+    trace::WorkflowServices services = ServicesHere(parts_);
     if (services_.gateway != nullptr)
       services.complete = [this](const std::string& endpoint, const trace::ChatRequest& chat,
                                  std::chrono::milliseconds timeout, const std::atomic<bool>* stop) {
@@ -119,28 +109,6 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
     return paid;
   }
 
-  v1::RecordNodesRequest NodesOf(const trace::WorkflowTrace& trace) const {
-    v1::RecordNodesRequest record;
-    for (const trace::TraceNode& node : trace.nodes) {
-      v1::Node* out = record.add_nodes();
-      out->set_base(node.base);
-      out->set_kind(node.kind == trace::NodeKind::kException ? v1::Node::EXCEPTION
-                    : node.kind == trace::NodeKind::kNode    ? v1::Node::NODE
-                                                             : v1::Node::MESSAGE);
-      out->set_op(node.op);
-      out->set_description(node.description);
-      out->set_type(node.type);
-      out->set_text(node.text);
-      if (node.json) out->set_json(*node.json);
-      for (const trace::TraceNode::Input& input : node.inputs) {
-        v1::NodeInput* from = out->add_inputs();
-        from->set_argument(input.argument);
-        from->set_node(input.node >= 0 ? -1 - input.node : static_cast<int64_t>(nodes_.at(input.parameter)));
-      }
-    }
-    return record;
-  }
-
   absl::Status Fill(LiveSession& session, v1::ExecuteRunResponse* response, Effects* effects) {
     RETURN_IF_ERROR(run_.status());
     response->set_score(run_->score);
@@ -156,7 +124,7 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
     if (trace.output < 0) return absl::OkStatus();
     ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
     v1::RecordNodesResponse recorded;
-    RETURN_IF_ERROR(family->RecordNodes(session, NodesOf(trace), &recorded, effects));
+    RETURN_IF_ERROR(family->RecordNodes(session, NodesOf(trace, nodes_), &recorded, effects));
     response->set_output_node(recorded.nodes(trace.output).id());
     response->set_feedback(trace.feedback);
     return absl::OkStatus();

@@ -410,6 +410,8 @@ absl::Status CheckStep(const Step& step, const WorkflowServices& services) {
   return absl::OkStatus();
 }
 
+}  // namespace
+
 absl::Status CheckServices(const Workflow& workflow, const WorkflowServices& services) {
   for (const Step& step : workflow.steps) RETURN_IF_ERROR(CheckStep(step, services));
   Step guide;
@@ -418,8 +420,6 @@ absl::Status CheckServices(const Workflow& workflow, const WorkflowServices& ser
   if (workflow.guide.kind == Guide::Kind::kJudge) guide.work = LlmStep();
   return CheckStep(guide, services);
 }
-
-}  // namespace
 
 absl::StatusOr<WorkflowRun> RunWorkflow(const Workflow& workflow, const WorkflowInput& input,
                                         const WorkflowServices& services) {

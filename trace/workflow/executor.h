@@ -77,6 +77,9 @@ struct WorkflowRun {
   bool cancelled = false;
 };
 
+/// What RunWorkflow refuses before anything runs, for whoever takes a workflow long before it runs. Errors as there.
+absl::Status CheckServices(const Workflow& workflow, const WorkflowServices& services);
+
 /// Errors: FAILED_PRECONDITION (a step needs a sandbox or a model and there is none), PERMISSION_DENIED (http, or
 /// `sandbox: false`, where it is not allowed), INVALID_ARGUMENT (a parameter that the workflow uses is not given, no
 /// rows). What a step does is no error of the run.
