@@ -13,7 +13,7 @@ from optod.operations import Operations
 from optod.retry import RetryPolicy
 from optod.session import Session
 from optod.transport import Transport
-from optod.v1 import admin_pb2, optimizer_pb2, session_pb2 as pb, session_pb2_grpc, trace_pb2_grpc, workflow_pb2_grpc
+from optod.v1 import admin_pb2, optimizer_pb2, search_pb2_grpc, session_pb2 as pb, session_pb2_grpc, trace_pb2_grpc, workflow_pb2_grpc
 
 __all__ = ["connect", "Client", "Sessions"]
 
@@ -48,6 +48,7 @@ class Client:
         self.transport = transport
         self.session_stub = session_pb2_grpc.SessionServiceStub(transport.channel)
         self.trace_stub = trace_pb2_grpc.TraceServiceStub(transport.channel)
+        self.search_stub = search_pb2_grpc.SearchServiceStub(transport.channel)
         self.workflow_stub = workflow_pb2_grpc.WorkflowServiceStub(transport.channel)
         self.sessions = Sessions(self)
         self.operations = Operations(transport)

@@ -11,6 +11,7 @@ from google.protobuf import field_mask_pb2
 from optod import raw_streams, safetensors_file, specs, tensors
 from optod.gradients import GradientStream
 from optod.recording import Recording
+from optod.searches import Searches
 from optod.results import TellResult, tell_result
 from optod.transport import new_request_id, translated
 from optod.v1 import session_pb2 as pb
@@ -36,7 +37,7 @@ class Versions:
         return self._session.transport.call(self._session.stub.GetVersion, request)
 
 
-class Session(Recording):
+class Session(Recording, Searches):
     """One session.  Made by ``client.sessions``.  Thread-safe, except that concurrent first-order tells race for the head as any writers do.
 
     name: users/U/sessions/S.  info: the Session message as last seen (its comments in session.proto are the manual); ``refresh()`` renews it.

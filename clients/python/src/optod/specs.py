@@ -19,7 +19,8 @@ def seconds(value: float) -> duration_pb2.Duration:
     return duration_pb2.Duration(seconds=whole, nanos=int(round((value - whole) * 1e9)) % 1_000_000_000)
 
 
-def _enum(descriptor: Any, value: str, field: str) -> int:
+def enum_number(descriptor: Any, value: str, field: str) -> int:
+    """The number of an enum's value by its name; ValueError names the field and the names that there are."""
     number = descriptor.DESCRIPTOR.values_by_name.get(value.upper().replace("-", "_"))
     if number is None or number.number == 0:
         names = [v.name.lower().replace("_", "-") for v in descriptor.DESCRIPTOR.values if v.number]
@@ -38,7 +39,7 @@ class Schedule:
     floor: float = 0.0
 
     def message(self) -> optimizer_pb2.Schedule:
-        return optimizer_pb2.Schedule(kind=_enum(optimizer_pb2.Schedule.Kind, self.kind, "schedule.kind"), warmup_steps=self.warmup_steps,
+        return optimizer_pb2.Schedule(kind=enum_number(optimizer_pb2.Schedule.Kind, self.kind, "schedule.kind"), warmup_steps=self.warmup_steps,
                                       total_steps=self.total_steps, floor=self.floor)
 
 
@@ -52,7 +53,7 @@ class Durability:
     snapshot_every: int = 0
 
     def message(self) -> session_pb2.Durability:
-        return session_pb2.Durability(mode=_enum(session_pb2.Durability.Mode, self.mode, "durability.mode"), n=self.n,
+        return session_pb2.Durability(mode=enum_number(session_pb2.Durability.Mode, self.mode, "durability.mode"), n=self.n,
                                       snapshot_every=self.snapshot_every)
 
 
@@ -152,7 +153,7 @@ def optimizer_message(name: str, hyperparameters: Mapping[str, Any], schedule: O
     out = optimizer_pb2.OptimizerSpec(name=name, seed=seed, clip_norm=clip_norm, llm=llm, clip_value=clip_value)
     out.groups.extend(group_message(number, group) for number, group in enumerate(groups))
     if non_finite != "refuse":
-        out.non_finite = _enum(optimizer_pb2.NonFinite, non_finite, "non_finite")
+        out.non_finite = enum_number(optimizer_pb2.NonFinite, non_finite, "non_finite")
     for key, value in hyperparameters.items():
         out.hyperparameters[key].CopyFrom(hyper_value(key, value))
     if schedule is not None:
@@ -161,4 +162,4 @@ def optimizer_message(name: str, hyperparameters: Mapping[str, Any], schedule: O
 
 
 def direction_number(direction: Optional[str]) -> int:
-    return 0 if direction is None else _enum(session_pb2.Direction, direction, "direction")
+    return 0 if direction is None else enum_number(session_pb2.Direction, direction, "direction")
