@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from live_server import BINARY
+from live_server import BINARY, ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "peer"))
+from scripted_model import ScriptedModel  # noqa: E402
 
 OPTOCTL = BINARY.parent / "optoctl"
 
@@ -49,3 +52,67 @@ def test_the_language_model_runs(server, tmp_path):
 def test_nobody_answers(tmp_path):
     done = reproduce("mkor", address="127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 3 and "no server answers" in done.stderr
+
+
+# ---- trace: a scripted model in place of a language model
+
+@pytest.fixture(scope="module")
+def model():
+    made = ScriptedModel()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def bbh(tmp_path):
+    (tmp_path / "data" / "bbh").mkdir(parents=True)
+    examples = [{"input": f"not ( {n} ) is", "target": "Yes" if n % 2 else "No"} for n in range(12)]
+    (tmp_path / "data" / "bbh" / "tiny.json").write_text(json.dumps({"examples": examples}))
+    return str(tmp_path / "data")
+
+
+def trace_study(*args, model=None, cwd=None, data=None):
+    names = ("OPTOD_ADDRESS", "OPTOD_DATA", "OPTOD_LLM_URL", "OPTOD_LLM_MODEL", "OPTOD_LLM_KEY")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    env.update(OPTOD_PYTHON=sys.executable, **({"OPTOD_LLM_URL": model.url, "OPTOD_LLM_MODEL": "scripted"} if model else {}), **({"OPTOD_DATA": data} if data else {}))
+    return subprocess.run([str(OPTOCTL), "reproduce", "trace", *args], capture_output=True, text=True, env=env, cwd=cwd)
+
+
+def test_the_whole_trace_study_and_its_replay_are_equal(model, bbh, tmp_path):
+    begin = model.requests
+    small = ("--tasks", "tiny", "--train", "3", "--validation", "2", "--test", "3", "--problems", "2", "--steps", "2")
+    first = trace_study("all", "--json", "--cassette", "traffic.jsonl", "--out", "first", *small, model=model, cwd=tmp_path, data=bbh)
+    assert first.returncode == 0, first.stderr
+    asked = model.requests
+    assert asked > begin and "min left" in first.stderr
+    replay = trace_study("all", "--json", "--cassette", "traffic.jsonl", "--cassette-mode", "replay", "--out", "second", *small, cwd=tmp_path, data=bbh)
+    assert replay.returncode == 0, replay.stderr
+    assert model.requests == asked, "a replay asks nobody"
+    one, two = (json.loads(done.stdout)["studies"] for done in (first, replay))
+    assert [study["study"] for study in one] == ["trace-numeric", "trace-bbh"]
+    for a, b in zip(one, two):
+        assert a["curves"] == b["curves"] and a["cost"] == b["cost"] and a["claims"] == b["claims"]
+        assert (tmp_path / "first" / f"{a['study']}.csv").read_text() == (tmp_path / "second" / f"{a['study']}.csv").read_text()
+    assert set(one[0]["curves"]) == {"optoprime", "optoprime-masked", "optoprime-brief", "opro", "textgrad", "adam", "random"}
+    assert one[0]["cost"]["calls"] > 0 and one[0]["cost"]["usd"] == 0
+    # The scripted model says 7 to a whole number and -60.0 to any other: the record of a run holds what was tried.
+    kept = [json.loads(line) for line in (tmp_path / "first" / "runs.jsonl").read_text().splitlines()]
+    tried = next(k["run"] for k in kept if k["config"].get("method") == "optoprime" and k["config"].get("problem") == 0)
+    assert tried["xs"][1] == -60.0 and tried["outcomes"] == {"APPLIED": 1, "UNCHANGED": 1} and len(tried["errors"]) == 3
+
+
+def test_an_interrupted_trace_study_goes_on(model, tmp_path):
+    small = ("numeric", "--problems", "2", "--steps", "1", "--methods", "optoprime,opro", "--out", "runs")
+    assert trace_study(*small, model=model, cwd=tmp_path).returncode == 0
+    path = tmp_path / "runs" / "runs.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:20])        # killed while the last run was written
+    begin = model.requests
+    again = trace_study(*small, model=model, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("min left") == 1 and model.requests - begin <= 1
+
+
+def test_a_trace_study_without_a_model_says_what_to_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTOD_LOCAL_LLM", str(tmp_path / "absent.sh"))
+    done = trace_study("numeric", cwd=tmp_path)
+    assert done.returncode == 2 and "set OPTOD_LLM_URL" in done.stderr
