@@ -68,6 +68,9 @@ if [ $quick -eq 0 ]; then
   build/venv/bin/python tests/fault/kill9.py --rounds 10 >"$results/kill9.txt" 2>&1
   echo $? >"$results/kill9.rc"
   tail -n 3 "$results/kill9.txt"
+  build/venv/bin/python tests/fault/search_kill9.py >"$results/search_kill9.txt" 2>&1
+  echo $? >"$results/search_kill9.rc"
+  tail -n 3 "$results/search_kill9.txt"
 fi
 
 step "summary"

@@ -38,10 +38,11 @@ def main():
         path = folder / name
         parts.append(junit(path) if path.exists() else (0, [f"{name}: the runner left no result"], []))
     parts += [golden(path) for path in sorted(folder.glob("golden-*.txt"))]
-    kill9 = folder / "kill9.rc"
-    if kill9.exists():
-        ok = kill9.read_text().strip() == "0"
-        parts.append((1 if ok else 0, [] if ok else ["kill9: see kill9.txt"], []))
+    for kills in ("kill9", "search_kill9"):
+        code = folder / f"{kills}.rc"
+        if code.exists():
+            ok = code.read_text().strip() == "0"
+            parts.append((1 if ok else 0, [] if ok else [f"{kills}: see {kills}.txt"], []))
     for p, f, s in parts:
         passed += p
         failed += f

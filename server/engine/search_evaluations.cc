@@ -71,14 +71,28 @@ absl::StatusOr<std::vector<std::unique_ptr<TraceSearches::Evaluating>>> TraceSea
     record.paused = std::string(budget.message());
     return out;
   }
+  // Equal values on a task are evaluated once: the second waits for the first one's entry in the cache.
+  std::set<std::string> busy;
+  const auto key_of = [&](size_t candidate, uint32_t task) -> absl::StatusOr<std::string> {
+    ASSIGN_OR_RETURN(const std::string hash, ValuesHash(session, record, candidate));
+    return CacheKey(record, hash, task);
+  };
+  for (const auto& [evaluation, flag] : record.evaluating) {
+    ASSIGN_OR_RETURN(std::string key, key_of(evaluation.first, evaluation.second));
+    busy.insert(std::move(key));
+  }
   for (const trace::Search::Evaluation& e : record.machine->Evaluations()) {
     if (record.evaluating.size() >= static_cast<size_t>(spec.workflow().parallel())) break;
     if (record.evaluating.contains({e.candidate, e.task})) continue;
+    ASSIGN_OR_RETURN(std::string key, key_of(e.candidate, e.task));
+    if (!busy.insert(std::move(key)).second) continue;
     auto work = std::make_unique<Evaluating>();
     work->search = search;
     work->candidate = e.candidate;
     work->task = e.task;
     work->validation = e.task >= record.machine->options().tasks;
+    work->min_score = spec.min_score();
+    work->max_score = spec.max_score();
     work->workflow.set_text(spec.workflow().text());
     work->workflow.set_wall_ms(spec.workflow().wall_ms());
     work->row = spec.workflow().rows(static_cast<int>(e.task));
@@ -86,8 +100,9 @@ absl::StatusOr<std::vector<std::unique_ptr<TraceSearches::Evaluating>>> TraceSea
     RETURN_IF_ERROR(family_.FillVersion(session, &work->version));
     work->scope = Cat("evaluate/", search, "/", e.candidate, "-", e.task, "/");
     work->received = family_.replies_.Under(work->scope);
-    work->cancelled = record.cancelled;
-    record.evaluating.insert({e.candidate, e.task});
+    work->operation.set_name(Cat(record.proto.name(), "/evaluations/", e.candidate, "-", e.task));
+    work->cancelled = family_.context_.trace->operations->Begin(work->operation);
+    record.evaluating[{e.candidate, e.task}] = work->cancelled;
     out.push_back(std::move(work));
   }
   return out;

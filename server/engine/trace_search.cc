@@ -477,6 +477,7 @@ void TraceSearches::Reserve(LiveSession& session, Record& record, Effects* effec
 
 absl::Status TraceSearches::EndOf(LiveSession& session, Record& record, Effects* effects) {
   *record.cancelled = true;
+  for (const auto& [evaluation, flag] : record.evaluating) *flag = true;
   if (record.proto.spec().keep_head() || !record.machine->best()) return absl::OkStatus();
   const int64_t best = record.machine->candidates()[*record.machine->best()].version;
   if (best == session.row.head_version) return absl::OkStatus();

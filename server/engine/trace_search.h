@@ -50,12 +50,14 @@ class TraceSearches {
     size_t candidate = 0;
     uint32_t task = 0;
     bool validation = false;
+    double min_score = 0, max_score = 1;  ///< the worst one is for a version that fails
     v1::SearchWorkflow workflow;      ///< without rows
     std::string row;                  ///< JSON text of the task
     v1::Version version;              ///< its number and values
     std::string scope;                ///< of received replies
     std::map<std::string, v1::ReceivedReply> received;  ///< before a restart, by key
-    std::shared_ptr<std::atomic<bool>> cancelled;
+    std::shared_ptr<std::atomic<bool>> cancelled;  ///< by the end of the search, or of a drain's grace
+    v1::Operation operation;          ///< live, never a row: whoever took it says Operations::Ended
   };
   /// Takes as many as may go on at once; each must come back by Evaluated or Release. `resume`: ends a pause.
   absl::StatusOr<std::vector<std::unique_ptr<Evaluating>>> TakeEvaluations(LiveSession& session, int64_t search,
@@ -93,7 +95,8 @@ class TraceSearches {
     std::set<uint32_t> taken;                                                       ///< slots somebody works on
     std::set<uint32_t> reserved;  ///< slots whose received replies must stay
     std::map<size_t, std::string> values_sha256;
-    std::set<std::pair<size_t, uint32_t>> evaluating;  ///< what the server evaluates now
+    /// What the server evaluates now, and what stops it.
+    std::map<std::pair<size_t, uint32_t>, std::shared_ptr<std::atomic<bool>>> evaluating;
     std::string paused;
     std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
   };

@@ -176,7 +176,6 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
     failure_ = Run();
     if (failure_.ok() && run_.cancelled) failure_ = absl::CancelledError("");
     if (failure_.ok()) failure_ = model_.not_asked();
-    if (failure_.ok() && !run_.failure.empty()) failure_ = FailedPrecondition("workflow: ", run_.failure);
     End();
   }
 
@@ -200,6 +199,12 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
     return absl::OkStatus();
   }
 
+  /// A version that fails, or takes too long, gets the worst score.
+  double Score(const LiveSession& session) const {
+    if (run_.failure.empty()) return run_.score;
+    return session.proto.direction() == v1::MINIMIZE ? work_->max_score : work_->min_score;
+  }
+
   absl::Status Tell(LiveSession& session, engine::TraceFamily& family, Effects* effects) {
     if (!failure_.ok()) {
       family.searches().Release(*work_, absl::IsCancelled(failure_) ? "" : std::string(failure_.message()));
@@ -216,7 +221,8 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
       RETURN_IF_ERROR(family.RecordNodes(session, NodesOf(trace, parameters), &recorded, effects));
       output = recorded.nodes(trace.output).id();
     }
-    return family.searches().Evaluated(session, *work_, run_.score, trace.feedback, output, model_.usage(), effects);
+    const std::string feedback = trace.feedback.empty() ? run_.failure : trace.feedback;
+    return family.searches().Evaluated(session, *work_, Score(session), feedback, output, model_.usage(), effects);
   }
 
   void End() {
@@ -232,6 +238,7 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
           return effects;
         },
         [self = shared_from_this()](absl::StatusOr<v1::Search> told) {
+          self->engine_.context().trace->operations->Ended(self->work_->operation);
           if (told.ok() && self->failure_.ok()) self->on_told_();
           self->hold_.reset();
         });
@@ -254,7 +261,7 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
 
 void LaunchEvaluations(const WorkflowParts& parts, Caller caller, const SessionName& name, int64_t search, bool resume,
                        std::function<void()> on_told) {
-  caller.internal = true;
+  caller.internal = false;  // a draining server takes nothing new
   struct Taken {
     std::vector<std::unique_ptr<TraceSearches::Evaluating>> work;
     SessionPurse purse;
@@ -270,7 +277,10 @@ void LaunchEvaluations(const WorkflowParts& parts, Caller caller, const SessionN
         if (!taken->work.empty()) {
           auto purse = PurseOf(session, engine.context().clock->NowUnixMs());
           if (!purse.ok()) {
-            for (const auto& work : taken->work) family->searches().Release(*work, std::string(purse.status().message()));
+            for (const auto& work : taken->work) {
+              family->searches().Release(*work, std::string(purse.status().message()));
+              engine.context().trace->operations->Ended(work->operation);
+            }
             taken->work.clear();
           } else {
             taken->purse = *purse;
@@ -280,8 +290,10 @@ void LaunchEvaluations(const WorkflowParts& parts, Caller caller, const SessionN
       },
       [taken, parts, caller, name, on_told = std::move(on_told)](absl::StatusOr<v1::Search> done) {
         if (!done.ok()) return;  // the session is gone or broken: loading it anew frees the work
+        Caller worker = caller;
+        worker.internal = true;  // what was taken is told, also in a drain
         for (auto& work : taken->work)
-          std::make_shared<EvaluationRun>(parts, caller, name, std::move(work), taken->purse, on_told)->Start();
+          std::make_shared<EvaluationRun>(parts, worker, name, std::move(work), taken->purse, on_told)->Start();
       });
 }
 

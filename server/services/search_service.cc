@@ -171,7 +171,7 @@ class SearchService final : public v1::SearchService::CallbackService {
             ASSIGN_OR_RETURN(TraceSearches * searches, SearchesOf(session));
             return searches->Get(session, id, /*with_candidates=*/true);
           },
-          [this, caller, name = *name, done = std::move(done)](absl::StatusOr<v1::Search> search) {
+          [this, caller, name = *name, done = std::move(done)](absl::StatusOr<v1::Search> search) mutable {
             // After a restart nobody works on a search that the server evaluates: whoever looks at it wakes it.
             const bool working = search.ok() && search->spec().has_workflow() &&
                                  (search->state() == v1::Search::EVALUATING || search->state() == v1::Search::PROPOSING);

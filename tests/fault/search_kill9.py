@@ -19,6 +19,7 @@ import argparse
 import json
 import pathlib
 import random
+import re
 import shutil
 import sqlite3
 import sys
@@ -37,34 +38,22 @@ TASKS, STEPS = 4, 4
 PATIENT = optod.RetryPolicy(attempts=1000, first_wait=0.01, longest_wait=0.05)
 
 
-def answer(messages, seed, number):
-    """counting_model's, with the request's number in every text: spaces after a number of the workflow are no part of it."""
-    text = counting_model.answer(messages, seed, number)
-    return text if "reasoning" in text else json.dumps({"request": f"request {number}.", "part": float(text)})
-
-
-WORKFLOW = {**counting_model.WORKFLOW, "steps": {**counting_model.WORKFLOW["steps"], "sum": {"op": "add", "arguments": ["{{first.part}}", "{{second.part}}"]}}}
-
-
-def durable_requests(data_dir, known):
+def durable_requests(data_dir):
     """Numbers of the requests whose reply a copy of the store holds, in whatever table."""
+    found = set()
     with tempfile.TemporaryDirectory() as folder:
-        for path in pathlib.Path(data_dir).iterdir():
-            if path.is_file():
-                shutil.copy(path, folder)
-        found = set()
-        for path in pathlib.Path(folder).glob("*"):
-            if path.read_bytes()[:15] != b"SQLite format 3":
-                continue
-            connection = sqlite3.connect(path)
-            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                for row in connection.execute(f"SELECT * FROM {table}"):      # noqa: S608
-                    for value in row:
-                        raw = value.encode() if isinstance(value, str) else value
-                        if isinstance(raw, bytes):
-                            found |= {entry["number"] for entry in known if entry["mark"] in raw}
-            connection.close()
-        return found
+        for name in ("optod.db", "optod.db-wal"):
+            if (pathlib.Path(data_dir) / name).exists():
+                shutil.copy(pathlib.Path(data_dir) / name, folder)
+        connection = sqlite3.connect(pathlib.Path(folder) / "optod.db")
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for row in connection.execute(f"SELECT * FROM {table}"):      # noqa: S608
+                for value in row:
+                    raw = value.encode() if isinstance(value, str) else value
+                    if isinstance(raw, bytes):
+                        found |= {int(number) for number in re.findall(rb"request (\d+)\.", raw)}
+        connection.close()
+    return found
 
 
 class Round:
@@ -75,7 +64,7 @@ class Round:
         self.kills = []          # (requests that came before it, those whose replies were durable)
 
     def run(self, folder):
-        model = counting_model.CountingModel(answer, delay=lambda: self.rng.uniform(0.0, 0.06))
+        model = counting_model.CountingModel(counting_model.answer, delay=lambda: self.rng.uniform(0.0, 0.06))
         server = LiveServer(f"{folder}/{self.algorithm}", args=["--executor", "sandbox"], env=model.environment()).start()
         try:
             name = self.start(server)
@@ -95,7 +84,7 @@ class Round:
     def start(self, server):
         with server.connect() as client:
             session = client.sessions.create("optoprime", parameters={"k": optod.Parameter(5, min=0, max=40)}, direction="maximize")
-            return session.search(self.algorithm, workflow=json.dumps(WORKFLOW), rows=list(range(TASKS)), batch=2, proposals=2, candidates=2,
+            return session.search(self.algorithm, workflow=json.dumps(counting_model.WORKFLOW), rows=list(range(TASKS)), batch=2, proposals=2, candidates=2,
                                   max_steps=STEPS, seed=self.rng.randrange(1000), ensure_improvement=self.algorithm == "minibatch").name
 
     def go_on(self, server, name):
@@ -104,10 +93,7 @@ class Round:
 
     def note(self, model, data_dir):
         time.sleep(0.1)          # answers under way find nobody now
-        seen = list(model.log)
-        for entry in seen:
-            entry["mark"] = f"request {entry['number']}".encode() + (b"." if b"part" in entry["text"].encode() else b"\"" if b'"reasoning"' in entry["text"].encode() else b"")
-        self.kills.append((len(seen), durable_requests(data_dir, seen)))
+        self.kills.append((len(model.log), durable_requests(data_dir)))
 
     def check(self, server, name, model):
         with server.connect(retry=PATIENT) as client:

@@ -60,7 +60,7 @@ class CountingModel(http.server.ThreadingHTTPServer):
 WORKFLOW = {"data": {"file": "rows"},
             "steps": {"first": {"llm": {"prompt": "part one of {{k}} on {{item}}", "json": True, "seed": 1}},
                       "second": {"llm": {"prompt": "part two of {{k}} on {{item}}", "json": True, "seed": 1}},
-                      "sum": {"op": "add", "arguments": ["{{first}}", "{{second}}"]}},
+                      "sum": {"op": "add", "arguments": ["{{first.part}}", "{{second.part}}"]}},
             "guide": {"score": "{{sum}}", "feedback": "k should be near 12"}}
 
 
@@ -69,11 +69,11 @@ def score_of(k, task):
 
 
 def answer(messages, seed, number):
-    """The score in two halves for a part of the workflow; for an optimizer's prompt the next k, with the request's number as the reasoning."""
+    """The score in two parts for the steps of the workflow, the next k for an optimizer's prompt; "request N." in every text."""
     prompt = messages[-1]["content"]
     part = re.match(r"part (one|two) of (-?\d+) on (\d+)", prompt)
     if part:
         whole = score_of(int(part.group(2)), int(part.group(3)))
-        return json.dumps(whole / 4 if part.group(1) == "one" else whole * 3 / 4)
+        return json.dumps({"request": f"request {number}.", "part": whole / 4 if part.group(1) == "one" else whole * 3 / 4})
     k = int(re.search(r"\(int\) k0=(-?\d+)", prompt).group(1))
-    return json.dumps({"reasoning": f"request {number}", "answer": "", "suggestion": {"k0": k + 1 + seed % 3}})
+    return json.dumps({"reasoning": f"request {number}.", "answer": "", "suggestion": {"k0": k + 1 + seed % 3}})

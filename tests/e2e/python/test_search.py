@@ -88,6 +88,14 @@ def test_bad_searches_are_refused_with_the_field(searching, change, text):
         assert session.searches() == []
 
 
+def test_a_version_that_fails_gets_the_worst_score_and_its_error_as_feedback(searching):
+    workflow = {"data": {"file": "rows"}, "steps": {"half": {"op": "div", "arguments": [1, "{{k}}"]}}, "guide": {"score": "{{half}}"}}
+    with searching.connect() as client:
+        session = client.sessions.create("optoprime", parameters={"k": 0}, direction="maximize")
+        done = session.search("minibatch", workflow=json.dumps(workflow), rows=[0], max_steps=1, min_score=-1.0, max_score=1.0).wait(timeout=120.0)
+        assert done.candidates[0].scores == [-1.0] and done.best_score > 0
+
+
 def test_programs_may_evaluate_instead(searching):
     with searching.connect() as client:
         search = k_session(client).search("ucb", tasks=4, batch=2, max_steps=3)
@@ -119,7 +127,7 @@ def test_an_endpoint_that_is_gone_pauses_the_search_and_scores_nobody(tmp_path):
 
 def test_a_trainer_leaves_its_search_to_the_server(searching):
     workflow = {**counting_model.WORKFLOW, "steps": {"reply": {"llm": {"prompt": "part one of {{k}} on {{item.input}}", "json": True}}},
-                "guide": {"score": "{{reply}}", "feedback": "{{item.info}}"}}
+                "guide": {"score": "{{reply.part}}", "feedback": "{{item.info}}"}}
     with searching.connect() as client:
         search = trainer.search_on_server(client=client, parameters={"k": 5}, workflow=json.dumps(workflow), algorithm="BeamSearch", max_steps=2,
                                           train_dataset={"inputs": [0, 1], "infos": ["more", "more"]}, validate_dataset={"inputs": [2], "infos": ["more"]})
@@ -136,7 +144,7 @@ workflow:
   steps:
     first: {llm: {prompt: "part one of {{k}} on {{item}}", json: true, seed: 1}}
     second: {llm: {prompt: "part two of {{k}} on {{item}}", json: true, seed: 1}}
-    sum: {op: add, arguments: ["{{first}}", "{{second}}"]}
+    sum: {op: add, arguments: ["{{first.part}}", "{{second.part}}"]}
   guide: {score: "{{sum}}", feedback: "k should be near 12"}
 search: {algorithm: beam, validation_tasks: 1, batch: 2, candidates: 2, proposals: 2, max_steps: 3, seed: 3, parallel: 2, timeout: 1m}
 """
@@ -197,7 +205,7 @@ WRONG = [
     ("timeout: 1m", "timeout: soon", "search.timeout", 2),
     ("cases.jsonl", "../cases.jsonl", "data.file: must be a relative path", 2),
     ("cases.jsonl", "none.jsonl", "workflow.data.file: none.jsonl cannot be read", 2),
-    ("{{first}}", "{{frist}}", "nothing has that name", 2),
+    ("{{first.part}}", "{{frist.part}}", "nothing has that name", 2),
     ("parameters:", "session: s1\nparameters:", "give either `parameters` or `session`", 2),
 ]
 
