@@ -21,6 +21,8 @@ class ScriptedModel(http.server.ThreadingHTTPServer):
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16                  # one segment an answer, sent at once: no 40 ms of delayed acknowledgement
+            disable_nagle_algorithm = True
 
             def do_POST(self):
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
