@@ -121,6 +121,13 @@ std::string DidYouMeanOf(const std::string& word, const std::vector<std::string>
   return best == nullptr ? "" : "; did you mean " + *best + "?";
 }
 
+DocNode::DocNode() = default;
+DocNode::~DocNode() = default;
+DocNode::DocNode(const DocNode& other) = default;
+DocNode::DocNode(DocNode&& other) noexcept = default;
+DocNode& DocNode::operator=(const DocNode& other) = default;
+DocNode& DocNode::operator=(DocNode&& other) noexcept = default;
+
 absl::StatusOr<DocNode> ParseDocument(const std::string& text, const std::string& file) {
   if (text.size() > kMaxBytes) return InvalidArgument(file, ": larger than 1 MiB");
   if (text.find('\0') != std::string::npos) return InvalidArgument(file, ": not a text file");

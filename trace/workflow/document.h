@@ -16,6 +16,14 @@ namespace optod::trace {
 
 struct DocNode {
   enum class Kind { kNull, kScalar, kList, kMap };
+  // Defined in the source file, where DocNode is complete: a pair of it is a member (clang 14 refuses them inline).
+  DocNode();
+  ~DocNode();
+  DocNode(const DocNode& other);
+  DocNode(DocNode&& other) noexcept;
+  DocNode& operator=(const DocNode& other);
+  DocNode& operator=(DocNode&& other) noexcept;
+
   Kind kind = Kind::kNull;
   int line = 0;  ///< 1-based
   std::string scalar;

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from live_server import BINARY, LiveServer
-from test_python_trace import Endpoint
+from scripted_model import ScriptedModel
 
 from optod.optimizers import OPRO, OptoPrime, OptoPrimeMulti, OptoPrimeV2, TextGrad
 from optod.trace import GRAPH, ExecutionError, bundle, model, node
@@ -17,9 +17,9 @@ from optod.trace.projections import Projection
 
 @pytest.fixture(scope="module")
 def endpoint():
-    with Endpoint() as made:
-        yield made
-        made.shutdown()
+    made = ScriptedModel()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,49 +1,18 @@
 """Trace sessions through the Python client; proposals come from an HTTP endpoint that answers as scripted."""
 
-import http.server
 import json
-import threading
 
 import optod
 import pytest
 from live_server import LiveServer
-
-
-class Endpoint(http.server.ThreadingHTTPServer):
-    """OpenAI-compatible chat completions: answers with the texts (or statuses) of its script, one a request."""
-
-    def __init__(self):
-        endpoint = self
-        self.script, self.requests = [], []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                endpoint.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                text = endpoint.script.pop(0) if endpoint.script else "nothing more"
-                status = text if isinstance(text, int) else 200
-                body = json.dumps({"choices": [{"message": {"role": "assistant", "content": str(text)}, "finish_reason": "stop"}],
-                                   "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+from scripted_model import ScriptedModel
 
 
 @pytest.fixture(scope="module")
 def endpoint():
-    with Endpoint() as made:
-        yield made
-        made.shutdown()
+    made = ScriptedModel()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
