@@ -12,7 +12,7 @@ import sys
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot, ticker  # noqa: E402
 
 KINDS = {"mkor_ms": ("MKOR, rank-1 update", 2), "inverse_ms": ("KFAC, Cholesky inverse", 3), "eigen_ms": ("KFAC, eigendecomposition", 3)}
 
@@ -35,7 +35,8 @@ def main():
         print(f"{name:26s} " + "  ".join(f"{w}: {t:.3f} ms" for w, t in zip(widths, times)) + "  slopes "
               + " ".join(f"{s:.2f}" for s in slopes(widths, times)))
     axes.set(xscale="log", yscale="log", xlabel="width of the factor", ylabel="milliseconds", title="One update of one factor")
-    axes.set_xticks(widths, [str(w) for w in widths], minor=False)
+    axes.set_xticks(widths, [str(w) for w in widths])
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.legend(fontsize="small")
     figure.savefig(sys.argv[1], dpi=110, bbox_inches="tight")
 

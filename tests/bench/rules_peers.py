@@ -96,7 +96,9 @@ def line(row):
     text = f"{row['rule']:18s} {row['dtype']:5s} {row['elements'] / 1e6:6.1f} M  ours {row['ours_ms']:9.2f} ms"
     if "of_copy" in row:
         text += f" ({row['gbs']:5.1f} GB/s, {row['of_copy']:4.2f} of copy)  no scan {row['ours_known_ms']:9.2f} ms ({row['known_of_copy']:4.2f})"
-    text += f"  {row['peer']:36s} {row['theirs_ms']:10.2f} ms  x{row['ratio']:5.2f}  no scan x{row['known_ratio']:5.2f}"
+    text += f"  {row['peer']:36s} {row['theirs_ms']:10.2f} ms  x{row['ratio']:5.2f}"
+    if "of_copy" in row:
+        text += f"  no scan x{row['known_ratio']:5.2f}"
     return text + (f"  both guarded x{row['guarded_ratio']:5.2f}" if "guarded_ratio" in row else "")
 
 
