@@ -149,8 +149,7 @@ class AdafactorRule : public RuleBase {
         g = tile;
         stride = n;
       }
-      for (int64_t r = 0; r < count; ++r) squares[r] += Kernels().typed<T>().sum_squares(g + r * stride, n);
-      Kernels().typed<T>().add_squares_rows(g, stride, count, sums + at, n);
+      Kernels().typed<T>().add_squares_rows(g, stride, count, sums + at, squares, n);
     }
     for (int64_t r = 0; r < count; ++r)
       row[r] = average(row[r], static_cast<T>(squares[r] / static_cast<double>(cols) + eps1_));

@@ -176,8 +176,8 @@ class AdaHessianRule : public RuleBase {
     c.second = {static_cast<T>(beta2_), static_cast<T>(1 - beta2_)};
     c.lr = static_cast<T>(eta);
     c.weight_decay = static_cast<T>(weight_decay(i));
-    c.bias1 = static_cast<T>(1 - std::pow(beta1_, steps));
-    c.root_bias = static_cast<T>(std::sqrt(1 - std::pow(beta2_, steps)));
+    c.first_scale = static_cast<T>(1 / (1 - std::pow(beta1_, steps)));
+    c.root_scale = static_cast<T>(1 / std::sqrt(1 - std::pow(beta2_, steps)));
     c.eps = static_cast<T>(args().number("eps"));
     c.power = static_cast<T>(power_);
     return c;

@@ -35,7 +35,7 @@ formula::Adam<T> AdamConstants(const AdamSettings& s, double eta, double t) {
   c.first = {static_cast<T>(s.beta1), static_cast<T>(1 - s.beta1)};
   c.second = {static_cast<T>(s.beta2), static_cast<T>(1 - s.beta2)};
   c.step = static_cast<T>(s.eps_in_uncorrected_root ? eta * root_bias2 / bias1 : eta / bias1);
-  c.root_bias = static_cast<T>(s.eps_in_uncorrected_root ? 1 : root_bias2);
+  c.root_scale = static_cast<T>(s.eps_in_uncorrected_root ? 1 : 1 / root_bias2);
   c.eps = static_cast<T>(s.eps);
   c.decay = static_cast<T>(s.decay == AdamSettings::Decay::kFirst ? shrink : 1);
   c.l2 = static_cast<T>(s.decay == AdamSettings::Decay::kL2 ? s.weight_decay : 0);

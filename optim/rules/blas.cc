@@ -16,9 +16,15 @@ template <typename T>
 constexpr bool kSingle = std::is_same_v<T, float>;
 
 template <typename T>
-void Mirror(int64_t n, T* a) {  // lower triangle to upper
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = i + 1; j < n; ++j) a[i * n + j] = a[j * n + i];
+void Mirror(int64_t n, T* a) {  // lower triangle to upper, tile by tile: columns of a wide matrix share cache sets
+  constexpr int64_t kSide = 32;
+#pragma omp parallel for schedule(dynamic, 4) if (n >= 512)
+  for (int64_t top = 0; top < n; top += kSide) {
+    for (int64_t left = top; left < n; left += kSide) {
+      for (int64_t i = top; i < std::min(n, top + kSide); ++i) {
+        for (int64_t j = std::max(left, i + 1); j < std::min(n, left + kSide); ++j) a[i * n + j] = a[j * n + i];
+      }
+    }
   }
 }
 
@@ -36,6 +42,19 @@ void Gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T
   } else {
     cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, n);
   }
+}
+
+template <typename T>
+void Gram(bool transpose, int64_t n, int64_t k, T alpha, const T* a, T* c) {
+  if (n == 0) return;
+  const auto t = transpose ? CblasTrans : CblasNoTrans;
+  const int lda = static_cast<int>(std::max<int64_t>(1, transpose ? n : k));
+  if constexpr (kSingle<T>) {
+    cblas_ssyrk(CblasRowMajor, CblasLower, t, n, k, alpha, a, lda, 0.0f, c, n);
+  } else {
+    cblas_dsyrk(CblasRowMajor, CblasLower, t, n, k, alpha, a, lda, 0.0, c, n);
+  }
+  Mirror(n, c);
 }
 
 template <typename T>
@@ -108,6 +127,7 @@ bool InvertPositive(int64_t n, T* a) {
 
 #define OPTOD_INSTANTIATE(T)                                                                  \
   template void Gemm<T>(bool, bool, int64_t, int64_t, int64_t, T, const T*, const T*, T, T*); \
+  template void Gram<T>(bool, int64_t, int64_t, T, const T*, T*);                             \
   template void Symv<T>(int64_t, const T*, const T*, T*);                                     \
   template void Rank1<T>(int64_t, T, const T*, T*);                                           \
   template double SumSquares<T>(int64_t, const T*);                                           \

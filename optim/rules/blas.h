@@ -11,6 +11,10 @@ namespace optod::optim::blas {
 template <typename T>
 void Gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, const T* b, T beta,
           T* c);
+/// c [n, n] = alpha op(a) op(a)', both triangles, for half the operations of Gemm; op(a) is [n, k], a transposed operand
+/// is stored the other way round.
+template <typename T>
+void Gram(bool transpose, int64_t n, int64_t k, T alpha, const T* a, T* c);
 /// y = a x for symmetric a [n, n].
 template <typename T>
 void Symv(int64_t n, const T* a, const T* x, T* y);

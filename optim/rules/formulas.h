@@ -1,7 +1,8 @@
 #pragma once
 /// The elementwise update formulas, each written once. CPU launchers (kernels_body.h) and CUDA launchers call these
 /// functions; nobody else computes an update. Every operand is one element: `p` parameter, `g` gradient, the rest
-/// optimizer state. Constants are prepared in double by the rule and rounded once to T. No fused multiply-add and no
+/// optimizer state. Constants are prepared in double by the rule and rounded once to T; a division by one is a product
+/// with its reciprocal, since divisions and roots are what can hold a step below the speed of memory. No fused multiply-add and no
 /// libm beyond sqrt (and pow in one AdaHessian mode), so that all paths give the same bits. T is float or double.
 
 #if defined(__CUDACC__)
@@ -60,8 +61,8 @@ OPTOD_FORMULA void SgdMomentum(const Sgd<T>& c, T& p, T g, T& buffer) {
 template <typename T>
 struct Adam {
   Ema<T> first, second;
-  T step;       ///< eta / (1 - beta1^t)
-  T root_bias;  ///< sqrt(1 - beta2^t)
+  T step;        ///< eta / (1 - beta1^t)
+  T root_scale;  ///< 1 / sqrt(1 - beta2^t)
   T eps;
   T decay, l2;
   T decay_after;  ///< multiplies the parameter last (the low-rank family's order); 1 elsewhere
@@ -72,7 +73,7 @@ OPTOD_FORMULA void AdamStep(const Adam<T>& c, T& p, T g, T& m, T& v) {
   g += c.l2 * p;
   m = c.first(m, g);
   v = c.second(v, g * g);
-  p = (p - c.step * m / (Sqrt(v) / c.root_bias + c.eps)) * c.decay_after;
+  p = (p - c.step * m / (Sqrt(v) * c.root_scale + c.eps)) * c.decay_after;
 }
 /// AMSGrad (Reddi et al. 2018): the largest second moment seen takes the place of v.
 template <typename T>
@@ -82,7 +83,7 @@ OPTOD_FORMULA void AmsgradStep(const Adam<T>& c, T& p, T g, T& m, T& v, T& v_max
   m = c.first(m, g);
   v = c.second(v, g * g);
   v_max = v_max > v ? v_max : v;
-  p -= c.step * m / (Sqrt(v_max) / c.root_bias + c.eps);
+  p -= c.step * m / (Sqrt(v_max) * c.root_scale + c.eps);
 }
 
 /// SGD-SaI (Xu et al. 2024): a moving average of the gradient, one step length a tensor. First use: keep 0, add 1.
@@ -103,8 +104,8 @@ template <typename T>
 struct AdaHessian {
   Ema<T> first, second;
   T lr, weight_decay;
-  T bias1;      ///< 1 - beta1^t
-  T root_bias;  ///< sqrt(1 - beta2^t)
+  T first_scale;  ///< 1 / (1 - beta1^t)
+  T root_scale;   ///< 1 / sqrt(1 - beta2^t)
   T eps;
   T power;  ///< k
 };
@@ -112,22 +113,22 @@ template <bool kPower, typename T>
 OPTOD_FORMULA void AdaHessianStep(const AdaHessian<T>& c, T& p, T g, T& m, T& s, T d) {
   m = c.first(m, g);
   s = c.second(s, d * d);
-  const T root = Sqrt(s) / c.root_bias;
+  const T root = Sqrt(s) * c.root_scale;
   const T denominator = (kPower ? Pow(root, c.power) : root) + c.eps;
-  p -= c.lr * (m / c.bias1 / denominator + c.weight_decay * p);
+  p -= c.lr * (m * c.first_scale / denominator + c.weight_decay * p);
 }
 
 /// LAMB (You et al. 2020, Alg. 2): moments and direction; the trust ratio comes from norms over the whole tensor.
 template <typename T>
 struct Lamb {
   Ema<T> first, second;
-  T bias1, root_bias;  ///< 1 - beta1^t, sqrt(1 - beta2^t); both 1 without bias correction
+  T first_scale, root_scale;  ///< 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t); both 1 without bias correction
   T eps, weight_decay;
   T step;  ///< eta times trust ratio
 };
 template <typename T>
 OPTOD_FORMULA T LambDirection(const Lamb<T>& c, T p, T m, T v) {
-  return m / c.bias1 / (Sqrt(v) / c.root_bias + c.eps) + c.weight_decay * p;
+  return m * c.first_scale / (Sqrt(v) * c.root_scale + c.eps) + c.weight_decay * p;
 }
 
 /// SCALE (Glentis et al. 2025): gradient over its root mean square along one dimension.

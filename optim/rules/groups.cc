@@ -46,7 +46,8 @@ class GroupedRule final : public Rule {
     for (Part& part : parts_) {
       std::vector<void*> own_params;
       std::vector<const void*> own_grads;
-      const StepInput own = Select(part, params, input, &own_params, &own_grads);
+      StepInput own = Select(part, params, input, &own_params, &own_grads);
+      own.grads_finite = own.extra_finite = true;  // looked at above
       ASSIGN_OR_RETURN(StepReport report, part.rule->Step(own_params, own));
       for (auto& [name, value] : report.figures) {
         const bool taken = all.figures.contains(name);

@@ -174,24 +174,38 @@ void AddSquaresLoop(const T* __restrict x, double* __restrict sums, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
 }
 
-template <typename T>
-void AddSquaresRowsLoop(const T* __restrict x, int64_t stride, int64_t rows, double* __restrict sums, int64_t n) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const T* __restrict x0 = x + r * stride;
-    const T* __restrict x1 = x0 + stride;
-    const T* __restrict x2 = x1 + stride;
-    const T* __restrict x3 = x2 + stride;
-    for (int64_t i = 0; i < n; ++i) {
-      double sum = sums[i];
-      sum += static_cast<double>(x0[i]) * static_cast<double>(x0[i]);
-      sum += static_cast<double>(x1[i]) * static_cast<double>(x1[i]);
-      sum += static_cast<double>(x2[i]) * static_cast<double>(x2[i]);
-      sum += static_cast<double>(x3[i]) * static_cast<double>(x3[i]);
-      sums[i] = sum;
+// kRows rows at once: a square is computed once for both sums, a column sum is fetched once for all rows.
+template <int kRows, typename T>
+inline void AddSquaresOfRows(const T* __restrict x, int64_t stride, double* __restrict sums, double* __restrict row_sums,
+                             int64_t n) {
+  constexpr int kLanes = 16;
+  double lane[kRows][kLanes] = {};
+  auto add = [&](int64_t i, int l) __attribute__((always_inline)) {
+    double sum = sums[i];
+    for (int r = 0; r < kRows; ++r) {
+      const double v = static_cast<double>(x[r * stride + i]);
+      lane[r][l] += v * v;
+      sum += v * v;
     }
+    sums[i] = sum;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) add(i + l, l);
   }
-  for (; r < rows; ++r) AddSquaresLoop(x + r * stride, sums, n);
+  for (int l = 0; i < n; ++i, ++l) add(i, l);
+  for (int r = 0; r < kRows; ++r) {
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int l = 0; l < half; ++l) lane[r][l] += lane[r][l + half];
+    }
+    row_sums[r] += lane[r][0];
+  }
+}
+template <typename T>
+void AddSquaresRowsLoop(const T* x, int64_t stride, int64_t rows, double* sums, double* row_sums, int64_t n) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) AddSquaresOfRows<4>(x + r * stride, stride, sums, row_sums + r, n);
+  for (; r < rows; ++r) AddSquaresOfRows<1>(x + r * stride, stride, sums, row_sums + r, n);
 }
 
 template <typename T>

@@ -94,8 +94,8 @@ class LambRule : public RuleBase {
     formula::Lamb<T> c;
     c.first = {static_cast<T>(beta1_), static_cast<T>(1 - beta1_)};
     c.second = {static_cast<T>(beta2_), static_cast<T>(1 - beta2_)};
-    c.bias1 = static_cast<T>(correct ? 1 - std::pow(beta1_, steps) : 1);
-    c.root_bias = static_cast<T>(correct ? std::sqrt(1 - std::pow(beta2_, steps)) : 1);
+    c.first_scale = static_cast<T>(correct ? 1 / (1 - std::pow(beta1_, steps)) : 1);
+    c.root_scale = static_cast<T>(correct ? 1 / std::sqrt(1 - std::pow(beta2_, steps)) : 1);
     c.eps = static_cast<T>(args().number("eps"));
     c.weight_decay = static_cast<T>(weight_decay(i));
     c.step = 0;

@@ -114,16 +114,16 @@ class MuonRule : public RuleBase {
     T *x = x_.as<T>(), *next = next_.as<T>(), *gram = gram_.as<T>(), *polynomial = polynomial_.as<T>();
     Round(x, n);
     const T norm = static_cast<T>(std::sqrt(blas::SumSquares(n, x)) + kSmallestNorm);
-    for (int64_t e = 0; e < n; ++e) x[e] /= norm;
+    ForEachEntry(n, [=](int64_t e) { x[e] /= norm; });
     Round(x, n);
     for (int64_t step = 0; step < static_cast<int64_t>(args().number("ns_steps")); ++step) {
-      blas::Gemm<T>(tall, !tall, small, small, tall ? rows : cols, 1, x, x, 0, gram);
+      blas::Gram<T>(tall, small, std::max(rows, cols), 1, x, gram);
       Round(gram, small * small);
-      blas::Gemm<T>(false, false, small, small, small, static_cast<T>(kC), gram, gram, 0, polynomial);
-      for (int64_t e = 0; e < small * small; ++e) polynomial[e] += static_cast<T>(kB) * gram[e];
+      blas::Gram<T>(false, small, small, static_cast<T>(kC), gram, polynomial);  // gram is symmetric: its square
+      ForEachEntry(small * small, [=](int64_t e) { polynomial[e] += static_cast<T>(kB) * gram[e]; });
       Round(polynomial, small * small);
       blas::Gemm<T>(false, false, rows, cols, small, 1, tall ? x : polynomial, tall ? polynomial : x, 0, next);
-      for (int64_t e = 0; e < n; ++e) x[e] = static_cast<T>(kA) * x[e] + next[e];
+      ForEachEntry(n, [=](int64_t e) { x[e] = static_cast<T>(kA) * x[e] + next[e]; });
       Round(x, n);
     }
   }
@@ -133,7 +133,13 @@ class MuonRule : public RuleBase {
   template <typename T>
   void Round(T* x, int64_t n) const {
     if (!bf16_) return;
-    for (int64_t e = 0; e < n; ++e) x[e] = half::FromBf16(half::ToBf16(static_cast<float>(x[e])));
+    ForEachEntry(n, [=](int64_t e) { x[e] = half::FromBf16(half::ToBf16(static_cast<float>(x[e]))); });
+  }
+
+  template <typename F>
+  static void ForEachEntry(int64_t n, F f) {
+#pragma omp parallel for schedule(static) if (n > 4 * kChunk)
+    for (int64_t e = 0; e < n; ++e) f(e);
   }
 
   template <typename T>

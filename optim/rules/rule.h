@@ -31,6 +31,9 @@ struct StepInput {
   std::optional<DType> grad_dtype;
   /// Learning rate of this step when a schedule set one; absent = the rule's own `lr`.
   std::optional<double> lr;
+  /// True: the caller has found every gradient finite (by their norm, say, or as they arrived), and every further input:
+  /// the step does not look again. Never true by guess: a NaN that slips through is in the parameters and the state.
+  bool grads_finite = false, extra_finite = false;
   /// Loss of this step when the client sent it (mkor-h needs it); absent otherwise.
   std::optional<double> loss;
   /// Further inputs a rule declares in RuleInfo::tell_inputs, by name, e.g. "hessian_z/<tensor>", "act/<layer>",

@@ -1,5 +1,7 @@
 #include "optim/rules/rule_base.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -30,6 +32,17 @@ bool IsNan(DType dtype, const void* data, int64_t i) {
     default:
       return std::isnan(WidenOne(dtype, static_cast<const uint16_t*>(data)[i]));
   }
+}
+
+/// first_not_finite on all threads.
+int64_t FirstNotFinite(DType dtype, const void* data, int64_t n) {
+  int64_t first = n;
+#pragma omp parallel for schedule(static) reduction(min : first) if (n > kParallelFrom)
+  for (int64_t begin = 0; begin < n; begin += kChunk) {
+    const int64_t at = Kernels().first_not_finite(dtype, At(dtype, data, begin), std::min(kChunk, n - begin));
+    if (at >= 0) first = std::min(first, begin + at);
+  }
+  return first < n ? first : -1;
 }
 
 absl::Status NotFinite(const std::string& name, DType dtype, const void* data, int64_t i) {
@@ -84,7 +97,7 @@ absl::StatusOr<StepReport> RuleBase::Step(std::span<void* const> params, const S
 absl::Status RuleBase::CheckStep(std::span<void* const> params, const StepInput& input) const {
   RETURN_IF_ERROR(CheckCounts(params, input));
   RETURN_IF_ERROR(Check(input));
-  return CheckFinite(input);
+  return input.grads_finite ? absl::OkStatus() : CheckFinite(input);
 }
 
 absl::Status RuleBase::CheckCounts(std::span<void* const> params, const StepInput& input) const {
@@ -153,9 +166,13 @@ void RuleBase::ForEachChunk(const StepInput& input, absl::FunctionRef<void(const
 
 void RuleBase::ForEachChunkIndexed(const StepInput& input, absl::FunctionRef<void(size_t, const Chunk&)> body) const {
   const int64_t count = static_cast<int64_t>(chunks_.size());
-#pragma omp parallel for schedule(static) if (elements_ > kParallelFrom)
-  for (int64_t c = 0; c < count; ++c) {
-    if (input.grads[chunks_[c].tensor] != nullptr) body(static_cast<size_t>(c), chunks_[c]);
+#pragma omp parallel if (elements_ > kParallelFrom)
+  {
+    // A thread's run of chunks is that of the scan, from its end on: what the scan read last is still in cache.
+    const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+    for (int64_t c = count * (me + 1) / threads; c-- > count * me / threads;) {
+      if (input.grads[chunks_[c].tensor] != nullptr) body(static_cast<size_t>(c), chunks_[c]);
+    }
   }
 }
 
@@ -182,7 +199,8 @@ absl::Status RuleBase::CheckExtra(const StepInput& input, const std::string& nam
     return InvalidArgument(name, ": ", tensor->data.size(), " bytes given; its shape ", ShapeText(tensor->spec.shape),
                            " has ", tensor->spec.bytes());
   }
-  const int64_t bad = Kernels().first_not_finite(tensor->spec.dtype, tensor->data.data(), tensor->spec.elements());
+  if (input.extra_finite) return absl::OkStatus();
+  const int64_t bad = FirstNotFinite(tensor->spec.dtype, tensor->data.data(), tensor->spec.elements());
   return bad < 0 ? absl::OkStatus() : NotFinite(name, tensor->spec.dtype, tensor->data.data(), bad);
 }
 

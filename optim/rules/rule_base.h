@@ -119,7 +119,7 @@ class RuleBase : public Rule {
   /// Borrowed extra input `name` when given with one of the allowed shapes (checked in Check); null when absent.
   static const OwnedTensor* Extra(const StepInput& input, const std::string& name);
   /// OK when `name` is present, has dtype float32 or `also` and is finite; FAILED_PRECONDITION "name: missing; ..." or
-  /// INVALID_ARGUMENT.
+  /// INVALID_ARGUMENT. Finite is looked at unless the input vouches for it.
   absl::Status CheckExtra(const StepInput& input, const std::string& name, DType also, const std::string& why) const;
 
  private:

@@ -204,6 +204,7 @@ class FirstOrder final : public Learner {
     }
     optim::StepInput input;
     input.grads = grads;
+    input.grads_finite = true;  // their squares' sum is
     input.lr = lr;
     input.loss = objective.loss;
     RETURN_IF_ERROR(rule_->Step(params, input).status());

@@ -137,6 +137,7 @@ absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std:
   optim::StepInput input;
   input.grads = prepared.grads;
   input.grad_dtype = prepared.grad_dtype;
+  input.grads_finite = prepared.finite;
   input.lr = LrOfStep(point->step + 1, gradients.lr);
   input.loss = loss;
   for (const optim::OwnedTensor& extra : gradients.extra) input.extra[extra.spec.name] = &extra;

@@ -251,7 +251,8 @@ absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& told, do
     for (size_t i = 0; i < layout.size(); ++i)
       if (views[i].data != nullptr) sum += SquaredNorm(views[i], layout.spec(i).elements());
     out.norm = std::sqrt(sum);
-    if (std::isfinite(out.norm) && out.norm > clip_norm) scale = clip_norm / out.norm;
+    out.finite = std::isfinite(out.norm);
+    if (out.finite && out.norm > clip_norm) scale = clip_norm / out.norm;
   }
   bool halves_as_f32 = scale != 1;
   for (size_t i = 0; i < layout.size(); ++i) {

@@ -1,169 +1,126 @@
-"""Step times of the first-order rules beside other implementations, each pair measured in turns in one run on the same tensors' sizes.
+"""Step times of the first-order rules beside other implementations: same sizes, same run, step by step in turns, as many threads.
 
-    PYTHON tests/bench/rules_peers.py [--elements 104857600] [--rounds 3] [--only adamw,muon] [--peers DIR]
+    PYTHON tests/bench/rules_peers.py [--elements 104857600] [--rounds 9] [--only adamw,muon] [--peers DIR]
 
-PYTHON needs torch; bitsandbytes and torchao are used when they are there.  --peers: a folder with checkouts of the papers' own code, named
-SGD_SaI, ada-hessian, Minimalist_LLM_Pretraining and mkor; what is missing is said and left out.  Prints one line a pair: our milliseconds,
-theirs, the ratio theirs / ours (above 1: ours is faster), and the whole as one JSON document at the end.
+PYTHON needs torch; bitsandbytes, torchao and transformers are used when they are there.  --peers: a folder with checkouts of the papers' own
+code, named as their repositories (rules_peer_makers.py names them); what is missing or does not run on a CPU is said and left out.
+A round is one step of ours with the NaN/Inf scan, one of ours without it (StepInput::grads_finite), a copy of the gradient's size, one step of
+theirs and, where torch's fused and foreach steps are the peer, that with the cheapest guard there is in front (the sum of the gradient finite?).
+Medians.  Peers get huge pages as ours do (torch's THP_MEM_ALLOC_ENABLE).  One line a pair, the whole as one JSON document at the end; ratios
+above 1: ours is faster.
 """
 import argparse
-import importlib
 import json
 import os
 import pathlib
 import statistics
 import subprocess
-import sys
 import time
 
-import torch
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch is there
+
+import torch  # noqa: E402
+
+from rules_peer_makers import pairs  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def ours(label, elements, dtype="f32"):
-    """Milliseconds of a step by rules_bench, in a process of its own."""
-    command = [ROOT / "build/bin/rules_bench", "--elements", str(elements), "--rules", label, "--repeats", "5", "--json", "1", "--dtype", dtype]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    for line in out.splitlines():
-        row = json.loads(line)
-        if row["rule"] == label:
-            return row
-    raise RuntimeError(f"rules_bench printed nothing for {label}")
+class Ours:
+    """rules_bench --turns: a process that steps when told to."""
+
+    def __init__(self, label, elements, dtype):
+        command = [ROOT / "build/bin/rules_bench", "--turns", label, "--elements", str(elements), "--dtype", dtype]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        header = self.process.stdout.readline().split()
+        if len(header) != 3:
+            raise RuntimeError(f"rules_bench knows no rule {label}")
+        self.moved = dict(zip(("copy", "step", "known"), map(float, header)))  # bytes of one turn
+
+    def turn(self, what):
+        """Milliseconds."""
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def theirs(make, elements, width, dtype, repeats=5, layer=None):
-    """Median milliseconds of optimizer.step() on one parameter [elements / width, width]."""
-    p = torch.nn.Parameter(torch.full((elements // width, width), 0.5, dtype=dtype))
-    p.grad = torch.full_like(p, 0.01)
-    step = make(p)
-    times = []
-    for k in range(repeats + 2):
+class Theirs:
+    """One parameter [elements / width, width] with a gradient, and their optimizer."""
+
+    def __init__(self, make, elements, width, dtype):
+        self.p = torch.nn.Parameter(torch.full((elements // width, width), 0.5, dtype=dtype))
+        self.p.grad = torch.full_like(self.p, 0.01)
+        self.step = make(self.p)
+
+    def turn(self, guard=False):
         start = time.perf_counter()
-        step()
-        if k >= 2:
-            times.append((time.perf_counter() - start) * 1e3)
-    del p
-    return statistics.median(times)
+        if not guard or bool(self.p.grad.sum().isfinite()):
+            self.step()
+        return (time.perf_counter() - start) * 1e3
 
 
-def torch_step(cls, **options):
-    def make(p):
-        optimizer = cls([p], **options)
-        return optimizer.step
-    return make
+def compare(pair, arguments):
+    elements = min(arguments.elements, pair.most or arguments.elements)
+    theirs = Theirs(pair.make, elements, pair.width, DTYPES[pair.dtype])
+    ours = Ours(pair.rule, elements, pair.dtype)
+    turns = [("ours", lambda: ours.turn("step")), ("theirs", theirs.turn), ("ours_known", lambda: ours.turn("known")),
+             ("copy", lambda: ours.turn("copy"))]
+    if pair.guarded:
+        turns.append(("theirs_guarded", lambda: theirs.turn(guard=True)))
+    times = {name: [] for name, _ in turns}
+    for k in range(arguments.rounds + 1):
+        for name, turn in turns:
+            took = turn()
+            if k > 0:  # the first steps touch the state
+                times[name].append(took)
+            time.sleep(0.01)  # the other process' threads stop waiting for work
+    ours.close()
+    out = {"rule": pair.rule, "dtype": pair.dtype, "elements": elements, "peer": pair.peer, **{f"{k}_ms": statistics.median(v) for k, v in times.items()}}
+    copy = ours.moved["copy"] / out["copy_ms"]
+    if ours.moved["step"] > 0:
+        out |= {"gbs": ours.moved["step"] / out["ours_ms"] / 1e6, "of_copy": ours.moved["step"] / out["ours_ms"] / copy,
+                "known_gbs": ours.moved["known"] / out["ours_known_ms"] / 1e6, "known_of_copy": ours.moved["known"] / out["ours_known_ms"] / copy}
+    out |= {"ratio": out["theirs_ms"] / out["ours_ms"], "known_ratio": out["theirs_ms"] / out["ours_known_ms"]}
+    if pair.guarded:
+        out["guarded_ratio"] = out["theirs_guarded_ms"] / out["ours_ms"]
+    return out
 
 
-def bitsandbytes_step(p):
-    import bitsandbytes as bnb
-    return bnb.optim.AdamW8bit([p], lr=1e-3).step
-
-
-def torchao_step(p):
-    from torchao.optim import AdamW8bit
-    return AdamW8bit([p], lr=1e-3).step
-
-
-def from_checkout(folder, module, name, **options):
-    """An optimizer class of a paper's code; `folder` holds it."""
-    def make(p):
-        sys.path.insert(0, str(folder))
-        try:
-            cls = getattr(importlib.import_module(module), name)
-        finally:
-            sys.path.pop(0)
-        return cls([p], **options).step
-    return make
-
-
-def adahessian_step(folder):
-    """Only the update: the Hessian estimate of every step is given, as it is to ours."""
-    def make(p):
-        sys.path.insert(0, str(folder))
-        try:
-            cls = importlib.import_module("ada_hessian").AdaHessian
-        finally:
-            sys.path.pop(0)
-        optimizer = cls([p], lr=0.1)
-        optimizer.zero_hessian = lambda: None
-        optimizer.set_hessian = lambda: None
-        p.hess = torch.full_like(p, 0.02)
-        return optimizer.step
-    return make
-
-
-def scale_step(folder):
-    """One matrix with momentum, as its last layer."""
-    def make(p):
-        sys.path.insert(0, str(folder))
-        try:
-            cls = importlib.import_module("scale_optimizer").SCALE
-        finally:
-            sys.path.pop(0)
-        return cls(lr=1e-3, main_params=[], secondary_params=[p], id_to_name={id(p): "lm_head.weight"}).step
-    return make
-
-
-def subjects(peers):
-    """(label of ours, dtype, name of theirs, step maker, width, largest number of elements)."""
-    o = torch.optim
-    small = 1 << 24
-    rows = [
-        ("sgd", "f32", "torch SGD fused", torch_step(o.SGD, lr=1e-3, fused=True), 4096, None),
-        ("sgd momentum", "f32", "torch SGD momentum fused", torch_step(o.SGD, lr=1e-3, momentum=0.9, fused=True), 4096, None),
-        ("sgd momentum", "f32", "torch SGD momentum foreach", torch_step(o.SGD, lr=1e-3, momentum=0.9, foreach=True), 4096, None),
-        ("adam", "f32", "torch Adam fused", torch_step(o.Adam, lr=1e-3, fused=True), 4096, None),
-        ("adamw", "f32", "torch AdamW fused", torch_step(o.AdamW, lr=1e-3, fused=True), 4096, None),
-        ("adamw", "f32", "torch AdamW foreach", torch_step(o.AdamW, lr=1e-3, foreach=True), 4096, None),
-        ("adamw", "bf16", "torch AdamW fused bf16 (bf16 state)", torch_step(o.AdamW, lr=1e-3, fused=True), 4096, None),
-        ("adafactor", "f32", "torch Adafactor foreach", torch_step(o.Adafactor, lr=1e-2, foreach=True), 4096, None),
-        ("adafactor", "f32", "torch Adafactor", torch_step(o.Adafactor, lr=1e-2, foreach=False), 4096, None),
-        ("muon", "f32", "torch Muon", torch_step(o.Muon, lr=1e-3), 2048, small),
-        ("adamw-8bit", "f32", "bitsandbytes AdamW8bit", bitsandbytes_step, 4096, None),
-        ("adamw-8bit", "f32", "torchao AdamW8bit", torchao_step, 4096, None),
-    ]
-    if peers:
-        peers = pathlib.Path(peers)
-        rows += [
-            ("sgd-sai", "f32", "SGD_SaI's own", from_checkout(peers / "SGD_SaI", "sgd_sai.sgd_sai", "SGD_sai", lr=1e-3), 4096, None),
-            ("adahessian", "f32", "ada-hessian's own (update alone)", adahessian_step(peers / "ada-hessian"), 4096, None),
-            ("scale last layer", "f32", "SCALE's own", scale_step(peers / "Minimalist_LLM_Pretraining/mem_eff_pt/pt_scale"), 4096, None),
-        ]
-    return rows
-
-
-def compare(label, dtype, name, make, width, most, arguments):
-    elements = min(arguments.elements, most or arguments.elements)
-    mine, other, rate = [], [], []
-    for _ in range(arguments.rounds):
-        row = ours(label, elements, dtype)
-        mine.append(row["ms"])
-        rate.append(row["ratio"])
-        other.append(theirs(make, elements, width, {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]))
-    a, b = statistics.median(mine), statistics.median(other)
-    print(f"{label:18s} {dtype:5s} {elements / 1e6:8.1f} M  ours {a:10.2f} ms ({statistics.median(rate):4.2f} of copy)   {name:38s} {b:10.2f} ms   x{b / a:6.2f}",
-          flush=True)
-    return {"rule": label, "dtype": dtype, "elements": elements, "ours_ms": a, "of_copy": statistics.median(rate), "peer": name, "peer_ms": b,
-            "ratio": b / a}
+def line(row):
+    text = f"{row['rule']:18s} {row['dtype']:5s} {row['elements'] / 1e6:6.1f} M  ours {row['ours_ms']:9.2f} ms"
+    if "of_copy" in row:
+        text += f" ({row['gbs']:5.1f} GB/s, {row['of_copy']:4.2f} of copy)  no scan {row['ours_known_ms']:9.2f} ms ({row['known_of_copy']:4.2f})"
+    text += f"  {row['peer']:36s} {row['theirs_ms']:10.2f} ms  x{row['ratio']:5.2f}"
+    if "of_copy" in row:
+        text += f"  no scan x{row['known_ratio']:5.2f}"
+    return text + (f"  both guarded x{row['guarded_ratio']:5.2f}" if "guarded_ratio" in row else "")
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", type=int, default=104857600)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--peers", default="")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="rules by the names of rules_bench, comma-separated")
+    parser.add_argument("--peer", default="", help="only peers whose name holds this text")
+    parser.add_argument("--peers", default="", help="folder with the papers' own code")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}", flush=True)
     results = []
-    for label, dtype, name, make, width, most in subjects(arguments.peers):
-        if arguments.only and label not in arguments.only.split(","):
+    for pair in pairs(pathlib.Path(arguments.peers) if arguments.peers else None):
+        if (arguments.only and pair.rule not in arguments.only.split(",")) or arguments.peer not in pair.peer:
             continue
         try:
-            results.append(compare(label, dtype, name, make, width, most, arguments))
+            results.append(compare(pair, arguments))
+            print(line(results[-1]), flush=True)
         except Exception as error:  # a peer that is not here, or does not run on a CPU
-            print(f"{label:18s} {dtype:5s} {name}: left out, {type(error).__name__}: {str(error)[:150]}", flush=True)
-            results.append({"rule": label, "dtype": dtype, "peer": name, "left_out": str(error)})
+            print(f"{pair.rule:18s} {pair.dtype:5s} {pair.peer}: left out, {type(error).__name__}: {str(error)[:150]}", flush=True)
+            results.append({"rule": pair.rule, "dtype": pair.dtype, "peer": pair.peer, "left_out": str(error)})
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}))
 
 
