@@ -154,7 +154,7 @@ def main():
             kills, requests, again = kills + killed, requests + asked, again + one.again
     for failure in failures[:20]:
         print("FAILED", failure)
-    print(f"search_kill9: {len(ALGORITHMS)} searches, {kills} kills, {requests} requests, {again} asked again (none of them received), "
+    print(f"search_kill9: {len(ALGORITHMS)} searches, {kills} kills, {requests} requests, {again} under way at a kill and asked again, "
           f"{checks} checks, {len(failures)} failed, {time.monotonic() - began:.1f} s, seed {args.seed}")
     return 0 if not failures and kills > 0 else 1
 

@@ -92,7 +92,7 @@ def test_a_version_that_fails_gets_the_worst_score_and_its_error_as_feedback(sea
     workflow = {"data": {"file": "rows"}, "steps": {"half": {"op": "div", "arguments": [1, "{{k}}"]}}, "guide": {"score": "{{half}}"}}
     with searching.connect() as client:
         session = client.sessions.create("optoprime", parameters={"k": 0}, direction="maximize")
-        done = session.search("minibatch", workflow=json.dumps(workflow), rows=[0], max_steps=1, min_score=-1.0, max_score=1.0).wait(timeout=120.0)
+        done = session.search("minibatch", workflow=json.dumps(workflow), rows=[0], max_steps=2, min_score=-1.0, max_score=1.0).wait(timeout=120.0)
         assert done.candidates[0].scores == [-1.0] and done.best_score > 0
 
 
