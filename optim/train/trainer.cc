@@ -59,7 +59,12 @@ class Run {
     ASSIGN_OR_RETURN(const auto tokenizer, nn::LoadTokenizer(spec_.model));
     if (tokenizer->vocab() > model_.config.vocab)
       hooks_.log(Cat("tokenizer has ", tokenizer->vocab(), " tokens, the model ", model_.config.vocab));
-    ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, model_.config));
+    nn::ModelConfig room = model_.config;  // virtual tokens take positions too
+    if (spec_.scheme.name == "prefix" || spec_.scheme.name == "prompt") room.max_positions -= spec_.scheme.tokens;
+    if (room.max_positions < 8)
+      return InvalidArgument("scheme.tokens: ", spec_.scheme.tokens, " leaves fewer than 8 of the model's ",
+                             model_.config.max_positions, " positions");
+    ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, room));
     RETURN_IF_ERROR(CheckTargets());
     ASSIGN_OR_RETURN(engine_, Engine::Create(&model_, spec_.scheme, spec_.seed));
     engine_->stop = hooks_.stop;
@@ -88,7 +93,7 @@ class Run {
 
   absl::Status Resume() {
     const std::string before = Before();
-    ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before));
+    ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange));
     step_ = learner_->done();
     if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));
     for (const std::string& folder : {Own(), before}) {
