@@ -5,6 +5,8 @@
     scale, sgd-sai   a character-level language model on tinyshakespeare     language_model.py, scale.py, sgd_sai.py
     adahessian       logistic regression, a small CNN on digits, a quadratic  adahessian.py
     mkor             an autoencoder; cost of factor updates by width          mkor.py
+    zo-bench         fine-tuning jobs: optimizers x schemes x tasks            zo_bench.py
 
-Models and gradients are plain NumPy (models.py), so nothing but the package is needed; every update is the server's.
+Models and gradients are plain NumPy (models.py), so nothing but the package is needed; every update is the server's.  zo-bench trains in the
+server's own jobs (optod-worker).
 """
