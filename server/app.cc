@@ -323,7 +323,7 @@ services::ServerState App::Impl::State() {
 
 void App::Impl::MakeServices() {
   transfers = std::make_unique<services::ByteBudget>(std::max(kTransferBudgetBytes, config.max_artifact_bytes));
-  services::AdminParts admin{authenticator.get(), store.get(), blobs.get(), &fs, &clock, care.get(), config.data_dir};
+  services::AdminParts admin{authenticator.get(), store.get(), blobs.get(), &fs, &clock, care.get(), queue.get(), config.data_dir};
   services::ArtifactParts artifact{
       authenticator.get(), store.get(), blobs.get(), &clock, care.get(), transfers.get(), config.max_artifact_bytes};
   events = services::MakeEventService(*authenticator, *store, *care, *care_timers);
@@ -345,6 +345,7 @@ absl::Status App::Impl::StartJobs() {
   jobs::QueueOptions options;
   if (config.data_dir != kMemory) options.worker = FindWorker(config, environment, fs);
   options.max_workers = config.max_workers;
+  options.lease_ms = config.worker_lease_ms;
   options.file_roots = config.job_files;
   // What a worker needs of this process's environment; keys of language models are none of its business.
   for (const char* name : {"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}) {

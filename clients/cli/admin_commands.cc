@@ -109,6 +109,7 @@ int Backup(App& app, const Flags& flags) {
   return app.Print(result, Fields({{"path", result.path()},
                                    {"size", BytesText(result.bytes())},
                                    {"blobs", std::to_string(result.blobs())},
+                                   {"jobs", std::to_string(result.jobs())},
                                    {"integrity", result.integrity_ok() ? "ok" : "DAMAGED"}}));
 }
 

@@ -1,10 +1,12 @@
 // optoctl job submit FILE | list | show | watch | cancel | resume | logs
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/fs.h"
 #include "base/status.h"
 #include "clients/cli/app.h"
+#include "clients/cli/job_file.h"
 #include "clients/cli/output.h"
 #include "clients/cli/strict_yaml.h"
 
@@ -38,6 +40,7 @@ int Submit(App& app, const std::string& path) {
   if (!file.ok()) return app.Usage(std::string(file.status().message()));
   v1::CreateJobRequest request;
   auto spec = file->ReadJson("");
+  if (spec.ok()) spec = ExpandJobPaths(*spec, [](const char* name) { return std::getenv(name); });
   if (!spec.ok()) return app.Usage(std::string(spec.status().message()));
   std::string kind;
   if (const absl::Status status = file->Read("kind", &kind); !status.ok())

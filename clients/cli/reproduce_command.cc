@@ -38,9 +38,8 @@ constexpr Study kStudies[] = {
      "OPTOD_DATA); starts a small local language model unless OPTOD_LLM_URL is set",
      nullptr, kStudiesModule, /*own_server=*/true},
     {"zo-bench",
-     "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs "
-     "(needs OPTOD_DATA)",
-     "optod-study-zo-bench", nullptr},
+     "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs",
+     nullptr, kStudiesModule},
 };
 
 // The interpreter that has the package: OPTOD_PYTHON, the environment that install-deps.sh makes, else python3.
@@ -105,7 +104,9 @@ int RunStudy(App& app, const Study& study, const std::vector<std::string>& more)
   if (!app.AddressGiven()) {
     RUN_OR_FAIL(client::Client * client, app.Connect());
     if (const absl::Status status = client->GetServerInfo({}).status(); absl::IsUnavailable(status)) {
-      RUN_OR_FAIL(server, PrivateServer::Start({}));
+      // As many training jobs at once as there are CPUs; a study that runs none is not touched by it.
+      const std::string workers = std::to_string(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+      RUN_OR_FAIL(server, PrivateServer::Start({.arguments = {"--max-workers", workers}}));
       std::fprintf(stderr, "optoctl: no server at %s: started a private optod for this study\n",
                    options.address.c_str());
       options.address = server->address();

@@ -13,6 +13,10 @@
 
 namespace optod::jobs {
 
+struct CopiedJobs {
+  int64_t jobs = 0, bytes = 0;
+};
+
 class JobFiles {
  public:
   /// `root` is made when the first job is.
@@ -28,8 +32,14 @@ class JobFiles {
   /// Best effort: events are figures, the record is the truth.
   void AppendEvent(const v1::JobRecord& record, const v1::JobEvent& event);
   std::vector<v1::JobEvent> LoadEvents(const v1::JobRecord& record);
+  /// Copies every job into `folder`/USER/ID, for a backup: record, events, log, checkpoints and result, while workers
+  /// go on writing. The record comes first, so the copied files are never older than what it says: a job that was under
+  /// way goes on from the copied checkpoint, one that had ended shows its end. Blocking.
+  absl::StatusOr<CopiedJobs> CopyTo(const std::string& folder);
 
  private:
+  absl::Status CopyJob(const std::string& from, const std::string& to, CopiedJobs* sum);
+
   Fs& fs_;
   const std::string root_;
 };

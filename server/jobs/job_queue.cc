@@ -18,6 +18,7 @@ namespace {
 using v1::Job;
 
 constexpr size_t kMaxSpecBytes = 1 << 20;
+constexpr int64_t kLongestTickNs = 1'000'000'000;  // more between two ticks: the server itself stood still
 
 bool IsUnderWay(Job::State state) {
   return state == Job::SCHEDULED || state == Job::RUNNING || state == Job::CHECKPOINTING;
@@ -265,6 +266,7 @@ absl::StatusOr<Job> JobQueue::Cancel(const std::string& user, const std::string&
     entry->channel->Send(stop);
   } else {
     entry->killed_because = "cancelled";
+    entry->killed_ns = entry->cancel_ns;
     launcher_.Kill(entry->handle);
   }
   return View(*entry);
@@ -397,6 +399,7 @@ void JobQueue::Launch(const Key& key, Entry& entry) {
   entry.token = Uuid4() + Uuid4();
   entry.done = false;
   entry.killed_because.clear();
+  entry.killed_ns = 0;
   entry.launched_ns = entry.heard_ns = clock_.NowMonotonicNs();
   if (!job.has_start_time()) SetTime(clock_.NowUnixMs(), job.mutable_start_time());
   SetState(entry, Job::SCHEDULED, "worker starts");
@@ -419,11 +422,11 @@ void JobQueue::Launch(const Key& key, Entry& entry) {
 void JobQueue::Tick() {
   std::lock_guard lock(mutex_);
   const int64_t now = clock_.NowMonotonicNs();
+  ForgivePause(now);
   int64_t running = 0;
   for (auto& [key, entry] : jobs_) {
-    if (!IsUnderWay(entry.record.job().state())) continue;
-    ++running;
-    CheckSilence(entry, now);
+    if (IsUnderWay(entry.record.job().state())) CheckSilence(entry, now);
+    running += IsUnderWay(entry.record.job().state()) ? 1 : 0;
   }
   Key key;
   while (!stopping_ && !address_.empty() && running < options_.max_workers && NextKey(&key) != nullptr) {
@@ -432,9 +435,24 @@ void JobQueue::Tick() {
   }
 }
 
+/// While the server itself stood still (stopped, its machine suspended) it could not hear its workers: that time does
+/// not count against their lease.
+void JobQueue::ForgivePause(int64_t now) {
+  const int64_t gap = last_tick_ns_ == 0 ? 0 : now - last_tick_ns_;
+  last_tick_ns_ = now;
+  if (gap <= kLongestTickNs) return;
+  for (auto& [key, entry] : jobs_) entry.heard_ns = std::min(now, entry.heard_ns + gap - kLongestTickNs);
+}
+
 void JobQueue::CheckSilence(Entry& entry, int64_t now) {
-  if (!entry.killed_because.empty() || entry.done) return;
-  const int64_t patience = entry.channel == nullptr ? options_.start_ms : options_.silence_ms;
+  if (entry.done) return;
+  if (!entry.killed_because.empty()) {
+    // What does not even die (a process in an uninterruptible call, a machine out of reach) must not hold up the job.
+    if ((now - entry.killed_ns) / 1'000'000 > options_.cancel_grace_ms)
+      AttemptEnded(entry, entry.killed_because, /*crash=*/true);
+    return;
+  }
+  const int64_t patience = entry.channel == nullptr ? options_.start_ms : options_.lease_ms;
   const int64_t silent_ms = (now - entry.heard_ns) / 1'000'000,
                 wall_s = entry.record.job().placement().max_wall().seconds();
   if (silent_ms > patience)
@@ -443,7 +461,9 @@ void JobQueue::CheckSilence(Entry& entry, int64_t now) {
     entry.killed_because = "cancelled";
   else if (wall_s > 0 && (now - entry.launched_ns) / 1'000'000'000 > wall_s)
     entry.killed_because = Cat("limits.wall: ", wall_s, " s are over");
-  if (!entry.killed_because.empty()) launcher_.Kill(entry.handle);
+  if (entry.killed_because.empty()) return;
+  entry.killed_ns = now;
+  launcher_.Kill(entry.handle);
 }
 
 void JobQueue::OnExit(Key key, int32_t attempt, ExitStatus exit) {
@@ -457,8 +477,15 @@ void JobQueue::OnExit(Key key, int32_t attempt, ExitStatus exit) {
   AttemptEnded(entry, entry.killed_because.empty() ? how : entry.killed_because, /*crash=*/true);
 }
 
-void JobQueue::AttemptEnded(Entry& entry, const std::string& how, bool crash) {
+/// From now on nothing that the attempt's worker says counts.
+void JobQueue::Fence(Entry& entry) {
   entry.token.clear();
+  if (entry.channel != nullptr) channels_.erase(entry.channel);
+  entry.channel = nullptr;
+}
+
+void JobQueue::AttemptEnded(Entry& entry, const std::string& how, bool crash) {
+  Fence(entry);
   if (entry.record.cancelling()) return SetState(entry, Job::CANCELLED, "cancelled");
   if (stopping_) return SetState(entry, Job::QUEUED, "the server ends; goes on from the last checkpoint");
   if (how.starts_with("limits.wall")) return SetState(entry, Job::FAILED, how);
@@ -494,10 +521,10 @@ absl::StatusOr<v1::WorkerTask> JobQueue::Attach(const v1::WorkerHello& hello, Wo
   return NotFound("job: no such job");
 }
 
-void JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage& message) {
+absl::Status JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage& message) {
   std::lock_guard lock(mutex_);
   const auto it = channels_.find(channel);
-  if (it == channels_.end()) return;
+  if (it == channels_.end()) return Aborted("attempt: it is over");
   Entry& entry = jobs_[it->second];
   Job& job = *entry.record.mutable_job();
   entry.heard_ns = clock_.NowMonotonicNs();
@@ -522,6 +549,7 @@ void JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage& messag
     default:
       break;
   }
+  return absl::OkStatus();
 }
 
 void JobQueue::OnDone(Entry& entry, const v1::WorkerDone& done) {
@@ -529,12 +557,12 @@ void JobQueue::OnDone(Entry& entry, const v1::WorkerDone& done) {
   const auto code = static_cast<absl::StatusCode>(done.code());
   entry.record.mutable_job()->set_result_json(done.result_json());
   if (code == absl::StatusCode::kOk) {
-    entry.token.clear();
+    Fence(entry);
     entry.record.mutable_job()->set_step(entry.record.job().total_steps());
     return SetState(entry, Job::SUCCEEDED, "");
   }
   if (code == absl::StatusCode::kCancelled) return AttemptEnded(entry, "stopped", /*crash=*/false);
-  entry.token.clear();
+  Fence(entry);
   SetState(entry, Job::FAILED, done.message());
 }
 

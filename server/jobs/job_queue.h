@@ -6,8 +6,8 @@
 ///   order      priority, then the user with fewer running jobs, then age
 ///   attempts   a worker that dies or falls silent is replaced (kMaxCrashes times), the new one goes on from the last
 ///              checkpoint; one that says what is wrong has the last word
-///   fencing    each attempt has a random token; a worker with an older one is turned away, and it writes into its own
-///              folder only
+///   fencing    each attempt has a random token; a worker with an older one is turned away, one that wakes up late finds
+///              its stream refused, and it writes into its own folder only
 
 #include <cstdint>
 #include <functional>
@@ -31,7 +31,7 @@ struct QueueOptions {
   int64_t max_workers = 1;                                       ///< at once
   std::vector<std::pair<std::string, std::string>> environment;  ///< of every worker
   std::vector<std::string> file_roots;                           ///< folders that jobs may name; empty = all
-  int64_t silence_ms = 30'000;       ///< a worker that sends nothing for so long is taken for dead
+  int64_t lease_ms = 30'000;         ///< a worker that sends nothing for so long is taken for dead
   int64_t start_ms = 60'000;         ///< ... before its first message
   int64_t cancel_grace_ms = 10'000;  ///< then it is killed
 };
@@ -42,8 +42,6 @@ class WorkerChannel {
  public:
   virtual ~WorkerChannel() = default;
   virtual void Send(const v1::ServerMessage& message) = 0;
-  /// Ends the stream.
-  virtual void Close() = 0;
 };
 
 class JobQueue {
@@ -67,6 +65,8 @@ class JobQueue {
   absl::StatusOr<std::vector<v1::JobEvent>> Events(const std::string& user, const std::string& id,
                                                    int64_t after_sequence, size_t limit, bool* ended) const;
   absl::StatusOr<std::string> LogPath(const std::string& user, const std::string& id, bool* ended) const;
+  /// A copy of all jobs, for a backup of the data directory (JobFiles::CopyTo). The workers go on meanwhile.
+  absl::StatusOr<CopiedJobs> CopyTo(const std::string& folder) { return files_.CopyTo(folder); }
   int64_t running() const;
   int64_t queued() const;
   bool has_worker() const { return !options_.worker.empty(); }
@@ -74,7 +74,9 @@ class JobQueue {
   // ---- workers
   /// UNAUTHENTICATED: wrong or older token; ABORTED: the attempt is over. `channel` lives until Detach.
   absl::StatusOr<v1::WorkerTask> Attach(const v1::WorkerHello& hello, WorkerChannel* channel);
-  void OnMessage(WorkerChannel* channel, const v1::WorkerMessage& message);
+  /// ABORTED: the attempt of this channel is over (it was silent for too long, or was ended); nothing of the message
+  /// counts, and the stream must be ended with this status.
+  absl::Status OnMessage(WorkerChannel* channel, const v1::WorkerMessage& message);
   void Detach(WorkerChannel* channel);
 
  private:
@@ -83,7 +85,7 @@ class JobQueue {
     std::vector<v1::JobEvent> events;
     // of the attempt under way
     std::string token;
-    int64_t handle = 0, launched_ns = 0, heard_ns = 0, cancel_ns = 0;
+    int64_t handle = 0, launched_ns = 0, heard_ns = 0, cancel_ns = 0, killed_ns = 0;
     WorkerChannel* channel = nullptr;
     bool done = false;           ///< the worker said how it ended
     bool stopping = false;       ///< the server ends
@@ -99,6 +101,8 @@ class JobQueue {
   void Launch(const Key& key, Entry& entry);
   void OnExit(Key key, int32_t attempt, ExitStatus exit);
   void AttemptEnded(Entry& entry, const std::string& how, bool crash);
+  void Fence(Entry& entry);
+  void ForgivePause(int64_t now_ns);
   void OnDone(Entry& entry, const v1::WorkerDone& done);
   void CheckSilence(Entry& entry, int64_t now_ns);
   Key* NextKey(Key* out);
@@ -113,6 +117,7 @@ class JobQueue {
   std::map<Key, Entry> jobs_;
   std::map<WorkerChannel*, Key> channels_;
   std::string address_;
+  int64_t last_tick_ns_ = 0;
   bool stopping_ = false;
 };
 

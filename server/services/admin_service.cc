@@ -209,12 +209,13 @@ class AdminService final : public v1::AdminService::CallbackService {
     response->set_kind("backup");
     response->set_target("backups/" + id);
     SetTime(parts_.clock->NowUnixMs(), response->mutable_create_time());
-    ASSIGN_OR_RETURN(BackupOutcome outcome,
-                     BackupInto(parts_.data_dir + "/backups/" + id, *parts_.store, *parts_.blobs, *parts_.fs));
+    ASSIGN_OR_RETURN(BackupOutcome outcome, BackupInto(parts_.data_dir + "/backups/" + id, *parts_.store,
+                                                       *parts_.blobs, *parts_.queue, *parts_.fs));
     v1::BackupResult result;
     result.set_path(outcome.path);
     result.set_bytes(outcome.bytes);
     result.set_blobs(outcome.blobs);
+    result.set_jobs(outcome.jobs);
     result.set_integrity_ok(true);  // BackupTo fails otherwise
     response->mutable_response()->PackFrom(result);
     response->set_done(true);

@@ -9,6 +9,7 @@
 #include "base/fs.h"
 #include "base/thread_pool.h"
 #include "server/auth/authenticator.h"
+#include "server/jobs/job_queue.h"
 #include "server/services/server_state.h"
 #include "server/store/blob_store.h"
 #include "server/store/store.h"
@@ -27,6 +28,7 @@ struct AdminParts {
   Fs* fs = nullptr;
   Clock* clock = nullptr;
   ThreadPool* care = nullptr;
+  jobs::JobQueue* queue = nullptr;
   std::string data_dir;  ///< backups go to data_dir/backups
 };
 

@@ -27,7 +27,7 @@ absl::StatusOr<std::vector<std::string>> LiveBlobsOf(const std::string& database
 }  // namespace
 
 absl::StatusOr<BackupOutcome> BackupInto(const std::string& directory, store::Store& store, store::BlobStore& blobs,
-                                         Fs& fs) {
+                                         jobs::JobQueue& queue, Fs& fs) {
   if (fs.Exists(directory)) return AlreadyExists("backup_id: a backup of this name exists");
   BackupOutcome outcome;
   outcome.path = directory;
@@ -45,7 +45,10 @@ absl::StatusOr<BackupOutcome> BackupInto(const std::string& directory, store::St
     outcome.bytes += static_cast<int64_t>(data.size());
     ++outcome.blobs;
   }
-  RETURN_IF_ERROR(WriteText(fs, directory + "/COMPLETE", Cat(outcome.blobs, " blobs\n")));
+  ASSIGN_OR_RETURN(const jobs::CopiedJobs copied, queue.CopyTo(directory + "/jobs"));
+  outcome.jobs = copied.jobs;
+  outcome.bytes += copied.bytes;
+  RETURN_IF_ERROR(WriteText(fs, directory + "/COMPLETE", Cat(outcome.blobs, " blobs, ", outcome.jobs, " jobs\n")));
   return outcome;
 }
 

@@ -25,7 +25,6 @@ class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
     outgoing_.push_back(message);
     if (outgoing_.size() == 1) StartWrite(&outgoing_.front());
   }
-  void Close() override { End(grpc::Status::OK); }
 
   void OnReadDone(bool ok) override {
     pool_.Post([this, ok] { ok ? Work() : Gone(); });
@@ -40,8 +39,8 @@ class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
  private:
   void Work() {
     if (attached_) {
-      queue_.OnMessage(this, message_);
-      return StartRead(&message_);
+      const absl::Status taken = queue_.OnMessage(this, message_);
+      return taken.ok() ? StartRead(&message_) : End(ToGrpc(taken, context_));
     }
     if (!message_.has_hello()) return End(ToGrpc(InvalidArgument("message: the first one must be hello"), context_));
     absl::StatusOr<v1::WorkerTask> task = queue_.Attach(message_.hello(), this);

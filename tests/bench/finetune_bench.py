@@ -1,19 +1,21 @@
 """Fine-tuning steps of optod-worker beside PyTorch: MeZO's loop and AdamW on the same model, the same batch shape, the same threads, in one run.
 
-  python tests/bench/finetune_bench.py --model DIR [--steps 5] [--batch 16] [--tokens 32] [--threads 2] [--torch-python PYTHON]
+  python tests/bench/finetune_bench.py --model DIR [--steps 5] [--batch 16] [--tokens 32] [--threads 2] [--torch-python PYTHON] [--prefix COMMAND]
 
 --model: a Hugging Face folder (optod-worker convert makes one of a .gguf file).  PYTHON: an interpreter with torch and transformers (2.15 was measured).
-Prints one JSON line: seconds and CPU seconds a step (medians) and peak resident memory of each, and the ratios (of CPU time: on a busy machine, with
---threads 1, that is what an idle one would need).  Steps: plain forward (no gradient), zeroth order (two
+Each figure is a process of its own.  --prefix: put in front of each of them ("taskset -c 3", or a program that keeps the machine quiet meanwhile), so
+that one run consists of short measurements.  --rounds R: all figures R times in turn, ours and PyTorch's next to each other; the median counts.
+Prints one JSON line: seconds and CPU seconds a step (medians) and peak resident memory of each, and the ratios, of wall-clock and of CPU time (on a busy
+machine, with --threads 1, CPU time is about what an idle one would need).  Steps: plain forward (no gradient), zeroth order (two
 perturbed forwards and the update), first order (forward, backward, AdamW)."""
 import argparse
 import json
 import os
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = pathlib.Path(os.environ.get("OPTOD_BIN_DIR", ROOT / "build" / "bin")) / "optod-worker"
@@ -57,20 +59,37 @@ print(json.dumps({"seconds": statistics.median(times[1:]), "cpu_seconds": statis
 '''
 
 
-def torch_run(a, kind):
-    out = subprocess.run([a.torch_python, "-c", TORCH_LOOP, a.model, kind, str(a.steps), str(a.batch), str(a.tokens), str(a.threads)], capture_output=True, text=True)
+def measured(a, *command):
+    """The JSON on the last line of what a command prints."""
+    out = subprocess.run([*shlex.split(a.prefix), *map(str, command)], capture_output=True, text=True)
     if out.returncode != 0:
-        raise SystemExit(out.stderr[-2000:])
+        raise SystemExit(f"{command[:3]}: exit {out.returncode}: {out.stderr[-2000:]}")
     return json.loads(out.stdout.splitlines()[-1])
+
+
+def torch_run(a, kind):
+    return measured(a, a.torch_python, "-c", TORCH_LOOP, a.model, kind, a.steps, a.batch, a.tokens, a.threads)
 
 
 def worker_run(a, optimizer):
     """optod-worker on made-up rows of exactly a.tokens tokens."""
-    out = subprocess.run([str(WORKER), "bench", "--model", a.model, "--optimizer", optimizer, "--steps", str(a.steps), "--batch", str(a.batch), "--tokens", str(a.tokens),
-                          "--threads", str(a.threads)], capture_output=True, text=True)
-    if out.returncode != 0:
-        raise SystemExit(out.stderr[-2000:])
-    return json.loads(out.stdout.splitlines()[-1])
+    return measured(a, WORKER, "bench", "--model", a.model, "--optimizer", optimizer, "--steps", a.steps, "--batch", a.batch, "--tokens", a.tokens,
+                    "--threads", a.threads)
+
+
+FIGURES = {
+    "forward": lambda a: worker_run(a, "none"), "torch_forward": lambda a: torch_run(a, "forward"),
+    "zo": lambda a: worker_run(a, "zo-sgd"), "torch_mezo": lambda a: torch_run(a, "mezo"),
+    "adamw": lambda a: worker_run(a, "adamw"), "torch_adamw": lambda a: torch_run(a, "adamw"),
+}
+
+
+def ratios(time, peak):
+    """{name: ratio} of {figure: seconds} and {figure: MiB}."""
+    return {"zo step / two forwards": time["zo"] / (2 * time["forward"]), "forward / torch's": time["forward"] / time["torch_forward"],
+            "adamw step / torch's": time["adamw"] / time["torch_adamw"], "zo step / torch's MeZO": time["zo"] / time["torch_mezo"],
+            "zo peak / forward peak": peak["zo"] / peak["forward"], "zo peak / torch's MeZO": peak["zo"] / peak["torch_mezo"],
+            "adamw peak / torch's": peak["adamw"] / peak["torch_adamw"], "adamw peak / zo peak": peak["adamw"] / peak["zo"]}
 
 
 def main():
@@ -81,17 +100,20 @@ def main():
     p.add_argument("--tokens", type=int, default=32)
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--torch-python", default=sys.executable)
+    p.add_argument("--prefix", default="", help="put in front of every measured command")
+    p.add_argument("--rounds", type=int, default=1)
     a = p.parse_args()
-    result = {"batch": a.batch, "tokens": a.tokens, "threads": a.threads, "load": os.getloadavg()[0]}
-    for name, run in (("forward", lambda: worker_run(a, "none")), ("zo", lambda: worker_run(a, "zo-sgd")), ("adamw", lambda: worker_run(a, "adamw")),
-                      ("torch_forward", lambda: torch_run(a, "forward")), ("torch_mezo", lambda: torch_run(a, "mezo")), ("torch_adamw", lambda: torch_run(a, "adamw"))):
-        result[name] = run()
-        print(name, result[name], file=sys.stderr)
-    s = {name: result[name]["cpu_seconds"] for name in result if isinstance(result[name], dict)}
-    m = {name: result[name]["peak_mib"] for name in result if isinstance(result[name], dict)}
-    result["ratios"] = {"zo step / two forwards": s["zo"] / (2 * s["forward"]), "zo peak / forward peak": m["zo"] / m["forward"],
-                        "torch mezo / zo": s["torch_mezo"] / s["zo"], "torch adamw / adamw": s["torch_adamw"] / s["adamw"],
-                        "torch mezo peak / zo peak": m["torch_mezo"] / m["zo"], "adamw peak / zo peak": m["adamw"] / m["zo"]}
+    result = {"batch": a.batch, "tokens": a.tokens, "threads": a.threads, "steps": a.steps, "rounds": a.rounds}
+    found = {name: [] for name in FIGURES}
+    for _ in range(a.rounds):
+        for name, run in FIGURES.items():
+            found[name].append(run(a))
+            print(name, found[name][-1], file=sys.stderr, flush=True)
+    for name, runs in found.items():
+        result[name] = {key: round(statistics.median(one[key] for one in runs), 4) for key in ("seconds", "cpu_seconds", "peak_mib")}
+    peak = {name: result[name]["peak_mib"] for name in FIGURES}
+    for kind in ("seconds", "cpu_seconds"):
+        result["ratios of " + kind] = {name: round(value, 3) for name, value in ratios({name: result[name][kind] for name in FIGURES}, peak).items()}
     print(json.dumps(result))
 
 

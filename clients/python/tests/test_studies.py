@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import types
 
 import numpy as np
@@ -126,8 +127,22 @@ def test_curves_are_written(tmp_path):
     best = {"a<b": runner.Best("a<b", 0.1, [run], {0.1: 1.0})}
     table, _ = charts.write(tmp_path, Study(), best)
     assert open(table).read().splitlines()[1] == "a<b,0.1,1.0,3.0"
-    text = charts._svg(tmp_path, "study", "study", "loss", {"a<b": [(1, 3.0), (3, 2.0)]}, True).read_text()
+    text = charts._svg(tmp_path, "study", "study", "loss", {"": {"a<b": [(1, 3.0), (3, 2.0)]}}, True).read_text()
     assert text.startswith("<svg") and "a&lt;b" in text and "nan" not in text
+
+
+class Panels(Study):
+    @staticmethod
+    def panel(label):
+        return f"{label.split('/')[0]}, {label.split('/')[2]}"
+
+
+def test_a_panel_shows_what_its_title_does_not_say(tmp_path):
+    curves = {f"{task}/{rule}/full": [(0, 2.0), (10, 1.0)] for task in ("t", "u") for rule in ("zo", "adam")}
+    panels = charts._panels(Panels(), curves)
+    assert {title: list(lines) for title, lines in panels.items()} == {"t, full": ["zo", "adam"], "u, full": ["zo", "adam"]}
+    text = charts._svg(tmp_path, "panels", "panels", "loss", panels, True).read_text()
+    assert text.count("<polyline") == 4 and text.count(">adam<") == 1, "one legend"
 
 
 def test_missing_data_is_said(monkeypatch, capsys):
@@ -135,6 +150,37 @@ def test_missing_data_is_said(monkeypatch, capsys):
     monkeypatch.delenv("OPTOD_DATA", raising=False)
     assert runner.main({"scale": scale}, ["scale"]) == 2
     assert "set OPTOD_DATA to a folder that holds tinyshakespeare/input.txt" in capsys.readouterr().err
+
+
+def zo_run(first, test, **more):
+    return {"metric": 1 - first, "first": first, "test": test, "seconds_per_step": 0.01, "peak_mib": 90.0, "curve": [], **more}
+
+
+def test_zo_bench_prints_a_table_a_task_and_says_what_failed(monkeypatch):
+    from optod.studies import zo_bench
+    best = {"sst2/zo-sgd/full": runner.Best("", 1e-4, [zo_run(0.5, 0.5), zo_run(0.5, 0.6)], {}),
+            "sst2/adamw/full": runner.Best("", 1e-3, [{"metric": math.inf, "failure": "out of memory", "curve": []}], {}),
+            "text/zo-sgd/full": runner.Best("", 1e-4, [zo_run(-2.0, -1.5)], {}), "text/adamw/full": runner.Best("", 1e-3, [zo_run(-2.0, -1.25)], {})}
+    text = zo_bench.report(zo_bench, best)
+    assert "dev before training: 50.0" in text and "55.0 (7.1)" in text and "failed" in text and "1.250 (0.000)" in text
+    told = {claim.text: claim for claim in zo_bench.claims(best, None, None, print)}
+    assert told["every run ended"].met is False and told["every run ended"].figure == "3 of 4 settings"
+
+
+def test_zo_bench_rates_and_job_files(monkeypatch, tmp_path):
+    from optod.studies import zo_bench
+    monkeypatch.setenv("OPTOD_DATA", "/data")
+    args = types.SimpleNamespace(quick=False, all=False, out=str(tmp_path))
+    planned = zo_bench.settings(args)
+    assert len(planned) == 2 * 7 * 4 and len({s.label for s in planned}) == len(planned) and all(len(s.grid) == 3 for s in planned)
+    config = {**planned[0].config, "quick": False, "lr": planned[0].grid[1], "seed": 0}
+    spec = zo_bench.spec_of(config)
+    assert spec["optimizer"] == {"name": "zo-sgd", "lr": 1e-4, "eps": 1e-3} and spec["steps"] == 200 and spec["threads"] == 1
+    first = zo_bench.spec_of({**config, "optimizer": "adamw"})
+    assert first["steps"] == 20 and "eps" not in first["optimizer"]
+    assert zo_bench.rate_of("zo-sgd-mmt", "full") == zo_bench.rate_of("zo-sgd", "full") / 10
+    monkeypatch.setenv("OPTOD_STUDY_SCHEMES", "lora")
+    assert {s.label.split("/")[2] for s in zo_bench.settings(args)} == {"lora"}
 
 
 def test_judgement_is_printed_as_it_is():

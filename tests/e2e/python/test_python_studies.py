@@ -49,6 +49,29 @@ def test_the_language_model_runs(server, tmp_path):
     assert claims[0]["met"] and claims[1]["met"], "bytes of state and constancy hold at any length"
 
 
+@pytest.mark.skipif(not os.environ.get("OPTOD_DATA"), reason="needs OPTOD_DATA")
+@pytest.mark.skipif(not (BINARY.parent / "optod-worker").exists(), reason="optod-worker is not built (no LibTorch)")
+def test_zo_bench_trains_in_jobs_and_prints_the_papers_tables(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTOD_STUDY_OPTIMIZERS", "zo-sgd,adamw")
+    monkeypatch.setenv("OPTOD_STUDY_SCHEMES", "lora,head")
+    monkeypatch.setenv("OPTOD_STUDY_TASKS", "sst2,text")
+    flags = ("zo-bench", "--quick", "--seeds", "1", "--jobs", "2")
+    done = reproduce(*flags, "--json", address=server.address, cwd=tmp_path, data=os.environ["OPTOD_DATA"])
+    assert done.returncode == 0, done.stderr
+    rows = {row["label"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {f"{task}/{rule}/{scheme}" for task in ("sst2", "text") for rule in ("zo-sgd", "adamw") for scheme in ("lora", "head")}
+    assert all(row["failure"] == [None] and row["peak_mib"][0] > 0 and row["seconds_per_step"][0] > 0 for row in rows.values())
+    assert 0 <= rows["sst2/zo-sgd/lora"]["test"][0] <= 1 and rows["text/adamw/head"]["test"][0] < 0
+    with server.connect() as client:
+        jobs = list(client.jobs.list())
+        assert len(jobs) == 8
+        again = reproduce(*flags, "--out", "elsewhere", address=server.address, cwd=tmp_path, data=os.environ["OPTOD_DATA"])
+        assert again.returncode == 0 and "peak memory of the worker, MiB" in again.stdout and "sst2: test accuracy" in again.stdout
+        sst2 = [job for job in client.jobs.list() if "/sst2/" in job.spec_json]
+        assert len(sst2) == 4, "jobs that are done are found again, not made again"
+    assert list((tmp_path / "elsewhere").glob("zo-bench.[ps][nv]g"))
+
+
 def test_nobody_answers(tmp_path):
     done = reproduce("mkor", address="127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 3 and "no server answers" in done.stderr

@@ -1,4 +1,5 @@
 """A LLaMA of a few thousand random weights, a vocabulary of letters and a task on it, written without any library."""
+import array
 import json
 import pathlib
 import random
@@ -7,11 +8,14 @@ import struct
 CONFIG = {"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
           "num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": True}
 
+REPEAT = 65537  # values that are drawn; a larger tensor repeats them
 
-def tensors():
-    h, i, v, kv = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"], 8
+
+def tensors(config):
+    h, i, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = h // config["num_attention_heads"] * config["num_key_value_heads"]
     yield "model.embed_tokens.weight", [v, h]
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         yield p + "input_layernorm.weight", [h]
         yield p + "self_attn.q_proj.weight", [h, h]
@@ -25,22 +29,25 @@ def tensors():
     yield "model.norm.weight", [h]
 
 
-def write(folder, nan=False):
-    """folder/m: the model; folder/t.tsv: 20 rows of three letters and a label."""
+def write(folder, nan=False, **changes):
+    """folder/m: the model; folder/t.tsv: 20 rows of three letters and a label.  changes: of CONFIG."""
+    config = {**CONFIG, **changes}
     model = pathlib.Path(folder) / "m"
     model.mkdir(parents=True)
     rng = random.Random(0)
-    header, data = {}, b""
-    for name, shape in tensors():
+    header, parts, at = {}, [], 0
+    for name, shape in tensors(config):
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        values = [1.0] * count if len(shape) == 1 else [rng.gauss(0, 0.2) for _ in range(count)]
+        values = array.array("f", [1.0] * count if len(shape) == 1 else (rng.gauss(0, 0.2) for _ in range(min(count, REPEAT))))
+        values = (values * (count // len(values) + 1))[:count]
         if nan and name == "model.norm.weight":
             values[3] = float("nan")
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + 4 * count]}
-        data += struct.pack(f"<{count}f", *values)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + 4 * count]}
+        parts.append(values.tobytes())
+        at += 4 * count
     text = json.dumps(header).encode()
-    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    (model / "config.json").write_text(json.dumps(CONFIG))
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    (model / "config.json").write_text(json.dumps(config))
     letters = "abcdefghijklmnopqrstuvwxyz"
     (model / "tokenizer.json").write_text(json.dumps({
         "model": {"type": "BPE", "vocab": {c: n for n, c in enumerate(letters)}, "merges": []},

@@ -48,7 +48,6 @@ class FakeLauncher final : public Launcher {
 class FakeChannel final : public WorkerChannel {
  public:
   void Send(const v1::ServerMessage& message) override { sent.push_back(message); }
-  void Close() override {}
   std::vector<v1::ServerMessage> sent;
 };
 
@@ -87,8 +86,20 @@ class QueueTest : public testing::Test {
     done.mutable_done()->set_code(static_cast<int>(code));
     done.mutable_done()->set_message(message);
     done.mutable_done()->set_result_json("{\"best_score\": 1}");
-    queue_->OnMessage(channel, done);
+    (void)queue_->OnMessage(channel, done);
     queue_->Detach(channel);
+  }
+  static v1::WorkerMessage Beat() {
+    v1::WorkerMessage beat;
+    beat.mutable_heartbeat();
+    return beat;
+  }
+  /// Seconds with a tick each, in which no worker says anything.
+  void Silence(int seconds) {
+    for (int i = 0; i < seconds; ++i) {
+      clock_.Advance(std::chrono::seconds(1));
+      queue_->Tick();
+    }
   }
   std::vector<std::string> Launched() const {
     std::vector<std::string> names;
@@ -119,7 +130,7 @@ TEST_F(QueueTest, AJobRunsFromSubmitToSuccess) {
   v1::WorkerMessage progress;
   progress.mutable_progress()->set_step(4);
   (*progress.mutable_progress()->mutable_metrics())["loss"] = 0.5;
-  queue_->OnMessage(&channel, progress);
+  EXPECT_TRUE(queue_->OnMessage(&channel, progress).ok());
   EXPECT_EQ(Show("a").state(), Job::RUNNING);
   EXPECT_EQ(Show("a").progress(), 0.4);
   EXPECT_EQ(Show("a").metrics().at("loss"), 0.5);
@@ -206,19 +217,99 @@ TEST_F(QueueTest, ASilentWorkerIsKilledAndReplaced) {
   queue_->Tick();
   FakeChannel channel;
   ASSERT_TRUE(Attach("a", 0, &channel).ok());
-  clock_.Advance(std::chrono::seconds(29));
-  v1::WorkerMessage beat;
-  beat.mutable_heartbeat();
-  queue_->OnMessage(&channel, beat);
-  clock_.Advance(std::chrono::seconds(29));
-  queue_->Tick();
+  Silence(29);
+  EXPECT_TRUE(queue_->OnMessage(&channel, Beat()).ok());
+  Silence(29);
   EXPECT_FALSE(launcher_.started[0].killed);
-  clock_.Advance(std::chrono::seconds(2));
-  queue_->Tick();
+  Silence(2);
   EXPECT_TRUE(launcher_.started[0].killed);
   launcher_.started[0].on_exit({-1, SIGKILL});
   EXPECT_EQ(Show("a").state(), Job::QUEUED);
   EXPECT_THAT(Show("a").reason(), HasSubstr("said nothing for 31 s"));
+}
+
+TEST_F(QueueTest, WhatAReplacedWorkerStillSaysDoesNotCount) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel old, now;
+  ASSERT_TRUE(Attach("a", 0, &old).ok());
+  Silence(31);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  queue_->Tick();
+  ASSERT_TRUE(Attach("a", 1, &now, 2).ok());
+  v1::WorkerMessage progress, checkpoint, done;
+  progress.mutable_progress()->set_step(9);
+  checkpoint.mutable_checkpoint()->set_step(9);
+  done.mutable_done()->set_result_json("{}");
+  for (const v1::WorkerMessage& late : {progress, checkpoint, done, Beat()})
+    EXPECT_EQ(queue_->OnMessage(&old, late).code(), absl::StatusCode::kAborted);
+  queue_->Detach(&old);  // its stream ends: the new one's must not
+  EXPECT_EQ(Show("a").state(), Job::RUNNING);
+  EXPECT_EQ(Show("a").step(), 0);
+  EXPECT_EQ(Show("a").checkpoint_step(), 0);
+  EXPECT_TRUE(queue_->OnMessage(&now, progress).ok());
+  EXPECT_EQ(Show("a").step(), 9);
+}
+
+TEST_F(QueueTest, AWorkerThatDoesNotEvenDieIsFencedOff) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel old;
+  ASSERT_TRUE(Attach("a", 0, &old).ok());
+  Silence(31);
+  EXPECT_TRUE(launcher_.started[0].killed);
+  Silence(9);
+  EXPECT_EQ(launcher_.started.size(), 1u);
+  Silence(2);  // no exit was reported
+  ASSERT_EQ(launcher_.started.size(), 2u);
+  EXPECT_EQ(queue_->OnMessage(&old, Beat()).code(), absl::StatusCode::kAborted);
+  launcher_.started[0].on_exit({-1, SIGKILL});  // at last
+  EXPECT_EQ(Show("a").state(), Job::SCHEDULED);
+  EXPECT_EQ(Show("a").attempt(), 2);
+}
+
+TEST_F(QueueTest, TimeInWhichTheServerStoodStillIsNoSilence) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  Silence(20);
+  clock_.Advance(std::chrono::hours(8));
+  queue_->Tick();
+  Silence(9);
+  EXPECT_FALSE(launcher_.started[0].killed);
+  Silence(2);
+  EXPECT_TRUE(launcher_.started[0].killed);
+}
+
+TEST_F(QueueTest, ACopyShowsWhatHadEndedAndGoesOnWithTheRest) {
+  options_.max_workers = 2;
+  Restart();
+  ASSERT_TRUE(Submit("done").ok());
+  queue_->Tick();
+  FakeChannel first, second;
+  auto task = Attach("done", 0, &first);
+  ASSERT_TRUE(task.ok());
+  std::filesystem::create_directories(task->folder() + "/attempt-1");
+  ASSERT_TRUE(PosixFs().WriteFileAtomic(task->folder() + "/attempt-1/replay.log", BytesOf("steps")).ok());
+  Done(&first, absl::StatusCode::kOk);
+  ASSERT_TRUE(Submit("runs").ok() && Submit("waits", R"(, "after": "runs")").ok());
+  queue_->Tick();
+  ASSERT_TRUE(Attach("runs", 1, &second).ok());
+
+  auto copied = queue_->CopyTo(root_ + "/copy/jobs");
+  ASSERT_TRUE(copied.ok()) << copied.status();
+  EXPECT_EQ(copied->jobs, 3);
+  JobQueue restored(options_, JobFiles(PosixFs(), root_ + "/copy/jobs"), launcher_, clock_);
+  ASSERT_TRUE(restored.Load().ok());
+  EXPECT_EQ(restored.Get("u", "done")->state(), Job::SUCCEEDED);
+  EXPECT_EQ(restored.Get("u", "done")->result_json(), "{\"best_score\": 1}");
+  EXPECT_EQ(PosixFs().ReadFile(root_ + "/copy/jobs/u/done/work/attempt-1/replay.log").value_or(""), "steps");
+  EXPECT_EQ(restored.Get("u", "runs")->state(), Job::QUEUED);
+  EXPECT_EQ(restored.Get("u", "waits")->state(), Job::QUEUED);
+  bool ended = false;
+  EXPECT_GE(restored.Events("u", "done", 0, 100, &ended)->size(), 3u);
+  EXPECT_TRUE(ended);
 }
 
 TEST_F(QueueTest, WallLimit) {
@@ -229,9 +320,7 @@ TEST_F(QueueTest, WallLimit) {
   ASSERT_TRUE(Attach("a", 0, &channel).ok());
   for (int i = 0; i < 3; ++i) {
     clock_.Advance(std::chrono::seconds(21));
-    v1::WorkerMessage beat;
-    beat.mutable_heartbeat();
-    queue_->OnMessage(&channel, beat);
+    EXPECT_TRUE(queue_->OnMessage(&channel, Beat()).ok());
   }
   queue_->Tick();
   EXPECT_TRUE(launcher_.started[0].killed);

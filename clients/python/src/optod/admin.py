@@ -57,7 +57,7 @@ class Admin:
         return self._transport.call(self._stub.RevokeToken, admin_pb2.RevokeTokenRequest(name=name))
 
     def backup(self, backup_id: str = "", timeout: float = 600.0, progress: Optional[Progress] = None) -> admin_pb2.BackupResult:
-        """A consistent copy of database and blobs into DIR/backups/<name>; waits until it is there."""
+        """A consistent copy of database, blobs and jobs into DIR/backups/<name>; waits until it is there."""
         started = self._transport.call(self._stub.Backup, admin_pb2.BackupRequest(backup_id=backup_id))
         return self._client.operations.run(started, admin_pb2.BackupResult(), timeout, progress)
 

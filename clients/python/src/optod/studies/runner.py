@@ -7,6 +7,8 @@ A study is a module with
     settings(args)             [Setting]: a label, what ``run`` gets, learning rates to try
     run(client, config)        {"metric": float, "curve": [[step, value], ...], ...} of one (setting, lr, seed)
     claims(best, client, args, say)   [Claim] from {label: Best}
+    report(study, best)        optional: its own tables, as text; figures(best): more of a setting for the JSON document
+    CURVE, panel(label)        optional: what the curves show, when it is not METRIC; the picture in which a setting's curve is drawn
 """
 
 from __future__ import annotations
@@ -156,7 +158,7 @@ def arguments(studies: Mapping[str, Any]) -> argparse.ArgumentParser:
 
 
 def main(studies: Mapping[str, Any], argv: Optional[Sequence[str]] = None) -> int:
-    """Exit status: 0 done (acceptance figures met or not), 2 usage or data absent, 3 no server."""
+    """Exit status: 0 done (acceptance figures met or not), 2 usage or data absent, 3 no server, 4 refused."""
     args = arguments(studies).parse_args(argv)
     study = studies[args.name]
 
@@ -178,16 +180,19 @@ def main(studies: Mapping[str, Any], argv: Optional[Sequence[str]] = None) -> in
     except optod.errors.Unavailable as error:
         print(f"reproduce {args.name}: no server answers: {error}", file=sys.stderr)
         return 3
+    except optod.OptodError as error:
+        print(f"reproduce {args.name}: {error.code}: {error}", file=sys.stderr)
+        return 4
     from optod.studies import charts
     files = charts.write(pathlib.Path(args.out), study, best)
     if args.json:
         print(json.dumps({
             "study": args.name, "metric": study.METRIC, "quick": args.quick, "seconds": time.perf_counter() - begin, "files": files,
             "rows": [{"label": b.label, "lr": b.lr, "metric": b.metric, "by_seed": [run["metric"] for run in b.runs], "grid": b.grid,
-                      "state_bytes": b.runs[0].get("state_bytes")} for b in best.values()],
+                      "state_bytes": b.runs[0].get("state_bytes"), **(study.figures(b) if hasattr(study, "figures") else {})} for b in best.values()],
             "claims": [dataclasses.asdict(claim) for claim in claims]}))
         return 0
-    say("\n" + table(study, best))
+    say("\n" + getattr(study, "report", table)(study, best))
     say(f"\nAcceptance (median of {args.seeds} seeds, best of the grid{', QUICK: the figures mean nothing' if args.quick else ''})")
     say(judged(claims))
     say(f"\n{time.perf_counter() - begin:.0f} s; curves: {', '.join(files)}")
