@@ -37,6 +37,20 @@ void* WipeAndReallocate(void* memory, size_t size) {
   return larger;
 }
 
+/// Copies go through vector registers, and what binds symbols lazily saves these on the stack.
+void WipeVectorRegisters() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx")) asm volatile("vzeroall" ::: "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                                                          "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  if (__builtin_cpu_supports("avx512vl")) {
+#define OPTOD_WIPE(n) asm volatile("vpxorq %%xmm" #n ", %%xmm" #n ", %%xmm" #n ::: "memory")
+    OPTOD_WIPE(16); OPTOD_WIPE(17); OPTOD_WIPE(18); OPTOD_WIPE(19); OPTOD_WIPE(20); OPTOD_WIPE(21); OPTOD_WIPE(22); OPTOD_WIPE(23);
+    OPTOD_WIPE(24); OPTOD_WIPE(25); OPTOD_WIPE(26); OPTOD_WIPE(27); OPTOD_WIPE(28); OPTOD_WIPE(29); OPTOD_WIPE(30); OPTOD_WIPE(31);
+#undef OPTOD_WIPE
+  }
+#endif
+}
+
 struct HeaderList {
   curl_slist* list = nullptr;
   ~HeaderList() { curl_slist_free_all(list); }
@@ -204,6 +218,7 @@ class CurlTransport final : public HttpTransport {
     }
     SetUp(curl, request, headers, &exchange);
     const CURLcode code = curl_easy_perform(curl);
+    WipeVectorRegisters();
     sodium_stackzero(kStackOfCurl);
     long status = 0;
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
