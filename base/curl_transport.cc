@@ -1,12 +1,16 @@
 #include <curl/curl.h>
 #include <fcntl.h>
+#include <malloc.h>
+#include <sodium.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <mutex>
 
 #include "base/http_transport.h"
+#include "base/secret.h"
 #include "base/status.h"
 
 namespace optod {
@@ -16,6 +20,36 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kMaxConnect{10'000};
 constexpr size_t kMaxHeaderBytes = 256u << 10;
+constexpr size_t kStackOfCurl = 64u << 10;  // what libcurl may have left headers in
+
+// libcurl's memory is overwritten when it is given back: its copies of a request hold the key of an endpoint.
+
+void WipeAndFree(void* memory) {
+  if (memory != nullptr) explicit_bzero(memory, malloc_usable_size(memory));
+  std::free(memory);
+}
+
+void* WipeAndReallocate(void* memory, size_t size) {
+  void* larger = std::malloc(size);
+  if (larger == nullptr || memory == nullptr) return larger;
+  std::memcpy(larger, memory, std::min(size, malloc_usable_size(memory)));
+  WipeAndFree(memory);
+  return larger;
+}
+
+/// Copies go through vector registers, and what binds symbols lazily saves these on the stack.
+void WipeVectorRegisters() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx")) asm volatile("vzeroall" ::: "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                                                          "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  if (__builtin_cpu_supports("avx512vl")) {
+#define OPTOD_WIPE(n) asm volatile("vpxorq %%xmm" #n ", %%xmm" #n ", %%xmm" #n ::: "memory")
+    OPTOD_WIPE(16); OPTOD_WIPE(17); OPTOD_WIPE(18); OPTOD_WIPE(19); OPTOD_WIPE(20); OPTOD_WIPE(21); OPTOD_WIPE(22); OPTOD_WIPE(23);
+    OPTOD_WIPE(24); OPTOD_WIPE(25); OPTOD_WIPE(26); OPTOD_WIPE(27); OPTOD_WIPE(28); OPTOD_WIPE(29); OPTOD_WIPE(30); OPTOD_WIPE(31);
+#undef OPTOD_WIPE
+  }
+#endif
+}
 
 struct HeaderList {
   curl_slist* list = nullptr;
@@ -110,7 +144,9 @@ absl::Status CheckRequest(const HttpRequest& request) {
     return InvalidArgument("http: url: must begin with http:// or https://");
   }
   for (const auto& [name, value] : request.headers) {
-    if (name.empty() || (name + value).find_first_of(std::string("\r\n\0", 3)) != std::string::npos) {
+    constexpr std::string_view kBreaks("\r\n\0", 3);
+    if (name.empty() || name.find_first_of(kBreaks) != std::string::npos ||
+        value.find_first_of(kBreaks) != std::string::npos) {
       return InvalidArgument("http: headers: a name is empty, or an entry holds a line break or a zero byte");
     }
   }
@@ -173,9 +209,17 @@ class CurlTransport final : public HttpTransport {
     exchange.on_body = &request.on_body;
     HeaderList headers;
     headers.Add("Expect:");  // no round trip to ask before large bodies
-    for (const auto& [name, value] : request.headers) headers.Add(value.empty() ? name + ";" : name + ": " + value);
+    for (const auto& [name, value] : request.headers) {
+      std::string line;
+      line.reserve(name.size() + value.size() + 2);  // one buffer: what it outgrew could not be wiped
+      line.append(name).append(value.empty() ? ";" : ": ").append(value);
+      headers.Add(line);
+      Wipe(line);
+    }
     SetUp(curl, request, headers, &exchange);
     const CURLcode code = curl_easy_perform(curl);
+    WipeVectorRegisters();
+    sodium_stackzero(kStackOfCurl);
     long status = 0;
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
     GiveBack(curl);
@@ -210,7 +254,8 @@ class CurlTransport final : public HttpTransport {
 }  // namespace
 
 std::unique_ptr<HttpTransport> MakeCurlTransport() {
-  static const CURLcode ready = curl_global_init(CURL_GLOBAL_DEFAULT);
+  static const CURLcode ready = curl_global_init_mem(CURL_GLOBAL_DEFAULT, &std::malloc, &WipeAndFree,
+                                                     &WipeAndReallocate, &strdup, &std::calloc);
   (void)ready;  // on failure curl_easy_init fails too, and Perform says so
   return std::make_unique<CurlTransport>();
 }

@@ -1,5 +1,6 @@
 #include "base/posix_io.h"
 
+#include <string.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -51,6 +52,7 @@ absl::Status ReadAll(int fd, std::string* out, const std::string& what) {
     if (got < 0) return ErrnoStatus(errno, what);
     if (got == 0) return absl::OkStatus();
     out->append(buffer, static_cast<size_t>(got));
+    explicit_bzero(buffer, static_cast<size_t>(got));  // the file may be one of keys
   }
 }
 

@@ -3,6 +3,7 @@
 #include <sodium.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -43,6 +44,15 @@ bool Secret::Equals(std::string_view other) const {
   return size_ == other.size() && (size_ == 0 || sodium_memcmp(bytes_.get(), other.data(), size_) == 0);
 }
 
+Secret TakeFromEnvironment(const char* name) {
+  char* value = std::getenv(name);
+  if (value == nullptr) return {};
+  Secret taken(value);
+  sodium_memzero(value, std::strlen(value));
+  unsetenv(name);
+  return taken;
+}
+
 void Wipe(std::string& text) {
   sodium_memzero(text.data(), text.size());
   text.clear();
@@ -57,7 +67,9 @@ std::string Redact(std::string text, std::span<const Secret> secrets) {
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const Secret* a, const Secret* b) { return a->size() > b->size(); });
   for (const Secret* secret : ordered) {
-    std::string value(secret->Reveal());
+    std::string value;
+    value.reserve(2 * secret->size());  // one buffer: what it outgrew could not be wiped
+    value.append(secret->Reveal());
     ReplaceAll(text, value, "[redacted]");
     ReplaceAll(value, "/", "\\/");
     if (value.size() != secret->size()) ReplaceAll(text, value, "[redacted]");

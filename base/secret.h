@@ -28,6 +28,11 @@ class Secret {
   size_t size_ = 0;
 };
 
+/// The value of an environment variable, which is then gone: its bytes are overwritten where the kernel put them, so
+/// that /proc/PID/environ, child processes and memory dumps do not show it, and it is unset. Nothing when it is not set.
+/// Call it before other threads start: it changes the environment.
+Secret TakeFromEnvironment(const char* name);
+
 /// Does not compile: a Secret in a message or a log line is a bug.
 std::ostream& operator<<(std::ostream&, const Secret&) = delete;
 

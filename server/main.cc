@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "base/secret.h"
 #include "server/app.h"
 #include "server/config/config.h"
 #include "server/log/log.h"
@@ -26,6 +27,7 @@ namespace {
 constexpr int kRuntimeError = 1;
 constexpr int kUsage = 2;
 constexpr int kCutShort = 130;
+constexpr char kLlmKey[] = "OPTOD_LLM_KEY";
 
 /// Keeps freed memory instead of giving it back: the first touch of a page costs more than most of what is done in it,
 /// and tensors come in the same sizes again and again. Worth a factor of 4 to 9 in streamed bytes/s.
@@ -85,12 +87,13 @@ std::string ProgramFolder() {
   return path.substr(0, path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
 }
 
-int Serve(const optod::config::Config& config) {
+int Serve(const optod::config::Config& config, const optod::Secret& llm_key) {
   int signals = SignalDescriptor();
   int wake = eventfd(0, EFD_CLOEXEC);
   std::atomic<int64_t> grace_ms{-1};
   optod::server::Environment environment;
-  environment.get_env = [](const std::string& name) -> std::optional<std::string> {
+  environment.get_env = [&llm_key](const std::string& name) -> std::optional<std::string> {
+    if (name == kLlmKey) return llm_key.empty() ? std::nullopt : std::optional<std::string>(llm_key.Reveal());
     const char* value = std::getenv(name.c_str());
     return value == nullptr ? std::nullopt : std::optional<std::string>(value);
   };
@@ -125,6 +128,7 @@ int Serve(const optod::config::Config& config) {
 int main(int argc, char** argv) {
   KeepFreedMemory();
   prctl(PR_SET_DUMPABLE, 0);  // tokens and keys stay out of core dumps and of other processes' reach
+  const optod::Secret llm_key = optod::TakeFromEnvironment(kLlmKey);
   auto line = optod::config::ParseCommandLine(std::vector<std::string>(argv + 1, argv + argc));
   if (!line.ok()) return Fail(line.status());
   if (line->only_print) {
@@ -135,5 +139,5 @@ int main(int argc, char** argv) {
                    line->config.log_format == "json" ? optod::log::Format::kJson : optod::log::Format::kText);
   gpr_set_log_verbosity(line->config.log_level == "debug" ? GPR_LOG_SEVERITY_INFO : GPR_LOG_SEVERITY_ERROR);
   gpr_set_log_function(&ForwardGrpcLog);
-  return Serve(line->config);
+  return Serve(line->config, llm_key);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <string_view>
 
 #include "base/status.h"
 #include "trace/llm/json_parse.h"
@@ -20,25 +21,26 @@ bool EndsWith(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-std::string Trim(const std::string& text) {
+/// A part of `text`. Views, not copies: what is read here may be a key.
+std::string_view Trim(std::string_view text) {
   const size_t begin = text.find_first_not_of(" \t\r\n");
-  if (begin == std::string::npos) return "";
+  if (begin == std::string_view::npos) return "";
   return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
-/// A YAML scalar on one line: quoted, or plain up to " #".
-absl::StatusOr<std::string> Scalar(std::string text) {
+/// A YAML scalar on one line: quoted, or plain up to " #". A part of `text`.
+absl::StatusOr<std::string_view> Scalar(std::string_view text) {
   text = Trim(text);
   if (text.empty()) return text;
   const char quote = text[0];
   if (quote != '"' && quote != '\'') return Trim(text.substr(0, text.find(" #")));
   const size_t end = text.find(quote, 1);
-  const std::string rest = end == std::string::npos ? "" : Trim(text.substr(end + 1));
-  if (end == std::string::npos || (!rest.empty() && rest[0] != '#')) return InvalidArgument("quotes do not match");
+  const std::string_view rest = end == std::string_view::npos ? "" : Trim(text.substr(end + 1));
+  if (end == std::string_view::npos || (!rest.empty() && rest[0] != '#')) return InvalidArgument("quotes do not match");
   return text.substr(1, end - 1);
 }
 
-absl::Status AddKey(std::map<std::string, Secret>* keys, const std::string& name, const std::string& key) {
+absl::Status AddKey(std::map<std::string, Secret>* keys, const std::string& name, std::string_view key) {
   if (!IsName(name)) return InvalidArgument("the endpoint's name is not of the form [a-z][a-z0-9-]{0,62}");
   const auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
   if (key.empty() || std::any_of(key.begin(), key.end(), control))
@@ -47,21 +49,19 @@ absl::Status AddKey(std::map<std::string, Secret>* keys, const std::string& name
   return absl::OkStatus();
 }
 
-absl::Status ParseSecretLine(std::map<std::string, Secret>* keys, const std::string& text) {
+absl::Status ParseSecretLine(std::map<std::string, Secret>* keys, std::string_view text) {
   const size_t colon = text.find(':');
-  if (colon == std::string::npos) return InvalidArgument("is not of the form `endpoint: key`");
-  ASSIGN_OR_RETURN(const std::string name, Scalar(text.substr(0, colon)));
-  ASSIGN_OR_RETURN(std::string key, Scalar(text.substr(colon + 1)));
-  const absl::Status added = AddKey(keys, name, key);
-  Wipe(key);
-  return added;
+  if (colon == std::string_view::npos) return InvalidArgument("is not of the form `endpoint: key`");
+  ASSIGN_OR_RETURN(const std::string_view name, Scalar(text.substr(0, colon)));
+  ASSIGN_OR_RETURN(const std::string_view key, Scalar(text.substr(colon + 1)));
+  return AddKey(keys, std::string(name), key);
 }
 
 }  // namespace
 
 absl::StatusOr<ParsedUrl> ParseEndpointUrl(const std::string& field, const std::string& url) {
   ParsedUrl parsed;
-  std::string text = Trim(url);
+  std::string text(Trim(url));
   std::string lower = text.substr(0, 8);
   std::transform(lower.begin(), lower.end(), lower.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
@@ -113,7 +113,12 @@ absl::Status CheckEndpoint(const EndpointConfig& config) {
 }
 
 absl::StatusOr<EndpointsFromEnv> EndpointsFromEnvironment(const GetEnv& get_env) {
-  const auto value = [&](const char* name) { return Trim(get_env(name).value_or("")); };
+  const auto value = [&](const char* name) {
+    std::string given = get_env(name).value_or("");
+    std::string trimmed(Trim(given));
+    Wipe(given);
+    return trimmed;
+  };
   EndpointsFromEnv found;
   const std::string url = value("OPTOD_LLM_URL"), model = value("OPTOD_LLM_MODEL");
   std::string key = value("OPTOD_LLM_KEY");
@@ -146,7 +151,7 @@ absl::StatusOr<std::map<std::string, Secret>> ParseSecrets(const std::string& te
     const Json json = ReadJson(text);
     if (json.is_discarded()) return InvalidArgument("secrets file: is not valid JSON");
     for (const auto& [name, value] : json.items()) {
-      absl::Status added = value.is_string() ? AddKey(&keys, name, value.get<std::string>())
+      absl::Status added = value.is_string() ? AddKey(&keys, name, value.get_ref<const std::string&>())
                                              : InvalidArgument("the key is not a string");
       if (!added.ok()) return InvalidArgument("secrets file: entry ", keys.size() + 1, ": ", added.message());
     }
@@ -155,11 +160,10 @@ absl::StatusOr<std::map<std::string, Secret>> ParseSecrets(const std::string& te
   int number = 1;
   for (size_t at = 0; at < text.size(); ++number) {
     const size_t end = std::min(text.find('\n', at), text.size());
-    std::string line = Trim(text.substr(at, end - at));
+    const std::string_view line = Trim(std::string_view(text).substr(at, end - at));
     at = end + 1;
     if (line.empty() || line[0] == '#' || line == "---") continue;
     const absl::Status added = ParseSecretLine(&keys, line);
-    Wipe(line);
     if (!added.ok()) return InvalidArgument("secrets file: line ", number, ": ", added.message());
   }
   return keys;

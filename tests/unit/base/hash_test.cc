@@ -1,5 +1,6 @@
 #include <sodium.h>
 
+#include <cstdlib>
 #include <set>
 #include <string>
 #include <vector>
@@ -149,6 +150,16 @@ TEST(Secret, RedactReplacesKnownValues) {
                 {R"({"key":"sk-a\/b123"})", R"({"key":"[redacted]"})"},
                 {"abc is too short to be one", "abc is too short to be one"}};
   for (const auto& test : kCases) EXPECT_EQ(Redact(test.text, all), test.want);
+}
+
+TEST(Secret, TakenFromTheEnvironmentItIsNoLongerThere) {
+  constexpr char kName[] = "OPTOD_TEST_TAKEN";
+  EXPECT_TRUE(TakeFromEnvironment(kName).empty());
+  ASSERT_EQ(setenv(kName, "sk-taken-31f7", 1), 0);
+  const char* where = getenv(kName);
+  EXPECT_EQ(TakeFromEnvironment(kName).Reveal(), "sk-taken-31f7");
+  EXPECT_EQ(getenv(kName), nullptr);
+  EXPECT_EQ(std::string(where, 13), std::string(13, '\0'));  // the C library keeps the memory of what was set
 }
 
 TEST(Secret, WipeLeavesNoByte) {
