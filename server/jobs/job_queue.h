@@ -67,6 +67,8 @@ class JobQueue {
   absl::StatusOr<std::vector<v1::JobEvent>> Events(const std::string& user, const std::string& id,
                                                    int64_t after_sequence, size_t limit, bool* ended) const;
   absl::StatusOr<std::string> LogPath(const std::string& user, const std::string& id, bool* ended) const;
+  /// Where the job's workers write: checkpoints, studies, results.
+  absl::StatusOr<std::string> WorkFolder(const std::string& user, const std::string& id) const;
   int64_t running() const;
   int64_t queued() const;
   bool has_worker() const { return !options_.worker.empty(); }
