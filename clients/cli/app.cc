@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "base/status.h"
+#include "clients/cli/order_commands.h"
 #include "clients/cli/output.h"
 
 namespace optod::cli {
@@ -90,6 +91,7 @@ int Main(int argc, const char* const* argv) {
   AddOptimizerCommands(root, app);
   AddSessionCommands(root, app);
   AddJobCommands(root, app);
+  AddOrderCommands(root, app);
   AddArtifactCommands(root, app);
   AddOptimizeCommand(root, app);
   AddTraceCommands(root, app);

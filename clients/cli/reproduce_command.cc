@@ -31,6 +31,8 @@ constexpr Study kStudies[] = {
     {"sgd-sai", "SGD-SaI beside SGD, momentum SGD and AdamW on a character language model", nullptr, kStudiesModule},
     {"adahessian", "AdaHessian on badly scaled logistic regression and a small CNN", nullptr, kStudiesModule},
     {"mkor", "MKOR, MKOR-H and KFAC on an autoencoder; cost of factor updates by width", nullptr, kStudiesModule},
+    {"fut", "estimates of another sample order beside retraining: accuracy, time, curricula, memorisation (needs OPTOD_DATA)",
+     nullptr, kStudiesModule},
     {"zo-bench",
      "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs "
      "(needs OPTOD_DATA)",

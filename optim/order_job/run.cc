@@ -44,15 +44,22 @@ class Run {
     RETURN_IF_ERROR(Announce());
     RETURN_IF_ERROR(Record());
     RETURN_IF_ERROR(Fill());
+    RETURN_IF_ERROR(Going());
     RETURN_IF_ERROR(Estimate());
+    RETURN_IF_ERROR(Going());
     RETURN_IF_ERROR(Search());
+    RETURN_IF_ERROR(Going());
     RETURN_IF_ERROR(MatrixCells());
+    RETURN_IF_ERROR(Going());
     RETURN_IF_ERROR(Checks());
     return result_.dump();
   }
 
  private:
   Control Quietly() const { return {{}, watch_.token()}; }
+  absl::Status Going() const {
+    return watch_.token().stop_requested() ? absl::CancelledError("stopped on request") : absl::OkStatus();
+  }
 
   /// What it will take, before it starts.
   absl::Status Announce() {
@@ -102,8 +109,8 @@ class Run {
       if (first_terms_ < 0) first_terms_ = done;
       const auto made = static_cast<double>(std::max<int64_t>(done - first_terms_, 1));
       const double left = seconds / made * static_cast<double>(total - done);
-      Report(base_ + done, {{"terms", static_cast<double>(done)}, {"seconds_left", left}}, done == total);
       hooks_.checkpoint(base_ + done);
+      Report(base_ + done, {{"terms", static_cast<double>(done)}, {"seconds_left", left}}, done == total);
     };
     RETURN_IF_ERROR(study_->Precompute(control));
     result_["precompute_seconds"] = SecondsSince(begin);
@@ -137,8 +144,8 @@ class Run {
     RETURN_IF_ERROR(Keep(name, part));
     result_[name] = std::move(part);
     base_ += units;
-    Report(base_, {}, true);
     hooks_.checkpoint(base_);
+    Report(base_, {}, true);
     return absl::OkStatus();
   }
   absl::Status Save(const char* name, std::span<const double> values, const std::vector<int64_t>& shape, Json* part) {
@@ -201,8 +208,8 @@ class Run {
     options.state_file = folder_ + "/parts/search.state";
     Control control = Quietly();
     control.progress = [this](int64_t done, int64_t, double) {
-      Report(base_ + done, {{"generation", static_cast<double>(done)}}, false);
       hooks_.checkpoint(base_ + done);
+      Report(base_ + done, {{"generation", static_cast<double>(done)}}, false);
     };
     const auto begin = Clock::now();
     ASSIGN_OR_RETURN(const SearchResult found, SearchOrder(*study_, fs_, options, control));
@@ -255,10 +262,11 @@ class Run {
               {"error", Json::array()},     {"error_zeroth", Json::array()}, {"error_guess", Json::array()},
               {"training_seconds", Json::array()}};
     for (int i = static_cast<int>(part["retrained"].size()); i < count; ++i) {
+      RETURN_IF_ERROR(Going());
       RETURN_IF_ERROR(Check(orders[static_cast<size_t>(i)], &part));
       RETURN_IF_ERROR(Keep("retrain_checks", part));
-      Report(base_ + i + 1, {{"trainings", static_cast<double>(i + 1)}}, false);
       hooks_.checkpoint(base_ + i + 1);
+      Report(base_ + i + 1, {{"trainings", static_cast<double>(i + 1)}}, false);
     }
     RETURN_IF_ERROR(Judge(&part));
     return Finish("retrain_checks", std::move(part), count);
@@ -309,6 +317,7 @@ class Run {
   }
 
   void Report(int64_t units, const std::map<std::string, double>& metrics, bool always) {
+    watch_.Ask();
     const auto now = Clock::now();
     if (!always && now - reported_ < kBetweenReports) return;
     reported_ = now;

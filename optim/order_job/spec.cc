@@ -189,6 +189,8 @@ absl::Status CheckTogether(const Json& json, const SampleOrderSpec& spec) {
   if (Positions(spec) > 100'000)
     return InvalidArgument("study.epochs: ", spec.study.epochs, " of ", spec.batches,
                            " batches are more than 100000 positions");
+  if (Positions(spec) * spec.batches > 100'000'000)
+    return InvalidArgument("batches: ", spec.batches, " at ", Positions(spec), " positions are more than 100000000 terms");
   if (spec.builtin) {
     if (json.contains("task")) return InvalidArgument("task: belongs to a language model; this job has a built-in one");
     if (spec.builtin->name == "logistic" && spec.builtin->data.classes != 2)

@@ -12,7 +12,7 @@ namespace optod::order {
 
 class StopWatch {
  public:
-  explicit StopWatch(std::function<bool()> asked) : thread_([this, asked = std::move(asked)] { Watch(asked); }) {}
+  explicit StopWatch(std::function<bool()> asked) : asked_(std::move(asked)), thread_([this] { Watch(); }) {}
   ~StopWatch() {
     {
       const std::lock_guard lock(mutex_);
@@ -21,19 +21,21 @@ class StopWatch {
     wake_.notify_all();
   }
   std::stop_token token() const { return source_.get_token(); }
+  /// Asks now, rather than within the next 50 ms.
+  void Ask() {
+    if (asked_()) source_.request_stop();
+  }
 
  private:
-  void Watch(const std::function<bool()>& asked) {
+  void Watch() {
     std::unique_lock lock(mutex_);
-    while (!over_) {
-      if (asked()) {
-        source_.request_stop();
-        return;
-      }
+    while (!over_ && !source_.stop_requested()) {
+      Ask();
       wake_.wait_for(lock, std::chrono::milliseconds(50));
     }
   }
 
+  const std::function<bool()> asked_;
   std::stop_source source_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -303,7 +303,7 @@ grpc::Status OrderService::SearchOrders(grpc::ServerContext* context, const v1::
       if (done < options.generations) writer->Write(response);
     };
     ASSIGN_OR_RETURN(const order::SearchResult found, order::SearchOrder(*study, fs_, options, control));
-    response.set_generation(static_cast<int32_t>(found.best.size()));
+    response.set_generation(options.generations);
     v1::SearchOrdersResult& result = *response.mutable_result();
     SetOrder(found.order, result.mutable_order());
     result.set_estimated(found.estimated);

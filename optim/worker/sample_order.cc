@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -40,6 +41,17 @@ auto Guarded(Work work) -> decltype(work()) {
   }
 }
 
+/// The same hooks, with a checkpoint told at most five times a second: terms come faster.
+order::RunHooks Calmer(order::RunHooks hooks) {
+  hooks.checkpoint = [tell = hooks.checkpoint, told = std::chrono::steady_clock::time_point()](int64_t units) mutable {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - told < std::chrono::milliseconds(200)) return;
+    told = now;
+    tell(units);
+  };
+  return hooks;
+}
+
 std::atomic<bool> g_end{false};
 void OnSignal(int) { g_end = true; }
 
@@ -58,7 +70,7 @@ absl::StatusOr<std::string> RunSampleOrderJob(const std::string& spec_json, cons
     nn::UseCachingAllocator();
     zo::SetStreamThreads(nn::SetThreads(spec.threads));
     ASSIGN_OR_RETURN(const order::LanguageProblem problem, MakeProblem(spec, hooks.stop, hooks.log));
-    return order::RunSampleOrder(PosixFs(), folder, spec_json, spec, problem.model, hooks);
+    return order::RunSampleOrder(PosixFs(), folder, spec_json, spec, problem.model, Calmer(hooks));
   });
 }
 

@@ -48,7 +48,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """order: int array [T].  best, mean: by generation.  evaluations: estimates taken."""
+    """order: int array [T].  best, mean: of the first generation and of each one made.  evaluations: estimates taken."""
 
     order: np.ndarray
     estimated: float

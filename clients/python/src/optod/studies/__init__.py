@@ -5,6 +5,7 @@
     scale, sgd-sai   a character-level language model on tinyshakespeare     language_model.py, scale.py, sgd_sai.py
     adahessian       logistic regression, a small CNN on digits, a quadratic  adahessian.py
     mkor             an autoencoder; cost of factor updates by width          mkor.py
+    fut              estimates of another sample order, as jobs of a server   fut.py, fut_models.py, charts_orders.py
 
 Models and gradients are plain NumPy (models.py), so nothing but the package is needed; every update is the server's.
 """

@@ -9,4 +9,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 from optod.studies import adahessian, mkor, runner, scale, sgd_sai
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["fut"]:     # jobs of the server, not steps from here: nothing to plan or keep
+        from optod.studies import fut
+        sys.exit(fut.main(sys.argv[2:]))
     sys.exit(runner.main({study.NAME: study for study in (scale, sgd_sai, adahessian, mkor)}))
