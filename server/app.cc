@@ -23,6 +23,7 @@
 #include "optod/v1/event.pb.h"
 #include "optod/v1/job.pb.h"
 #include "optod/v1/operation.pb.h"
+#include "optod/v1/order.pb.h"
 #include "optod/v1/search.pb.h"
 #include "optod/v1/session.pb.h"
 #include "optod/v1/trace.pb.h"
@@ -45,6 +46,7 @@
 #include "server/services/byte_budget.h"
 #include "server/services/event_service.h"
 #include "server/services/job_service.h"
+#include "server/services/order_service.h"
 #include "server/services/request_meter.h"
 #include "server/services/search_service.h"
 #include "server/services/session_service.h"
@@ -67,19 +69,21 @@ namespace {
 constexpr char kMemory[] = ":memory:";
 constexpr int64_t kTransferBudgetBytes = int64_t{1} << 30;
 
+constexpr int kStudyThreads = 16;  // questions about studies under way at once
 constexpr int kLlmThreads = 16;  // model calls under way at once; each waits on the network
 constexpr std::chrono::hours kCareInterval{1};
 constexpr std::chrono::milliseconds kJobTick{250};
 
 /// The public services. `implemented` is what GetServerInfo reports.
-constexpr std::string_view kJobService = "optod.v1.JobService";
+constexpr std::string_view kJobService = "optod.v1.JobService", kOrderService = "optod.v1.OrderService";
 struct ServiceRow {
   const char* name;
   bool implemented;
 };
 constexpr ServiceRow kServices[] = {
     {"optod.v1.AdminService", true}, {"optod.v1.ArtifactService", true},  {"optod.v1.EventService", true},
-    {"optod.v1.JobService", true},   {"optod.v1.OperationService", true}, {"optod.v1.SearchService", true},
+    {"optod.v1.JobService", true},   {"optod.v1.OperationService", true}, {"optod.v1.OrderService", true},
+    {"optod.v1.SearchService", true},
     {"optod.v1.SessionService", true},
     {"optod.v1.TraceService", true},
     {"optod.v1.WorkflowService", true},
@@ -102,7 +106,7 @@ std::vector<std::string> MethodNames() {
       &v1::Event::default_instance(),          &v1::Job::default_instance(),
       &v1::Operation::default_instance(),      &v1::Session::default_instance(),
       &v1::BackwardRequest::default_instance(), &v1::CompleteRequest::default_instance(),
-      &v1::Search::default_instance(),
+      &v1::Search::default_instance(),          &v1::OrderStudy::default_instance(),
       &v1::WorkerHello::default_instance()};
   std::vector<std::string> names = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
                                     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
@@ -177,6 +181,8 @@ struct App::Impl {
   std::unique_ptr<jobs::Launcher> launcher;
   std::unique_ptr<jobs::JobQueue> queue;
   std::unique_ptr<services::JobServiceControl> job_service;
+  std::unique_ptr<ThreadPool> study_pool;  ///< questions about studies, which may take minutes
+  std::unique_ptr<services::StudyProcesses> studies;
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<grpc::Server> grpc;
   std::vector<std::string> addresses;
@@ -202,7 +208,7 @@ struct App::Impl {
   int64_t UptimeMs() const { return (clock.NowMonotonicNs() - start_ns) / 1'000'000; }
   void SetServing(bool now);
   /// Jobs need a program of their own.
-  bool Serves(const ServiceRow& row) const { return row.implemented && (row.name != kJobService || queue->has_worker()); }
+  bool Serves(const ServiceRow& row) const { return row.implemented && ((row.name != kJobService && row.name != kOrderService) || queue->has_worker()); }
   void ScheduleCare();
   absl::Status StartJobs();
   void ScheduleJobs();
@@ -338,6 +344,7 @@ void App::Impl::MakeServices() {
   services.push_back(services::MakeOperationService(*operations, *authenticator));
   job_service = services::MakeJobService({authenticator.get(), queue.get(), care.get(), care_timers.get()});
   services.push_back(services::MakeWorkerService(*queue, *care));
+  services.push_back(services::MakeOrderService({authenticator.get(), queue.get(), studies.get(), &fs, study_pool.get()}));
 }
 
 /// Jobs live in files of the data directory: a server in memory has none.
@@ -357,6 +364,9 @@ absl::Status App::Impl::StartJobs() {
   }
   launcher = jobs::MakeLocalLauncher();
   queue = std::make_unique<jobs::JobQueue>(options, jobs::JobFiles(fs, config.data_dir + "/jobs"), *launcher, clock);
+  study_pool = std::make_unique<ThreadPool>(kStudyThreads);
+  studies = std::make_unique<services::StudyProcesses>(
+      services::StudyProcessOptions{options.worker, options.environment, environment.get_env("TMPDIR").value_or("/tmp")}, *launcher);
   if (config.data_dir == kMemory) return absl::OkStatus();
   const absl::Status loaded = queue->Load();
   if (absl::IsDataLoss(loaded)) log::Error("job_unreadable", {{"message", std::string(loaded.message())}});
@@ -503,6 +513,7 @@ void App::Shutdown(int64_t grace_ms) {
     parts.SetServing(false);
     parts.events->StopWatchers();
     parts.job_service->StopStreams();
+    parts.studies->Stop();  // ends the questions under way
     parts.queue->Shutdown(std::min<int64_t>(grace_ms, 3000));
   }
   bool drained = parts.engine == nullptr || parts.DrainEngine(deadline, &drainer);
@@ -522,6 +533,8 @@ void App::Shutdown(int64_t grace_ms) {
   parts.http.reset();
   parts.grpc.reset();
   parts.services.clear();
+  parts.study_pool.reset();
+  parts.studies.reset();
   parts.events.reset();
   parts.job_service.reset();
   parts.care_timers.reset();

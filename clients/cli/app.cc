@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "base/status.h"
+#include "clients/cli/order_commands.h"
 #include "clients/cli/output.h"
 
 namespace optod::cli {
@@ -91,6 +92,7 @@ int Main(int argc, const char* const* argv) {
   AddSessionCommands(root, app);
   AddJobCommands(root, app);
   AddSearchCommands(root, app);
+  AddOrderCommands(root, app);
   AddArtifactCommands(root, app);
   AddOptimizeCommand(root, app);
   AddTraceCommands(root, app);

@@ -37,6 +37,8 @@ constexpr Study kStudies[] = {
      "OptoPrime, OPRO and TextGrad beside Adam on random arithmetic graphs, and on prompts for BIG-Bench Hard (needs "
      "OPTOD_DATA); starts a small local language model unless OPTOD_LLM_URL is set",
      nullptr, kStudiesModule, /*own_server=*/true},
+    {"fut", "estimates of another sample order beside retraining: accuracy, time, curricula, memorisation (needs OPTOD_DATA)",
+     nullptr, kStudiesModule},
     {"zo-bench",
      "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs",
      nullptr, kStudiesModule},

@@ -6,6 +6,7 @@
 #include "base/random_id.h"
 #include "base/reason.h"
 #include "base/status.h"
+#include "clients/cpp/channel.h"
 #include "clients/cpp/client_impl.h"
 
 namespace optod::client {
@@ -93,7 +94,7 @@ ClientOptions OptionsFromEnv(ClientOptions defaults) {
   return defaults;
 }
 
-absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ClientOptions& options) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const ClientOptions& options) {
   RETURN_IF_ERROR(CheckAddress(options.address));
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // retries are ours: they keep the request id
@@ -109,7 +110,11 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ClientOptions& opt
     ASSIGN_OR_RETURN(tls.pem_root_certs, PosixFs().ReadFile(options.tls_ca_file));
     credentials = grpc::SslCredentials(tls);
   }
-  auto channel = grpc::CreateCustomChannel(options.address, credentials, arguments);
+  return grpc::CreateCustomChannel(options.address, credentials, arguments);
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ClientOptions& options) {
+  ASSIGN_OR_RETURN(auto channel, OpenChannel(options));
   return std::unique_ptr<Client>(new Client(std::make_unique<ClientImpl>(options, std::move(channel))));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <set>
 
 #include "base/status.h"
@@ -51,8 +52,7 @@ void Advance(const kernels::Step& step, const kernels::Piece<T>& piece, size_t n
   }
 }
 template <typename T>
-void Direct(const kernels::Step& step, const T* g, const double* theta, double* m, double* v, double* direction,
-            size_t n) {
+void Direct(const kernels::Step& step, const T* g, const T* theta, T* m, T* v, T* direction, size_t n) {
   if constexpr (std::is_same_v<T, float>) {
     kernels::Best().direct_float(step, g, theta, m, v, direction, n);
   } else {
@@ -223,8 +223,22 @@ class Engine {
 
   /// The reference's directions (and moments) along all positions for one piece of the parameters.
   struct Along {
-    std::vector<double> theta, direction, m, v;  // [P][count]; m and v before each position, when held
+    std::vector<T> theta, direction, m, v;  // [P][count]; m and v before each position, when held
   };
+
+  /// The same for any call, so it is kept where a quarter of the memory budget holds all pieces of it.
+  std::shared_ptr<const Along> AlongOf(const View<T>& view, size_t at, size_t count, const Plan& plan) {
+    const auto bytes = static_cast<int64_t>(static_cast<size_t>(positions()) * n() * sizeof(T) * (decays_ ? 2 : 1));
+    if (plan.held || bytes > r_.options->memory_budget / 4)
+      return std::make_shared<const Along>(FollowReference(view, at, count, plan));
+    {
+      const std::lock_guard lock(along_mutex_);
+      if (const auto found = along_.find(at); found != along_.end()) return found->second;
+    }
+    auto made = std::make_shared<const Along>(FollowReference(view, at, count, plan));
+    const std::lock_guard lock(along_mutex_);
+    return along_.emplace(at, std::move(made)).first->second;
+  }
 
   Along FollowReference(const View<T>& view, size_t at, size_t count, const Plan& plan) const {
     Along along;
@@ -232,10 +246,14 @@ class Engine {
     along.theta.resize(decays_ ? all : count);
     along.direction.resize(all);
     if (plan.held) along.m.resize(all), along.v.resize(all);
-    std::vector<double> m(count, 0.0), v(count, 0.0);
+    std::vector<T> m(count, T{0}), v(count, T{0});
+    std::vector<double> wide(decays_ ? count : 0);
     for (int t = 0; t < positions(); ++t) {
-      double* theta = along.theta.data() + (decays_ ? t * count : 0);
-      if (decays_) r_.trajectory->Read(t, at, std::span(theta, count));
+      T* theta = along.theta.data() + (decays_ ? t * count : 0);
+      if (decays_) {
+        r_.trajectory->Read(t, at, wide);
+        std::copy(wide.begin(), wide.end(), theta);
+      }
       if (plan.held) {
         std::copy(m.begin(), m.end(), along.m.begin() + static_cast<ptrdiff_t>(t * count));
         std::copy(v.begin(), v.end(), along.v.begin() + static_cast<ptrdiff_t>(t * count));
@@ -247,11 +265,12 @@ class Engine {
   }
 
   void OnePiece(const View<T>& view, std::span<const Order> orders, size_t first, size_t at, size_t count,
-                const Plan& plan, const Estimator::Sink& sink) const {
-    const Along along = FollowReference(view, at, count, plan);
-    std::vector<double> m(count), v(count), d(count);
+                const Plan& plan, const Estimator::Sink& sink) {
+    const std::shared_ptr<const Along> kept = AlongOf(view, at, count, plan);
+    const Along& along = *kept;
+    std::vector<T> m(count), v(count), d(count);
     for (size_t i = 0; i < orders.size(); ++i) {
-      for (auto* state : {&m, &v, &d}) std::fill(state->begin(), state->end(), 0.0);
+      for (auto* state : {&m, &v, &d}) std::fill(state->begin(), state->end(), T{0});
       for (int t = 0; t < positions(); ++t) {
         kernels::Piece<T> piece = PieceOf(along, t, count, plan, m, v, d.data());
         piece.g = view.At(kGradient, t, orders[i][t], at);
@@ -259,12 +278,22 @@ class Engine {
         if (plan.records > 2) piece.q = view.At(kThird, t, orders[i][t], at);
         Advance(steps_[t], piece, count);
       }
-      sink(first + i, at, d);
+      sink(first + i, at, Wide(d));
+    }
+  }
+  /// Numbers as the world outside sees them; valid until the next call of this thread.
+  static std::span<const double> Wide(const std::vector<T>& values) {
+    if constexpr (std::is_same_v<T, double>) {
+      return values;
+    } else {
+      thread_local std::vector<double> wide;
+      wide.assign(values.begin(), values.end());
+      return wide;
     }
   }
 
-  kernels::Piece<T> PieceOf(const Along& along, int t, size_t count, const Plan& plan, std::vector<double>& m,
-                            std::vector<double>& v, double* d) const {
+  kernels::Piece<T> PieceOf(const Along& along, int t, size_t count, const Plan& plan, std::vector<T>& m,
+                            std::vector<T>& v, T* d) const {
     kernels::Piece<T> piece;
     piece.theta = along.theta.data() + (decays_ ? t * count : 0);
     piece.direction = along.direction.data() + t * count;
@@ -307,10 +336,11 @@ class Engine {
   absl::Status RunWhole(const Order& order, const Plan& plan,
                         const std::function<void(int, std::span<const double>)>& visit) {
     RETURN_IF_ERROR(CheckFilled(Needed(std::span(&order, 1))));
-    std::vector<double> along_m(n()), along_v(n()), held_m, held_v, m(n()), v(n()), d(n()), direction(n()), product;
-    visit(0, d);
+    std::vector<T> along_m(n()), along_v(n()), held_m, held_v, m(n()), v(n()), d(n()), direction(n()), product;
+    visit(0, Wide(d));
     for (int t = 0; t < positions(); ++t) {
-      const std::vector<double> theta = r_.trajectory->Row(t);
+      const std::vector<double> wide_theta = r_.trajectory->Row(t);
+      const std::vector<T> theta(wide_theta.begin(), wide_theta.end());
       if (plan.held) held_m = along_m, held_v = along_v;
       ASSIGN_OR_RETURN(const auto own, cache_.Get(kGradient, t, (*r_.reference_order)[t]));
       Direct(steps_[t], own->data(), theta.data(), along_m.data(), along_v.data(), direction.data(), n());
@@ -323,7 +353,9 @@ class Engine {
       if (plan.records > 1) piece.h = terms[1]->data();
       if (plan.records > 2) piece.q = terms[2]->data();
       if (plan.product) {
-        ASSIGN_OR_RETURN(product, Product(t, order[t], theta, d));
+        ASSIGN_OR_RETURN(const std::vector<double> wide,
+                         Product(t, order[t], wide_theta, std::vector<double>(d.begin(), d.end())));
+        product.assign(wide.begin(), wide.end());
         piece.product = product.data();
       }
       piece.theta = theta.data();
@@ -332,7 +364,7 @@ class Engine {
       piece.m = m.data(), piece.v = v.data(), piece.d = d.data();
       piece.cap = r_.cap;
       Advance(steps_[t], piece, n());
-      visit(t + 1, d);
+      visit(t + 1, Wide(d));
     }
     return absl::OkStatus();
   }
@@ -363,6 +395,8 @@ class Engine {
   CellCache<T> cache_;
   std::vector<kernels::Step> steps_;
   bool decays_ = false;
+  std::mutex along_mutex_;
+  std::map<size_t, std::shared_ptr<const Along>> along_;  // by the piece's first parameter
   std::unique_ptr<SpanSolver> solver_;
 };
 

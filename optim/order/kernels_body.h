@@ -6,65 +6,89 @@
 namespace optod::order::kernels {
 namespace {
 
+/// A step's numbers in the width of the loop.
+template <typename T>
+struct Numbers {
+  explicit Numbers(const Step& s)
+      : nesterov(s.nesterov),
+        momentum(static_cast<T>(s.momentum)),
+        beta1(static_cast<T>(s.beta1)),
+        rest1(static_cast<T>(1.0 - s.beta1)),
+        beta2(static_cast<T>(s.beta2)),
+        rest2(static_cast<T>(1.0 - s.beta2)),
+        eps(static_cast<T>(s.eps)),
+        inverse_correction1(static_cast<T>(s.inverse_correction1)),
+        inverse_correction2(static_cast<T>(s.inverse_correction2)),
+        coupled_decay(static_cast<T>(s.coupled_decay)),
+        decoupled_decay(static_cast<T>(s.decoupled_decay)),
+        lr(static_cast<T>(s.lr)) {}
+  const bool nesterov;
+  const T momentum, beta1, rest1, beta2, rest2, eps, inverse_correction1, inverse_correction2;
+  const T coupled_decay, decoupled_decay, lr;
+};
+
+inline __attribute__((always_inline)) float Root(float x) { return __builtin_sqrtf(x); }
+inline __attribute__((always_inline)) double Root(double x) { return __builtin_sqrt(x); }
+
 /// Gamma of one element from its gradient; m and v advanced.
-template <Rule kRule>
-inline __attribute__((always_inline)) double Direct(const Step& s, double g, double& m, double& v) {
+template <Rule kRule, typename T>
+inline __attribute__((always_inline)) T Direct(const Numbers<T>& s, T g, T& m, T& v) {
   if constexpr (kRule == Rule::kSgd) {
     m = s.momentum * m + g;
     return s.nesterov ? g + s.momentum * m : m;
   }
-  m = s.beta1 * m + (1.0 - s.beta1) * g;
-  v = s.beta2 * v + (1.0 - s.beta2) * g * g;
-  return m * s.inverse_correction1 / (__builtin_sqrt(v * s.inverse_correction2) + s.eps);
+  m = s.beta1 * m + s.rest1 * g;
+  v = s.beta2 * v + s.rest2 * g * g;
+  return m * s.inverse_correction1 / (Root(v * s.inverse_correction2) + s.eps);
 }
 
 /// dGamma/dg with the moments before this position held; m and v are those after it. The second part of Adam's has the
 /// limit 0 where v is 0 (every gradient so far was 0).
-template <Rule kRule>
-inline __attribute__((always_inline)) double Slope(const Step& s, double g, double m, double v) {
-  if constexpr (kRule == Rule::kSgd) return s.nesterov ? 1.0 + s.momentum : 1.0;
-  const double root = __builtin_sqrt(v * s.inverse_correction2), denominator = root + s.eps;
-  const double safe = root > 0.0 ? root : 1.0, live = root > 0.0 ? 1.0 : 0.0;
-  return (1.0 - s.beta1) * s.inverse_correction1 / denominator - live * (m * s.inverse_correction1) * (1.0 - s.beta2) *
-                                                                     g * s.inverse_correction2 /
-                                                                     (safe * denominator * denominator);
+template <Rule kRule, typename T>
+inline __attribute__((always_inline)) T Slope(const Numbers<T>& s, T g, T m, T v) {
+  if constexpr (kRule == Rule::kSgd) return s.nesterov ? T{1} + s.momentum : T{1};
+  const T root = Root(v * s.inverse_correction2), denominator = root + s.eps;
+  const T safe = root > T{0} ? root : T{1}, live = root > T{0} ? T{1} : T{0};
+  return s.rest1 * s.inverse_correction1 / denominator -
+         live * (m * s.inverse_correction1) * s.rest2 * g * s.inverse_correction2 / (safe * denominator * denominator);
 }
 
 enum class From { kNothing, kDiagonal, kSecond, kProduct };
 
 template <typename T, Rule kRule, bool kHeld, From kFrom>
-void AdvanceLoop(const Step& s, const Piece<T>& p, size_t n) {
+void AdvanceLoop(const Step& step, const Piece<T>& p, size_t n) {
+  const Numbers<T> s(step);
   const T* __restrict g_in = p.g;
   const T* __restrict h_in = p.h;
   const T* __restrict q_in = p.q;
-  const double* __restrict product = p.product;
-  const double* __restrict theta = p.theta;
-  const double* __restrict direction = p.direction;
-  const double* __restrict m_reference = p.m_reference;
-  const double* __restrict v_reference = p.v_reference;
-  double* __restrict m_out = p.m;
-  double* __restrict v_out = p.v;
-  double* __restrict d_out = p.d;
-  const double cap = p.cap;
+  const T* __restrict product = p.product;
+  const T* __restrict theta = p.theta;
+  const T* __restrict direction = p.direction;
+  const T* __restrict m_reference = p.m_reference;
+  const T* __restrict v_reference = p.v_reference;
+  T* __restrict m_out = p.m;
+  T* __restrict v_out = p.v;
+  T* __restrict d_out = p.d;
+  const T cap = static_cast<T>(p.cap);
   for (size_t i = 0; i < n; ++i) {
-    const double d = d_out[i];
-    double correction = s.coupled_decay * d;
-    if constexpr (kFrom == From::kDiagonal) correction += static_cast<double>(h_in[i]) * d;
+    const T d = d_out[i];
+    T correction = s.coupled_decay * d;
+    if constexpr (kFrom == From::kDiagonal) correction += h_in[i] * d;
     if constexpr (kFrom == From::kSecond) {
-      double slope = static_cast<double>(h_in[i]) + 0.5 * static_cast<double>(q_in[i]) * d;
+      T slope = h_in[i] + T{0.5} * q_in[i] * d;
       slope = slope > cap ? cap : slope;
       slope = slope < -cap ? -cap : slope;
       correction += slope * d;
     }
     if constexpr (kFrom == From::kProduct) correction += product[i];
-    const double g = static_cast<double>(g_in[i]) + s.coupled_decay * theta[i];
-    double gamma;
+    const T g = g_in[i] + s.coupled_decay * theta[i];
+    T gamma;
     if constexpr (kHeld) {
-      double m = m_reference[i], v = kRule == Rule::kAdam ? v_reference[i] : 0.0;
+      T m = m_reference[i], v = kRule == Rule::kAdam ? v_reference[i] : T{0};
       gamma = Direct<kRule>(s, g, m, v);
       gamma += Slope<kRule>(s, g, m, v) * correction;
     } else {
-      double m = m_out[i], v = kRule == Rule::kAdam ? v_out[i] : 0.0;
+      T m = m_out[i], v = kRule == Rule::kAdam ? v_out[i] : T{0};
       gamma = Direct<kRule>(s, g + correction, m, v);
       m_out[i] = m;
       if constexpr (kRule == Rule::kAdam) v_out[i] = v;
@@ -90,18 +114,19 @@ void Advance(const Step& s, const Piece<T>& p, size_t n) {
 }
 
 template <typename T, Rule kRule>
-void DirectLoop(const Step& s, const T* __restrict g, const double* __restrict theta, double* __restrict m_out,
-                double* __restrict v_out, double* __restrict direction, size_t n) {
+void DirectLoop(const Step& step, const T* __restrict g, const T* __restrict theta, T* __restrict m_out,
+                T* __restrict v_out, T* __restrict direction, size_t n) {
+  const Numbers<T> s(step);
   for (size_t i = 0; i < n; ++i) {
-    double m = m_out[i], v = kRule == Rule::kAdam ? v_out[i] : 0.0;
-    direction[i] = Direct<kRule>(s, static_cast<double>(g[i]) + s.coupled_decay * theta[i], m, v);
+    T m = m_out[i], v = kRule == Rule::kAdam ? v_out[i] : T{0};
+    direction[i] = Direct<kRule>(s, g[i] + s.coupled_decay * theta[i], m, v);
     m_out[i] = m;
     if constexpr (kRule == Rule::kAdam) v_out[i] = v;
   }
 }
 
 template <typename T>
-void DirectAll(const Step& s, const T* g, const double* theta, double* m, double* v, double* direction, size_t n) {
+void DirectAll(const Step& s, const T* g, const T* theta, T* m, T* v, T* direction, size_t n) {
   if (s.rule == Rule::kSgd) return DirectLoop<T, Rule::kSgd>(s, g, theta, m, v, direction, n);
   DirectLoop<T, Rule::kAdam>(s, g, theta, m, v, direction, n);
 }

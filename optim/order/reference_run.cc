@@ -83,6 +83,12 @@ absl::StatusOr<Trajectory> Trajectory::Load(Fs& fs, const std::string& path, siz
       header.positions != static_cast<uint32_t>(positions)) {
     return DataLoss("reference: the file does not hold ", positions, " positions of ", n, " parameters");
   }
+  // Before anything is allocated by what a damaged file claims.
+  ASSIGN_OR_RETURN(const int64_t size, fs.FileSize(path));
+  const auto rows = static_cast<uint64_t>(positions) + 1, numbers = (static_cast<uint64_t>(size) - sizeof header) / width;
+  if (numbers / rows != n || numbers % rows != 0 || numbers * width + sizeof header != static_cast<uint64_t>(size)) {
+    return DataLoss("reference: ", size, " bytes do not hold ", positions, " positions of ", n, " parameters");
+  }
   Trajectory out(n, positions, precision);
   RETURN_IF_ERROR(fs.ReadRange(path, sizeof header, std::as_writable_bytes(std::span(out.narrow_))));
   RETURN_IF_ERROR(fs.ReadRange(path, sizeof header, std::as_writable_bytes(std::span(out.wide_))));

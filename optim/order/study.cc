@@ -16,6 +16,8 @@ namespace optod::order {
 namespace {
 
 constexpr const char* kHead = "optod-order-study 1\n";
+constexpr int64_t kMostTerms = 100'000'000;
+constexpr double kMostNumbers = 1e17;  // their bytes are counted in 63 bits
 
 using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
@@ -79,6 +81,14 @@ absl::Status Study::Shape(const StudyOptions& options) {
   if (batches_ < 1) return InvalidArgument("model: ", batches_, " batches; must be >= 1");
   if (static_cast<int64_t>(batches_) * options.epochs > 100000) {
     return InvalidArgument("epochs: ", options.epochs, " of ", batches_, " batches are more than 100000 positions");
+  }
+  const int64_t terms = static_cast<int64_t>(batches_) * batches_ * options.epochs;
+  if (terms > kMostTerms) {
+    return InvalidArgument("batches: ", batches_, " at ", int64_t{batches_} * options.epochs,
+                           " positions are more than ", kMostTerms, " terms");
+  }
+  if (static_cast<double>(terms) * static_cast<double>(n_) > kMostNumbers) {
+    return InvalidArgument("model: ", n_, " parameters in ", terms, " terms are more than ", kMostNumbers, " numbers");
   }
   const Order first = options.reference_order.empty() ? Identity(batches_) : options.reference_order;
   ASSIGN_OR_RETURN(reference_order_, Expand(first, batches_, options.epochs, "reference_order"));

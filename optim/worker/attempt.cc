@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "optim/nn/inference.h"
 #include "optim/train/trainer.h"
+#include "optim/worker/sample_order.h"
 #include "optim/zo/stream.h"
 #include "optod/v1/worker.grpc.pb.h"
 
@@ -133,7 +134,14 @@ train::TrainHooks HooksFor(Link& link) {
   return hooks;
 }
 
-absl::StatusOr<train::TrainResult> Work(const v1::WorkerTask& task, Link& link) {
+/// The result as JSON.
+absl::StatusOr<std::string> Order(const v1::WorkerTask& task, Link& link) {
+  const train::TrainHooks hooks = HooksFor(link);
+  return RunSampleOrderJob(task.spec_json(), task.folder(), task.threads(),
+                           {hooks.progress, hooks.log, hooks.checkpoint, hooks.stop});
+}
+
+absl::StatusOr<train::TrainResult> Train(const v1::WorkerTask& task, Link& link) {
   ASSIGN_OR_RETURN(train::TrainSpec spec, train::ParseTrainSpec(task.spec_json()));
   if (task.threads() > 0) spec.threads = task.threads();
   nn::UseCachingAllocator();
@@ -147,17 +155,23 @@ absl::StatusOr<train::TrainResult> Work(const v1::WorkerTask& task, Link& link) 
   }
 }
 
+absl::StatusOr<std::string> Work(const v1::WorkerTask& task, Link& link) {
+  if (IsSampleOrder(task.spec_json())) return Order(task, link);
+  ASSIGN_OR_RETURN(const train::TrainResult result, Train(task, link));
+  return train::ResultJson(result);
+}
+
 }  // namespace
 
 absl::Status RunAttempt(const AttemptOptions& options) {
   Link link(options.server);
   ASSIGN_OR_RETURN(const v1::WorkerTask task, link.Open(options));
-  const absl::StatusOr<train::TrainResult> result = Work(task, link);
+  const absl::StatusOr<std::string> result = Work(task, link);
   v1::WorkerDone done;
   done.set_code(static_cast<int>(result.status().code()));
   done.set_message(std::string(result.status().message()));
   if (result.ok())
-    done.set_result_json(train::ResultJson(*result));
+    done.set_result_json(*result);
   else
     std::printf("ended: %s\n", done.message().c_str());
   std::fflush(stdout);

@@ -17,6 +17,8 @@ void AddInferenceCommands(CLI::App& app, int* code);
 void AddTrainCommand(CLI::App& app, int* code);
 /// bench: seconds and memory of a step.
 void AddBenchCommand(CLI::App& app, int* code);
+/// order, order-serve: studies of the sample order.
+void AddOrderCommands(CLI::App& app, int* code);
 /// attach: one attempt of a job.
 void AddAttachCommand(CLI::App& app, int* code);
 std::string VersionText();

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   optod::worker::AddTrainCommand(app, &code);
   optod::worker::AddAttachCommand(app, &code);
   optod::worker::AddBenchCommand(app, &code);
+  optod::worker::AddOrderCommands(app, &code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -10,7 +10,7 @@
 #include "base/reason.h"
 #include "base/sha256.h"
 #include "base/status.h"
-#include "optim/train/spec.h"
+#include "server/jobs/job_kinds.h"
 
 namespace optod::jobs {
 namespace {
@@ -158,13 +158,13 @@ absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJob
                                     v1::JobRecord* record) const {
   Job& job = *record->mutable_job();
   if (request.job().spec_json().size() > kMaxSpecBytes) return ResourceExhausted("job.spec_json: over 1 MiB");
-  ASSIGN_OR_RETURN(const train::TrainSpec spec, train::ParseTrainSpec(request.job().spec_json()));
+  ASSIGN_OR_RETURN(const CheckedSpec spec, CheckJobSpec(request.job().spec_json()));
   RETURN_IF_ERROR(ReadQueueFields(request.job().spec_json(), &job));
   if (!request.job().kind().empty() && request.job().kind() != spec.kind)
     return InvalidArgument("job.kind: \"", request.job().kind(), "\" is not the spec's \"", spec.kind, "\"");
   if (job.placement().backend() == "cuda" || request.job().placement().backend() == "cuda")
     return Unimplemented("job.placement.backend: \"cuda\" is not part of this release");
-  for (const std::string& path : train::PathsOf(spec)) {
+  for (const std::string& path : spec.paths) {
     if (!path.starts_with("/"))
       return InvalidArgument("job: path \"", path, "\" is relative; the server needs absolute ones");
     const bool allowed =
@@ -179,7 +179,7 @@ absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJob
   }
   job.set_kind(spec.kind);
   job.set_spec_json(request.job().spec_json());
-  job.set_total_steps(spec.steps);
+  job.set_total_steps(spec.total_steps);
   job.mutable_placement()->set_backend("cpu");
   job.mutable_placement()->set_engine("local");
   return absl::OkStatus();
@@ -304,6 +304,12 @@ absl::StatusOr<std::string> JobQueue::LogPath(const std::string& user, const std
   ASSIGN_OR_RETURN(const Entry* entry, Find(user, id));
   *ended = HasEnded(entry->record.job().state());
   return files_.LogPath(entry->record);
+}
+
+absl::StatusOr<std::string> JobQueue::WorkFolder(const std::string& user, const std::string& id) const {
+  std::lock_guard lock(mutex_);
+  ASSIGN_OR_RETURN(const Entry* entry, Find(user, id));
+  return files_.WorkFolder(entry->record);
 }
 
 int64_t JobQueue::running() const {

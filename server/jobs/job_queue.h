@@ -67,6 +67,8 @@ class JobQueue {
   absl::StatusOr<std::string> LogPath(const std::string& user, const std::string& id, bool* ended) const;
   /// A copy of all jobs, for a backup of the data directory (JobFiles::CopyTo). The workers go on meanwhile.
   absl::StatusOr<CopiedJobs> CopyTo(const std::string& folder) { return files_.CopyTo(folder); }
+  /// Where the job's workers write: checkpoints, studies, results.
+  absl::StatusOr<std::string> WorkFolder(const std::string& user, const std::string& id) const;
   int64_t running() const;
   int64_t queued() const;
   bool has_worker() const { return !options_.worker.empty(); }

@@ -9,6 +9,7 @@
 #include "base/reason.h"
 #include "base/status.h"
 #include "optod/v1/job.grpc.pb.h"
+#include "server/services/job_name.h"
 #include "server/services/pages.h"
 #include "server/services/unary.h"
 
@@ -21,25 +22,6 @@ using grpc::CallbackServerContext;
 constexpr std::chrono::milliseconds kPoll{100};
 constexpr size_t kEventsPerRead = 256;
 constexpr size_t kLogPiece = 64 << 10;
-
-struct JobName {
-  std::string user, id;
-};
-
-/// users/U/jobs/J, jobs/J or J (of the caller).
-absl::StatusOr<JobName> ParseName(const std::string& name, const Caller& caller) {
-  JobName parsed{caller.user, name};
-  if (const size_t at = name.find("jobs/"); at != std::string::npos) {
-    parsed.id = name.substr(at + 5);
-    if (at > 0) {
-      if (name[at - 1] != '/') return InvalidArgument("name: \"", name, "\" is not users/USER/jobs/JOB");
-      ASSIGN_OR_RETURN(parsed.user, auth::ResolveUser(name.substr(0, at - 1), caller, "name"));
-    }
-  }
-  if (parsed.id.empty() || parsed.id.find('/') != std::string::npos)
-    return InvalidArgument("name: \"", name, "\" is not users/USER/jobs/JOB");
-  return parsed;
-}
 
 /// A server stream whose messages are read from somewhere on the pool, and waited for by a timer. States: reading ->
 /// writing -> ... -> waiting -> reading; exactly one of them at a time.
@@ -113,7 +95,7 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
   grpc::ServerUnaryReactor* GetJob(CallbackServerContext* context, const v1::GetJobRequest* request,
                                    v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
-      ASSIGN_OR_RETURN(const JobName name, ParseName(request->name(), caller));
+      ASSIGN_OR_RETURN(const JobName name, ParseJobName(request->name(), caller));
       ASSIGN_OR_RETURN(*response, parts_.queue->Get(name.user, name.id));
       return absl::OkStatus();
     });
@@ -122,7 +104,7 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
                                       v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       RETURN_IF_ERROR(auth::RequireWriter(caller));
-      ASSIGN_OR_RETURN(const JobName name, ParseName(request->name(), caller));
+      ASSIGN_OR_RETURN(const JobName name, ParseJobName(request->name(), caller));
       ASSIGN_OR_RETURN(*response, parts_.queue->Cancel(name.user, name.id));
       return absl::OkStatus();
     });
@@ -131,7 +113,7 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
                                       v1::Job* response) override {
     return Run(context, [this, request, response](const Caller& caller) -> absl::Status {
       RETURN_IF_ERROR(auth::RequireWriter(caller));
-      ASSIGN_OR_RETURN(const JobName name, ParseName(request->name(), caller));
+      ASSIGN_OR_RETURN(const JobName name, ParseJobName(request->name(), caller));
       if (!request->checkpoint().empty())
         return Unimplemented("checkpoint: jobs go on from their last checkpoint; leave it empty");
       ASSIGN_OR_RETURN(*response, parts_.queue->Resume(name.user, name.id));
@@ -206,7 +188,7 @@ class JobService final : public v1::JobService::CallbackService, public JobServi
   }
   absl::StatusOr<JobName> NameFor(CallbackServerContext* context, const std::string& name) const {
     ASSIGN_OR_RETURN(const Caller caller, parts_.authenticator->Authenticate(*context));
-    return ParseName(name, caller);
+    return ParseJobName(name, caller);
   }
 
   const JobParts parts_;

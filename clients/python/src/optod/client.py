@@ -11,6 +11,7 @@ from optod import specs, tensors
 from optod.admin import Admin, Artifacts, Events
 from optod.jobs import Jobs
 from optod.operations import Operations
+from optod.orders import Orders
 from optod.retry import RetryPolicy
 from optod.session import Session
 from optod.transport import Transport
@@ -41,7 +42,7 @@ def connect(address: Optional[str] = None, token: Optional[str] = None, timeout:
 class Client:
     """One connection to a server.  Thread-safe; a context manager.
 
-    sessions, jobs, operations, events, artifacts, admin: the services.  Every mutating call carries a request id that is made before the first attempt;
+    sessions, jobs, orders, operations, events, artifacts, admin: the services.  Every mutating call carries a request id that is made before the first attempt;
     UNAVAILABLE is tried again (4 attempts, 0.1 to 2 s), and the server answers a request id it has seen with the first answer.
     """
 
@@ -54,6 +55,7 @@ class Client:
         self.sessions = Sessions(self)
         self.operations = Operations(transport)
         self.jobs = Jobs(self)
+        self.orders = Orders(self)
         self.events = Events(self)
         self.artifacts = Artifacts(self)
         self.admin = Admin(self)

@@ -8,7 +8,8 @@
     trace            OptoPrime, OPRO, TextGrad beside Adam on random          trace.py: trace_numeric.py, arithmetic.py, trace_bbh.py,
                      arithmetic graphs; prompts on BIG-Bench Hard             model_server.py (a language model and a cassette)
     zo-bench         fine-tuning jobs: optimizers x schemes x tasks            zo_bench.py
+    fut              estimates of another sample order, as jobs of a server   fut.py, fut_models.py, charts_orders.py
 
-runner.py runs the gradient studies and zo-bench, trace.py its own; report.py and charts.py serve all. Models and gradients are plain NumPy (models.py), so
+runner.py runs the gradient studies and zo-bench, trace.py and fut.py their own; report.py and charts.py serve all. Models and gradients are plain NumPy (models.py), so
 nothing but the package is needed; every update is the server's. zo-bench trains in the server's own jobs (optod-worker).
 """

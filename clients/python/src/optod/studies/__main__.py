@@ -11,4 +11,7 @@ from optod.studies import adahessian, mkor, runner, scale, sgd_sai, trace, zo_be
 if __name__ == "__main__":
     if "trace" in sys.argv[1:2]:
         sys.exit(trace.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["fut"]:     # jobs of the server, not steps from here: nothing to plan or keep
+        from optod.studies import fut
+        sys.exit(fut.main(sys.argv[2:]))
     sys.exit(runner.main({study.NAME: study for study in (scale, sgd_sai, adahessian, mkor, zo_bench)}))
