@@ -80,9 +80,9 @@ class LanguageModel final : public Model {
     const std::span<float> values = engine.theta();
     for (size_t i = 0; i < theta.size(); ++i) values[i] = static_cast<float>(theta[i]);
     std::vector<float> grad(theta.size());
-    ASSIGN_OR_RETURN(const train::Objective objective, engine.Gradient(Of(data), data_->task.classify, grad));
+    ASSIGN_OR_RETURN(const train::GradientResult result, engine.Gradient(Of(data), data_->task.classify, {}, grad));
     std::copy(grad.begin(), grad.end(), gradient.begin());
-    return objective.loss;
+    return result.objective.loss;
   }
 
   void Describe(const train::SchemeSpec& scheme) {
