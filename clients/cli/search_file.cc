@@ -23,7 +23,7 @@ std::string Upper(std::string text) {
 /// A value of an enum by its lower-case name.
 template <typename Enum>
 absl::Status ReadEnum(const YamlMap& map, const std::string& key, const std::vector<std::string>& names,
-                      bool (*parse)(absl::string_view, Enum*), Enum* out) {
+                      bool (*parse)(const std::string&, Enum*), Enum* out) {
   std::string text;
   RETURN_IF_ERROR(map.Read(key, &text));
   if (!map.Has(key)) return absl::OkStatus();
