@@ -21,8 +21,8 @@ namespace {
 struct Study {
   const char* name;
   const char* what;
-  const char* program;  // beside optoctl; nullptr = Python
-  const char* module;   // of the Python package; the study's name is its first argument
+  const char* program;      // beside optoctl; nullptr = Python
+  const char* module;       // of the Python package; the study's name is its first argument
   bool own_server = false;  // without an address it starts the server itself
 };
 constexpr const char* kStudiesModule = "optod.studies";

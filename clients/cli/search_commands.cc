@@ -1,5 +1,6 @@
 // optoctl search FILE | start FILE | list SESSION | show | watch | cancel | resume
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -34,8 +35,8 @@ std::string Describe(const v1::Search& search) {
     rows.push_back({Cat(c.version()), c.has_parent() ? Cat(c.parent()) : "", Cat(c.step()),
                     c.has_mean_score() ? NumberText(c.mean_score()) : "-", Cat(c.evaluations()),
                     search.has_best_version() && c.version() == search.best_version() ? "best"
-                    : c.alive()                                                      ? "kept"
-                                                                                     : ""});
+                    : c.alive()                                                       ? "kept"
+                                                                                      : ""});
   const v1::Usage& usage = search.usage();
   return Fields({{"name", search.name()},
                  {"algorithm", v1::SearchSpec::Algorithm_Name(search.spec().algorithm())},
@@ -43,7 +44,8 @@ std::string Describe(const v1::Search& search) {
                  {"reason", search.reason()},
                  {"step", Cat(search.step(), " of ", search.spec().max_steps())},
                  {"evaluations", Cat(search.evaluations(), ", ", search.cached_evaluations(), " from the cache")},
-                 {"best", search.has_best_version() ? Cat("version ", search.best_version(), ", ", ScoreText(search)) : ""},
+                 {"best",
+                  search.has_best_version() ? Cat("version ", search.best_version(), ", ", ScoreText(search)) : ""},
                  {"model", Cat(usage.llm_calls(), " calls, ", usage.llm_prompt_tokens(), " prompt and ",
                                usage.llm_completion_tokens(), " reply tokens")},
                  {"created", TimeText(search.create_time())}}) +
@@ -58,8 +60,9 @@ bool Ended(const v1::Search& search) {
 /// 5: it pauses; 1: it ended without reaching its target.
 int ExitOf(const v1::Search& search) {
   if (search.state() == v1::Search::PAUSED) return kExitJobFailed;
-  return search.state() == v1::Search::DONE && search.spec().has_target() && search.reason() != "target" ? kExitGateNotMet
-                                                                                                        : kExitDone;
+  return search.state() == v1::Search::DONE && search.spec().has_target() && search.reason() != "target"
+             ? kExitGateNotMet
+             : kExitDone;
 }
 
 absl::StatusOr<v1::Search> Get(client::Client& client, const std::string& name) {
@@ -81,9 +84,9 @@ int Follow(App& app, client::Client& client, const std::string& name) {
       return ExitOf(search);
     }
     search.clear_candidates();
-    const std::string line = Cat("step ", search.step(), "  ", StateText(search), "  ",
-                                 search.evaluations() + search.cached_evaluations(), " evaluations  best ",
-                                 ScoreText(search), "\n");
+    const std::string line =
+        Cat("step ", search.step(), "  ", StateText(search), "  ", search.evaluations() + search.cached_evaluations(),
+            " evaluations  best ", ScoreText(search), "\n");
     if (line != last) {
       app.Print(search, line);
       std::fflush(stdout);
@@ -107,7 +110,8 @@ absl::StatusOr<SearchFile> Load(const std::string& path) {
     ASSIGN_OR_RETURN(rows, trace::ParseRows(*bytes, file.data_file));
   }
   const absl::Status set = SetRows(rows, &file);
-  return set.ok() ? absl::StatusOr<SearchFile>(std::move(file)) : InvalidArgument(path, ": ", std::string(set.message()));
+  return set.ok() ? absl::StatusOr<SearchFile>(std::move(file))
+                  : InvalidArgument(path, ": ", std::string(set.message()));
 }
 
 /// The server names fields of the request; the file has them under `search` and `workflow`.

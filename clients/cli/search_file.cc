@@ -4,6 +4,7 @@
 #include <cctype>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/status.h"
 #include "clients/cli/nearest.h"
@@ -23,7 +24,7 @@ std::string Upper(std::string text) {
 /// A value of an enum by its lower-case name.
 template <typename Enum>
 absl::Status ReadEnum(const YamlMap& map, const std::string& key, const std::vector<std::string>& names,
-                      bool (*parse)(absl::string_view, Enum*), Enum* out) {
+                      bool (*parse)(const std::string&, Enum*), Enum* out) {
   std::string text;
   RETURN_IF_ERROR(map.Read(key, &text));
   if (!map.Has(key)) return absl::OkStatus();
@@ -37,13 +38,11 @@ absl::Status ReadCounts(const YamlMap& map, v1::SearchSpec* spec) {
     const char* key;
     void (v1::SearchSpec::*set)(int32_t);
   };
-  constexpr Count kCounts[] = {{"tasks", &v1::SearchSpec::set_tasks},
-                               {"validation_tasks", &v1::SearchSpec::set_validation_tasks},
-                               {"batch", &v1::SearchSpec::set_batch},
-                               {"candidates", &v1::SearchSpec::set_candidates},
-                               {"proposals", &v1::SearchSpec::set_proposals},
-                               {"memory", &v1::SearchSpec::set_memory},
-                               {"max_steps", &v1::SearchSpec::set_max_steps}};
+  constexpr Count kCounts[] = {
+      {"tasks", &v1::SearchSpec::set_tasks},         {"validation_tasks", &v1::SearchSpec::set_validation_tasks},
+      {"batch", &v1::SearchSpec::set_batch},         {"candidates", &v1::SearchSpec::set_candidates},
+      {"proposals", &v1::SearchSpec::set_proposals}, {"memory", &v1::SearchSpec::set_memory},
+      {"max_steps", &v1::SearchSpec::set_max_steps}};
   for (const auto& [key, set] : kCounts) {
     int64_t number = 0;
     RETURN_IF_ERROR(map.Read(key, &number));
@@ -82,10 +81,10 @@ absl::Status ReadNumbers(const YamlMap& map, v1::SearchSpec* spec) {
 
 absl::Status ReadSearch(const YamlMap& root, v1::SearchSpec* spec) {
   ASSIGN_OR_RETURN(const YamlMap map, root.Map("search"));
-  RETURN_IF_ERROR(map.CheckKeys({"algorithm", "tasks", "validation_tasks", "batch", "candidates", "proposals", "memory",
-                                 "ensure_improvement", "priority", "exploration", "min_score", "max_score", "seed",
-                                 "data_set", "max_steps", "max_evaluations", "target", "keep_head", "parallel",
-                                 "timeout"}));
+  RETURN_IF_ERROR(map.CheckKeys(
+      {"algorithm",          "tasks",           "validation_tasks", "batch",     "candidates", "proposals", "memory",
+       "ensure_improvement", "priority",        "exploration",      "min_score", "max_score",  "seed",      "data_set",
+       "max_steps",          "max_evaluations", "target",           "keep_head", "parallel",   "timeout"}));
   if (!map.Has("algorithm")) return map.Error("algorithm", "missing; minibatch, beam, ucb, priority or pareto");
   v1::SearchSpec::Algorithm algorithm = v1::SearchSpec::ALGORITHM_UNSPECIFIED;
   v1::SearchSpec::Priority priority = v1::SearchSpec::PRIORITY_UNSPECIFIED;
@@ -113,8 +112,7 @@ absl::Status ReadSearch(const YamlMap& root, v1::SearchSpec* spec) {
 }
 
 /// Checked here, so that a mistake has its line; parameters of a session that exists are known to the server alone.
-absl::Status ReadWorkflow(const YamlMap& root, const std::string& text, const std::string& file_name,
-                          SearchFile* out) {
+absl::Status ReadWorkflow(const YamlMap& root, const std::string& text, const std::string& file_name, SearchFile* out) {
   ASSIGN_OR_RETURN(const std::string json, root.ReadJson("workflow"));
   auto document = nlohmann::json::parse(json, nullptr, false);
   if (!document.is_object()) return root.Error("workflow", "must be a map");

@@ -23,11 +23,11 @@
 namespace optod::cli {
 
 struct SearchFile {
-  std::string session;            ///< "" = a new one by `create`
+  std::string session;  ///< "" = a new one by `create`
   v1::CreateSessionRequest create;
-  v1::SearchSpec spec;            ///< rows of a data file are not in it yet
-  std::string data_file;          ///< relative to the folder of FILE; "" = none
-  int64_t limit = 0;              ///< of its rows; 0 = all
+  v1::SearchSpec spec;    ///< rows of a data file are not in it yet
+  std::string data_file;  ///< relative to the folder of FILE; "" = none
+  int64_t limit = 0;      ///< of its rows; 0 = all
 };
 
 /// INVALID_ARGUMENT: "FILE:LINE: key: ...".

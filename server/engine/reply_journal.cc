@@ -27,7 +27,8 @@ const v1::ReceivedReply* ReplyJournal::Find(const std::string& key) const {
 
 std::map<std::string, v1::ReceivedReply> ReplyJournal::Under(const std::string& scope) const {
   std::map<std::string, v1::ReceivedReply> out;
-  for (auto it = replies_.lower_bound(scope); it != replies_.end() && it->first.starts_with(scope); ++it) out.insert(*it);
+  for (auto it = replies_.lower_bound(scope); it != replies_.end() && it->first.starts_with(scope); ++it)
+    out.insert(*it);
   return out;
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 /// The replies of language models that a session has received for proposals which are not finished: durable, so that a
 /// restart pays for none of them twice. A reply is named by a key: of a search's proposal by its place (search, step,
-/// candidate), of a search's evaluation by its place and the call, of a lone proposal by the content of the call. Used on the session's strand only.
+/// candidate), of a search's evaluation by its place and the call, of a lone proposal by the content of the call. Used
+/// on the session's strand only.
 
 #include <map>
 #include <string>

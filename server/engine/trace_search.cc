@@ -353,9 +353,8 @@ absl::StatusOr<int64_t> TraceSearches::OutputNode(LiveSession& session, const v1
   return response.nodes(0).id();
 }
 
-absl::Status TraceSearches::Count(LiveSession& session, int64_t search, Record& record,
-                                  std::pair<size_t, uint32_t> key, const v1::TellSearchRequest& request,
-                                  const v1::Usage& usage, Effects* effects) {
+absl::Status TraceSearches::Count(LiveSession& session, int64_t search, Record& record, std::pair<size_t, uint32_t> key,
+                                  const v1::TellSearchRequest& request, const v1::Usage& usage, Effects* effects) {
   v1::ScoreTell score;
   score.set_version(record.machine->candidates()[key.first].version);
   score.set_score(request.score());

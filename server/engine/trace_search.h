@@ -50,18 +50,18 @@ class TraceSearches {
     size_t candidate = 0;
     uint32_t task = 0;
     bool validation = false;
-    double min_score = 0, max_score = 1;  ///< the worst one is for a version that fails
-    v1::SearchWorkflow workflow;      ///< without rows
-    std::string row;                  ///< JSON text of the task
-    v1::Version version;              ///< its number and values
-    std::string scope;                ///< of received replies
+    double min_score = 0, max_score = 1;                ///< the worst one is for a version that fails
+    v1::SearchWorkflow workflow;                        ///< without rows
+    std::string row;                                    ///< JSON text of the task
+    v1::Version version;                                ///< its number and values
+    std::string scope;                                  ///< of received replies
     std::map<std::string, v1::ReceivedReply> received;  ///< before a restart, by key
-    std::shared_ptr<std::atomic<bool>> cancelled;  ///< by the end of the search, or of a drain's grace
-    v1::Operation operation;          ///< live, never a row: whoever took it says Operations::Ended
+    std::shared_ptr<std::atomic<bool>> cancelled;       ///< by the end of the search, or of a drain's grace
+    v1::Operation operation;                            ///< live, never a row: whoever took it says Operations::Ended
   };
   /// Takes as many as may go on at once; each must come back by Evaluated or Release. `resume`: ends a pause.
   absl::StatusOr<std::vector<std::unique_ptr<Evaluating>>> TakeEvaluations(LiveSession& session, int64_t search,
-                                                                         bool resume);
+                                                                           bool resume);
   /// What came of it. `usage`: of its model calls.
   absl::Status Evaluated(LiveSession& session, const Evaluating& work, double score, const std::string& feedback,
                          std::optional<int64_t> output_node, const v1::Usage& usage, Effects* effects);

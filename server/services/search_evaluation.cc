@@ -1,7 +1,13 @@
 #include "server/services/search_evaluation.h"
 
 #include <future>
+#include <map>
+#include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
 
 #include "base/sha256.h"
 #include "base/status.h"
@@ -192,9 +198,8 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
     input.cancelled = work_->cancelled.get();
     trace::WorkflowServices services = ServicesHere(parts_);
     services.complete = [this](const std::string& endpoint, const trace::ChatRequest& chat,
-                               std::chrono::milliseconds timeout, const std::atomic<bool>*) {
-      return model_.Complete(endpoint, chat, timeout);
-    };
+                               std::chrono::milliseconds timeout,
+                               const std::atomic<bool>*) { return model_.Complete(endpoint, chat, timeout); };
     ASSIGN_OR_RETURN(run_, trace::RunWorkflow(workflow_, input, services));
     return absl::OkStatus();
   }

@@ -43,8 +43,8 @@ void Launch(const WorkflowParts& parts, const Caller& caller, const SessionName&
 /// One of them, from its start to its end. It is an operation, so that it shows its progress and a drain can cancel it.
 class SearchProposalRun : public std::enable_shared_from_this<SearchProposalRun> {
  public:
-  SearchProposalRun(const WorkflowParts& parts, Caller caller, SessionName name, std::unique_ptr<TraceSearches::Work> work,
-                    v1::Operation operation)
+  SearchProposalRun(const WorkflowParts& parts, Caller caller, SessionName name,
+                    std::unique_ptr<TraceSearches::Work> work, v1::Operation operation)
       : parts_(parts),
         engine_(*parts.engine),
         caller_(std::move(caller)),
@@ -173,8 +173,9 @@ class SearchService final : public v1::SearchService::CallbackService {
           },
           [this, caller, name = *name, done = std::move(done)](absl::StatusOr<v1::Search> search) mutable {
             // After a restart nobody works on a search that the server evaluates: whoever looks at it wakes it.
-            const bool working = search.ok() && search->spec().has_workflow() &&
-                                 (search->state() == v1::Search::EVALUATING || search->state() == v1::Search::PROPOSING);
+            const bool working =
+                search.ok() && search->spec().has_workflow() &&
+                (search->state() == v1::Search::EVALUATING || search->state() == v1::Search::PROPOSING);
             if (working && !caller.viewer) Launch(workflow_, caller, name.first, name.second, false);
             done(std::move(search));
           });

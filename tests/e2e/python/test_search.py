@@ -198,7 +198,7 @@ def test_without_a_server_one_is_started(folder, model):
 
 
 WRONG = [
-    ("algorithm: beam", "algorithm: beem", "search.algorithm: \"beem\" is unknown; did you mean \"beam\"", 2),
+    ("algorithm: beam", "algorithm: beem", "search.algorithm: \"beem\" is unknown; did you mean beam", 2),
     ("candidates: 2", "candidate: 2", "search.candidate", 2),
     ("batch: 2", "batch: -1", "search.batch: must be >= 0", 2),
     ("batch: 2", "batch: 99", "search.yaml: search.batch", 4),
