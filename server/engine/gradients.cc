@@ -1,12 +1,15 @@
 #include "server/engine/gradients.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <set>
 
 #include "base/crc32c.h"
 #include "base/status.h"
 #include "optim/rules/half.h"
+#include "optim/rules/kernels.h"
 
 namespace optod::engine {
 namespace {
@@ -41,11 +44,30 @@ void ForEachElement(const void* data, DType dtype, int64_t n, Body body) {
   }
 }
 
-/// Eight partial sums in a fixed order: the same bits every time, and no chain of dependent additions.
+/// Block by block through the kernels of the rules, whose sums have a fixed order: the same bits for the same values on
+/// every machine, wherever they lie.
 double SquaredNorm(const GradientView& view, int64_t n) {
-  double sums[8] = {};
-  ForEachElement(view.data, view.dtype, n, [&](int64_t i, double x) { sums[i & 7] += x * x; });
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  constexpr int64_t kBlock = 4096;
+  const optim::KernelTable& kernels = optim::Kernels();
+  alignas(64) std::byte aligned[kBlock * sizeof(double)];
+  alignas(64) float wide[kBlock];
+  const auto size = static_cast<size_t>(optim::DTypeSize(view.dtype));
+  double sum = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t count = std::min(kBlock, n - begin);
+    const std::byte* at = static_cast<const std::byte*>(view.data) + static_cast<size_t>(begin) * size;
+    if (reinterpret_cast<uintptr_t>(at) % size != 0) {
+      std::memcpy(aligned, at, static_cast<size_t>(count) * size);
+      at = aligned;
+    }
+    if (view.dtype == DType::kF64) {
+      sum += kernels.f64.sum_squares(reinterpret_cast<const double*>(at), count);
+      continue;
+    }
+    if (size == 2) kernels.widen(view.dtype, at, wide, count);
+    sum += kernels.f32.sum_squares(size == 2 ? wide : reinterpret_cast<const float*>(at), count);
+  }
+  return sum;
 }
 
 /// The view's elements times `scale` as float32 or float64; scale 1 keeps every bit.

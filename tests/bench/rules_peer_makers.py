@@ -75,11 +75,12 @@ def image_adahessian_step(peers):
     return make
 
 
-def scale_step(peers):
-    """One matrix with momentum, as its last layer."""
+def scale_step(peers, name):
+    """One matrix; the last layer has momentum."""
     def make(p):
         scale = imported(peers / "Minimalist_LLM_Pretraining/mem_eff_pt/pt_scale", "scale_optimizer", "SCALE")
-        return scale(lr=1e-3, main_params=[], secondary_params=[p], id_to_name={id(p): "lm_head.weight"}).step
+        last = name.startswith("lm_head")
+        return scale(lr=1e-3, main_params=[] if last else [p], secondary_params=[p] if last else [], id_to_name={id(p): name}).step
     return make
 
 
@@ -119,7 +120,9 @@ def of_papers(peers):
         Pair("sgd-sai", "SGD_SaI's own", sgd_sai_step(peers)),
         Pair("adahessian", "davda54/ada-hessian, update alone", lazy_adahessian_step(peers)),
         Pair("adahessian", "AdaHessian's own, update alone", image_adahessian_step(peers)),
-        Pair("scale last layer", "SCALE's own", scale_step(peers)),
+        Pair("scale hidden", "SCALE's own", scale_step(peers, "mlp.weight")),
+        Pair("scale embedding", "SCALE's own", scale_step(peers, "embed_tokens.weight")),
+        Pair("scale last layer", "SCALE's own", scale_step(peers, "lm_head.weight")),
         Pair("mkor", "MKOR's own", mkor_step(peers, False), width=2048, most=SQUARE),
         Pair("mkor", "MKOR's own, float16 factors", mkor_step(peers, True), width=2048, most=SQUARE),
         Pair("galore", "GaLore's own", low_rank_step(peers, "GaLore", "galore_torch", "GaLoreAdamW", rank=128, scale=0.25), width=2048, most=SQUARE),

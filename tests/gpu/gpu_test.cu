@@ -543,4 +543,12 @@ TEST(BadCallsAreRefusedInWords) {
 }  // namespace
 }  // namespace optod::cuda
 
-int main(int argc, char** argv) { return optod::cuda::testing::RunAll(argc, argv); }
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (const cudaError_t code = cudaGetDeviceCount(&devices); code != cudaSuccess || devices == 0) {
+    std::fprintf(stderr, "no CUDA device here%s%s: nothing was tested\n", code == cudaSuccess ? "" : ": ",
+                 code == cudaSuccess ? "" : cudaGetErrorString(code));
+    return 2;
+  }
+  return optod::cuda::testing::RunAll(argc, argv);
+}
