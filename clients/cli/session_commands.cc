@@ -1,4 +1,4 @@
-// optoctl session create | list | show | history | export | rollback | fork | delete
+// optoctl session create | list | show | history | export | import | rollback | fork | delete
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
@@ -26,9 +26,11 @@ struct CreateFlags {
 };
 
 struct Flags {
-  std::string session, output, fork_id;
+  std::string session, output, input, id, optimizer;
+  std::vector<std::string> hyper;
+  std::optional<uint64_t> seed;
   int64_t version = -1, limit = 50;
-  bool all = false, deleted = false, no_diff = false, branch = false;
+  bool all = false, deleted = false, no_diff = false, branch = false, state = false, allow_non_finite = false;
 };
 
 std::string ScoreText(bool present, double score) { return present ? NumberText(score) : "-"; }
@@ -241,12 +243,30 @@ int Export(App& app, const Flags& flags) {
   if (to_file) file.open(flags.output, std::ios::binary);
   if (to_file && !file) return app.Usage(flags.output + ": cannot be written");
   std::ostream& out = to_file ? file : std::cout;
-  const absl::Status status = client->ExportSession(flags.session, [&](const std::string& piece) -> absl::Status {
+  const auto write = [&](std::string_view piece) -> absl::Status {
     out.write(piece.data(), static_cast<std::streamsize>(piece.size()));
     return out ? absl::OkStatus() : ResourceExhausted("export: the output cannot be written");
-  });
+  };
+  const absl::Status status = flags.state ? client->ExportState(flags.session, flags.version, write)
+                                          : client->ExportSession(flags.session, write);
   out.flush();
   return status.ok() ? kExitDone : app.Fail(status);
+}
+
+int Import(App& app, const Flags& flags) {
+  auto bytes = PosixFs().ReadFile(flags.input);
+  if (!bytes.ok()) return app.Usage(flags.input + ": cannot be read");
+  v1::OptimizerSpec changed;
+  for (const std::string& hyper : flags.hyper)
+    if (absl::Status given = ApplyHyperFlag(hyper, &changed); !given.ok()) return app.Usage(std::string(given.message()));
+  v1::ImportStateHeader header;
+  header.set_session_id(flags.id);
+  header.set_optimizer(flags.optimizer);
+  *header.mutable_hyperparameters() = changed.hyperparameters();
+  header.set_allow_non_finite(flags.allow_non_finite);
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  RUN_OR_FAIL(const v1::Session session, client->ImportState(header, std::as_bytes(std::span(*bytes))));
+  return app.Print(session, Describe(session));
 }
 
 int Rollback(App& app, const Flags& flags) {
@@ -262,8 +282,9 @@ int Fork(App& app, const Flags& flags) {
   RUN_OR_FAIL(client::Client * client, app.Connect());
   v1::ForkSessionRequest request;
   request.set_session(flags.session);
-  request.set_session_id(flags.fork_id);
+  request.set_session_id(flags.id);
   if (flags.version >= 0) request.set_version(flags.version);
+  if (flags.seed) request.set_seed(*flags.seed);
   RUN_OR_FAIL(const v1::Session session, client->ForkSession(request));
   return app.Print(session, Describe(session));
 }
@@ -324,15 +345,24 @@ void AddSessionCommands(CLI::App& root, App& app) {
       ->capture_default_str();
   history->add_flag("--no-diff", f->no_diff, "only the table");
   history->add_flag("--branch", f->branch, "only the head's branch");
-  add("export", "the whole session as JSON Lines", true, &Export)
-      ->add_option("-o,--output", f->output, "file (default: stdout)");
+  auto* exported = add("export", "the whole session as JSON Lines, or its state to go on from", true, &Export);
+  exported->add_option("-o,--output", f->output, "file (default: stdout)");
+  auto* state = exported->add_flag("--state", f->state, "parameters, optimizer state and counters as a safetensors file");
+  exported->add_option("--version", f->version, "of the state; default: the head")->check(CLI::NonNegativeNumber)->needs(state);
+  auto* imported = add("import", "a new session that goes on from a file of `export --state`", false, &Import);
+  imported->add_option("file", f->input, "safetensors file")->required();
+  imported->add_option("--id", f->id, "of the new session (default: the server picks one)");
+  imported->add_option("--optimizer", f->optimizer, "refuse a file of another one");
+  imported->add_option("--set", f->hyper, "hyperparameter NAME=VALUE in place of the file's (repeatable)")->allow_extra_args(false);
+  imported->add_flag("--allow-non-finite", f->allow_non_finite, "let NaN and Inf in");
   add("rollback", "make an older version the head", true, &Rollback)
       ->add_option("version", f->version)
       ->required()
       ->check(CLI::NonNegativeNumber);
   auto* fork = add("fork", "a new session that starts from a version of this one", true, &Fork);
   fork->add_option("--version", f->version, "default: the head");
-  fork->add_option("--id", f->fork_id, "of the new session");
+  fork->add_option("--id", f->id, "of the new session");
+  fork->add_option("--seed", f->seed, "zeroth order: of the fork's own directions (default: the source's go on)");
   add("delete", "delete (restorable for 7 days)", true, &Delete);
 }
 

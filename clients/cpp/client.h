@@ -161,6 +161,13 @@ class Client {
   /// Optimizer state of the head.
   absl::StatusOr<Tensors> PullState(const std::string& session);
 
+  /// The session at `version` (< 0 = head) as one safetensors file (StateFile in session.proto), piece by piece.
+  absl::Status ExportState(const std::string& session, int64_t version,
+                           const std::function<absl::Status(std::string_view)>& sink);
+  /// A new session from the bytes of such a file. `header`: what is wanted of it; total_bytes, sha256 and a missing
+  /// request id are filled in.
+  absl::StatusOr<v1::Session> ImportState(v1::ImportStateHeader header, std::span<const std::byte> file);
+
   // ---- long-lived streams
   absl::StatusOr<std::unique_ptr<AskTellStream>> OpenAskTell();
   absl::StatusOr<std::unique_ptr<StepStream>> OpenSteps(const std::string& session, bool return_values);

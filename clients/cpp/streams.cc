@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/random_id.h"
+#include "base/sha256.h"
 #include "base/status.h"
 #include "clients/cpp/client_impl.h"
 #include "clients/cpp/raw_stream.h"
@@ -225,6 +226,45 @@ absl::StatusOr<Client::Tensors> Client::PullState(const std::string& session) {
   v1::PullStateRequest request;
   request.set_session(session);
   return Pull(*impl_, "PullState", request);
+}
+
+absl::Status Client::ExportState(const std::string& session, int64_t version,
+                                 const std::function<absl::Status(std::string_view)>& sink) {
+  v1::ExportStateRequest request;
+  request.set_session(session);
+  if (version >= 0) request.set_version(version);
+  grpc::ClientContext context;
+  impl_->Prepare(&context, std::chrono::milliseconds(0));
+  auto reader = impl_->sessions->ExportState(&context, request);
+  uint64_t total = 0, received = 0;
+  RETURN_IF_ERROR(ReadAll<v1::ExportStateResponse>(context, *reader, [&](const v1::ExportStateResponse& piece) {
+    if (piece.has_header()) total = piece.header().total_bytes();
+    if (!piece.has_chunk()) return absl::OkStatus();
+    if (piece.chunk().offset() != received)
+      return DataLoss("stream: chunk at byte ", piece.chunk().offset(), ", expected ", received);
+    received += piece.chunk().data().size();
+    return sink(piece.chunk().data());
+  }));
+  return received == total ? absl::OkStatus() : DataLoss("stream: ", received, " of ", total, " bytes came");
+}
+
+absl::StatusOr<v1::Session> Client::ImportState(v1::ImportStateHeader header, std::span<const std::byte> file) {
+  header.set_total_bytes(file.size());
+  header.set_sha256(Sha256Hex(file));
+  if (header.request_id().empty()) header.set_request_id(Uuid4());
+  v1::ImportStateRequest first;
+  *first.mutable_header() = std::move(header);
+  RawStream stream(*impl_, "/optod.v1.SessionService/ImportState", TransferDeadline(file.size()));
+  RETURN_IF_ERROR(stream.Start());
+  if (stream.Write(first) && stream.WriteChunks(v1::ImportStateRequest::kChunkFieldNumber, file)) stream.WritesDone();
+  grpc::ByteBuffer buffer;
+  const bool answered = stream.Read(&buffer);
+  RETURN_IF_ERROR(stream.Finish());
+  if (!answered) return Unavailable("import: the server ended the call without an answer");
+  v1::Session session;
+  if (!grpc::SerializationTraits<v1::Session>::Deserialize(&buffer, &session).ok())
+    return DataLoss("import: the answer cannot be decoded");
+  return session;
 }
 
 absl::StatusOr<std::unique_ptr<AskTellStream>> Client::OpenAskTell() {

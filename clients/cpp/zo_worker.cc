@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "optim/zo/stream.h"
+#include "optim/zo/support.h"
 
 namespace optod::client {
 namespace {
@@ -60,7 +61,7 @@ absl::StatusOr<std::unique_ptr<ZeroOrderWorker>> ZeroOrderWorker::Attach(Client&
     const Place& place = worker->places_[static_cast<size_t>(i)];
     tensors.push_back({worker->session_.layout().tensors(i).name(), static_cast<size_t>(place.elements), !place.no_decay});
   }
-  worker->layout_ = zo::ZoLayout(std::move(tensors));
+  ASSIGN_OR_RETURN(worker->layout_, zo::Arrange(zo::ZoLayout(std::move(tensors)), worker->hyper_));
   const size_t elements = worker->layout_.size();
   const auto& initial = worker->options_.initial;
   if (!initial.empty() && initial.size() != elements)
@@ -170,9 +171,12 @@ absl::Status ZeroOrderWorker::Evaluate(const v1::Probe& probe, const Loss& loss,
     result->set_loss(*mean);
   } else {
     const float eps = static_cast<float>(probe.eps());
-    Perturb(probe.seed(), probe.step(), probe.query(), eps, places_, theta_, scratch_);
+    const zo::Direction direction{probe.seed(), probe.step(), probe.query()};
+    scratch_ = theta_;
+    zo::ShiftAlong(layout_, hyper_, direction, eps, scratch_);
     ASSIGN_OR_RETURN(plus, loss(scratch_));
-    if (probe.two_side()) Perturb(probe.seed(), probe.step(), probe.query(), -eps, places_, theta_, scratch_);
+    scratch_ = theta_;
+    if (probe.two_side()) zo::ShiftAlong(layout_, hyper_, direction, -eps, scratch_);
     ASSIGN_OR_RETURN(minus, loss(probe.two_side() ? std::span<const float>(scratch_) : std::span<const float>(theta_)));
     *mean = probe.two_side() ? 0.5 * (plus + minus) : minus;
   }

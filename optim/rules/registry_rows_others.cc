@@ -20,6 +20,31 @@ Row ZerothOrder(const char* name, const char* summary, std::vector<HyperInfo> mo
   return {std::move(info), nullptr};
 }
 
+/// Block-wise estimation: the rules that make one update of what the directions say.
+std::vector<HyperInfo> WithBlocks(std::vector<HyperInfo> hyper) {
+  hyper.push_back(Text("blocks", "",
+                       "tensors that a direction perturbs together: empty = all; each = every tensor alone; else name prefixes, "
+                       "\"layers.0.;layers.1.,norm.\" is two blocks"));
+  hyper.push_back(Choice("block_schedule", "coordinate", {"coordinate", "joint"},
+                         "coordinate: one block a step, in turn, so that later ones see it; joint: all blocks at the same theta"));
+  return hyper;
+}
+
+/// Sparse estimation with masks that every worker draws for itself. Masks from magnitudes or activations (Wanda) need the
+/// weights or the inputs of the layers, which a worker has and the server has not: optim/zo/mask.h, for programs that
+/// evaluate and update in one place; their ratios can be given as mask_ratios.
+std::vector<HyperInfo> WithMasks(std::vector<HyperInfo> hyper) {
+  hyper.push_back(Range("mask_ratio", 0, 0, 1,
+                        "fraction of the elements that a random mask keeps still; 0 = none. Masks from magnitudes or activations "
+                        "(Wanda) are made where the weights and inputs are, see mask_ratios"));
+  hyper.push_back(Text("mask_ratios", "",
+                       "one ratio a tensor, comma-separated, in place of mask_ratio: the global scheme takes them from the weights"));
+  hyper.push_back(Choice("mask_law", "uniform", {"uniform", "normal"},
+                         "normal: as the published code draws it, which masks Phi(ratio)"));
+  hyper.push_back(Int("mask_every", 1, 1, 1 << 20, "steps that share a mask, K"));
+  return hyper;
+}
+
 std::vector<HyperInfo> ProposalHyper(int64_t candidates, int64_t memory, int64_t max_tokens) {
   return {
       Int("candidates", candidates, 1, 64, "proposals a step, asked for in parallel"),
@@ -52,19 +77,19 @@ std::vector<Row> ZerothOrderRows() {
   const HyperInfo momentum = Fraction("momentum", 0.9, "mu");
   const std::vector<std::string> losses = {"loss_plus", "loss_minus"};
   return {
-      ZerothOrder("zo-sgd", "SGD on g z, g from two losses", {}, losses, "none", 0, "zo_sgd_0",
+      ZerothOrder("zo-sgd", "SGD on g z, g from two losses", WithMasks(WithBlocks({})), losses, "none", 0, "zo_sgd_0",
                   "Malladi et al. 2023, Alg. 1"),
-      ZerothOrder("zo-sgd-mmt", "ZO-SGD with a momentum buffer", {momentum}, losses,
+      ZerothOrder("zo-sgd-mmt", "ZO-SGD with a momentum buffer", WithBlocks({momentum}), losses,
                   "m of the parameter's shape, float32", 4, "zo_sgd_mmt_0", "Zhang et al. 2024"),
       ZerothOrder("zo-sgd-cons", "ZO-SGD that keeps the best of descent, ascent and staying", {},
                   {"loss_plus", "loss_minus", "loss_stay", "loss_descent", "loss_ascent"}, "none", 0, "zo_sgd_cons_0", "Zhang et al. 2024"),
       ZerothOrder("zo-sgd-sign", "ZO-SGD on signs",
-                  {Choice("sign", "code", {"code", "paper"}, "sign(g) z, or sign(g z) entry by entry")}, losses, "none",
+                  WithBlocks({Choice("sign", "code", {"code", "paper"}, "sign(g) z, or sign(g z) entry by entry")}), losses, "none",
                   0, "zo_sgd_sign_code_0", "Zhang et al. 2024"),
       ZerothOrder(
           "zo-adam", "Adam on the zeroth-order estimate",
-          {Fraction("beta1", 0.9, "decay of the first moment"), Fraction("beta2", 0.999, "decay of the second moment"),
-           Positive("adam_eps", 1e-8, "added to the bias-corrected root; 0 would make a first gradient of 0 NaN")},
+          WithBlocks({Fraction("beta1", 0.9, "decay of the first moment"), Fraction("beta2", 0.999, "decay of the second moment"),
+                      Positive("adam_eps", 1e-8, "added to the bias-corrected root; 0 would make a first gradient of 0 NaN")}),
           losses, "m, v of the parameter's shape, float32", 8, "zo_adam_0", "Zhang et al. 2024"),
       ZerothOrder("forward-grad", "SGD on (directional derivative) v", {}, {"jvp"}, "none", 0, "forward_grad_0",
                   "Baydin et al. 2022"),

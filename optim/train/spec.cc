@@ -199,6 +199,11 @@ absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
   const auto residue = spec->hyper.find("residue");
   if (residue != spec->hyper.end() && residue->second == optim::HyperValue(std::string("mezo")))
     return Unimplemented("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; use none");
+  for (const char* name : {"blocks", "mask_ratio", "mask_ratios"}) {
+    const auto at = spec->hyper.find(name);
+    if (at != spec->hyper.end() && at->second != optim::HyperValue(std::string()) && at->second != optim::HyperValue(0.0))
+      return Unimplemented("optimizer.", name, ": jobs perturb all trained parameters together; sessions have blocks and masks");
+  }
   return absl::OkStatus();
 }
 

@@ -37,15 +37,17 @@ absl::Status SetNumber(const std::string& name, double value, ZoHyper* hyper) {
                                                                            {"momentum", &ZoHyper::momentum},
                                                                            {"beta1", &ZoHyper::beta1},
                                                                            {"beta2", &ZoHyper::beta2},
+                                                                           {"mask_ratio", &ZoHyper::mask_ratio},
                                                                            {"adam_eps", &ZoHyper::adam_eps}};
   for (const auto& [known, member] : kNumbers) {
     if (name == known) return hyper->*member = value, absl::OkStatus();
   }
-  if (name != "queries") return InvalidArgument("hyperparameters.", name, ": is unknown, or not a number");
+  if (name != "queries" && name != "mask_every")
+    return InvalidArgument("hyperparameters.", name, ": is unknown, or not a number");
   if (!(value >= 1 && value <= 1 << 20 && value == std::floor(value))) {
-    return InvalidArgument("hyperparameters.queries: ", value, " must be a whole number in [1, ", 1 << 20, "]");
+    return InvalidArgument("hyperparameters.", name, ": ", value, " must be a whole number in [1, ", 1 << 20, "]");
   }
-  hyper->queries = static_cast<int>(value);
+  (name == "queries" ? hyper->queries : hyper->mask_every) = static_cast<int>(value);
   return absl::OkStatus();
 }
 
@@ -61,7 +63,13 @@ absl::Status SetChoice(const std::string& name, const std::string& value, ZoHype
       {"residue", "mezo", [](ZoHyper* h) { h->residue = Residue::kMezo; }},
       {"sign", "code", [](ZoHyper* h) { h->sign = Sign::kScalar; }},
       {"sign", "paper", [](ZoHyper* h) { h->sign = Sign::kElement; }},
+      {"block_schedule", "coordinate", [](ZoHyper* h) { h->block_schedule = BlockSchedule::kCoordinate; }},
+      {"block_schedule", "joint", [](ZoHyper* h) { h->block_schedule = BlockSchedule::kJoint; }},
+      {"mask_law", "uniform", [](ZoHyper* h) { h->mask_law = MaskLaw::kUniform; }},
+      {"mask_law", "normal", [](ZoHyper* h) { h->mask_law = MaskLaw::kNormal; }},
   };
+  if (name == "blocks") return hyper->blocks = value, absl::OkStatus();
+  if (name == "mask_ratios") return hyper->mask_ratios = value, absl::OkStatus();
   std::string allowed;
   for (const Choice& choice : kChoices) {
     if (name != choice.name) continue;
@@ -85,6 +93,9 @@ absl::Status CheckZoHyper(const ZoHyper& hyper) {
     return InvalidArgument("hyperparameters.queries: ", hyper.queries, " is too small; must be >= 1");
   if (!(std::isfinite(hyper.weight_decay) && hyper.weight_decay >= 0)) {
     return InvalidArgument("hyperparameters.weight_decay: ", hyper.weight_decay, " is not allowed; must be >= 0");
+  }
+  if (!(hyper.mask_ratio >= 0 && hyper.mask_ratio <= 1)) {
+    return InvalidArgument("hyperparameters.mask_ratio: ", hyper.mask_ratio, " is out of range; must be in [0, 1]");
   }
   if (hyper.base == Base::kAdam && hyper.momentum != 0) {
     return InvalidArgument("hyperparameters.momentum: ", hyper.momentum, " has no meaning for Adam; must be 0");
@@ -112,7 +123,10 @@ absl::StatusOr<ZoHyper> ZoHyperFor(const std::string& optimizer, const ZoValues&
 }
 
 ZoLayout::ZoLayout(std::vector<ZoTensor> tensors) : tensors_(std::move(tensors)) {
-  for (const ZoTensor& tensor : tensors_) offsets_.push_back(offsets_.back() + tensor.size);
+  for (const ZoTensor& tensor : tensors_) {
+    offsets_.push_back(offsets_.back() + tensor.size);
+    blocks_ = std::max(blocks_, tensor.block + 1);
+  }
 }
 
 std::vector<size_t> ZoLayout::All() const {

@@ -4,6 +4,7 @@
 /// 2023).
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <variant>
@@ -28,6 +29,9 @@ enum class Sign { kNone, kScalar, kElement };
 enum class Residue { kNone, kMezo };
 /// Block-wise estimation: update a block at once, so later blocks see it, or all of them at the end of the step.
 enum class BlockSchedule { kCoordinate, kJoint };
+/// Masks of sparse estimation. kUniform masks a fraction `ratio`. kNormal is what the published code does,
+/// (N(0,1) < ratio), and masks Phi(ratio): 0.5 gives 0.69.
+enum class MaskLaw { kUniform, kNormal };
 /// Which step procedure; see ZoOptimizer.
 enum class Rule { kPlain, kConservative, kForwardGrad };
 
@@ -45,13 +49,21 @@ struct ZoHyper {
   double beta2 = 0.999;       ///< Adam; [0, 1)
   double adam_eps = 1e-8;     ///< Adam; > 0
   double weight_decay = 0.0;  ///< added to the estimate as weight_decay * theta on tensors with `decay`; >= 0
+  /// Of sessions and workers (support.h): block-wise estimation, and random masks over the elements of z.
+  std::string blocks{};       ///< "" = one block; "each" = every tensor; else "prefix,prefix;prefix;..."
+  BlockSchedule block_schedule = BlockSchedule::kCoordinate;
+  double mask_ratio = 0;      ///< [0, 1]; 0 = no mask
+  std::string mask_ratios{};  ///< "" = mask_ratio everywhere; else one ratio a tensor, comma-separated
+  MaskLaw mask_law = MaskLaw::kUniform;
+  int mask_every = 1;         ///< steps that share a mask; >= 1
 };
 
 /// INVALID_ARGUMENT naming the field, its value and the rule: `hyperparameters.lr: -1 is negative; must be > 0`.
 absl::Status CheckZoHyper(const ZoHyper& hyper);
 
 /// Hyperparameters by the registry's names: lr, eps, queries, perturbation (two-side | one-side), weight_decay, residue
-/// (none | mezo), momentum, sign (code | paper), beta1, beta2, adam_eps. Numbers are double.
+/// (none | mezo), momentum, sign (code | paper), beta1, beta2, adam_eps, blocks, block_schedule (coordinate | joint),
+/// mask_ratio, mask_ratios, mask_law (uniform | normal), mask_every. Numbers are double.
 using ZoValues = std::map<std::string, std::variant<double, bool, std::string>>;
 
 /// The settings a registered name stands for: zo-sgd, zo-sgd-mmt (momentum 0.9), zo-sgd-cons, zo-sgd-sign (sign of the
@@ -64,6 +76,8 @@ struct ZoTensor {
   std::string name;
   size_t size = 0;    ///< elements
   bool decay = true;  ///< weight decay applies
+  uint32_t block = 0;     ///< of block-wise estimation
+  double mask_ratio = 0;  ///< of random masks; 0 = no mask
 };
 
 /// The flat parameter vector as consecutive tensors.
@@ -78,12 +92,15 @@ class ZoLayout {
   size_t offset(size_t i) const { return offsets_[i]; }
   /// All tensor numbers, in order.
   std::vector<size_t> All() const;
+  /// Blocks of the tensors; at least 1.
+  uint32_t blocks() const { return blocks_; }
   /// Number of the tensor that holds flat position `position` < size().
   size_t TensorAt(size_t position) const;
 
  private:
   std::vector<ZoTensor> tensors_;
   std::vector<size_t> offsets_ = {0};  // tensors() + 1 entries
+  uint32_t blocks_ = 1;
 };
 
 /// MeZO's name rule: no weight decay for names that contain "bias", "layer_norm" or "layernorm".

@@ -40,10 +40,6 @@ class BitMask {
   std::vector<uint64_t> words_;
 };
 
-/// kUniform masks a fraction `ratio`. kNormal is what the published code does, (N(0,1) < ratio), and masks Phi(ratio):
-/// 0.5 gives 0.69.
-enum class MaskLaw { kUniform, kNormal };
-
 /// mask[i] for element first + i of `tensor`. ratio in [0, 1]: INVALID_ARGUMENT otherwise.
 absl::Status FillMask(const Direction& direction, uint32_t tensor, uint64_t first, double ratio, MaskLaw law,
                       std::span<uint8_t> mask);

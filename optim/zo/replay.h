@@ -8,6 +8,8 @@
 ///   rule (zo-sgd-mmt, zo-adam, zo-sgd-sign "paper"):
 ///     g = sum_i coefficient_i * z_i / q (or the signs of the products); g += weight_decay * theta; then the base
 ///     optimizer. coefficient_i is the projected gradient.
+/// A term moves the tensors of its block only (support.h), and a tensor that no term moves is left alone: no decay, no
+/// change of its moments. A masked element is moved by decay alone.
 /// Functions on different theta may run at once.
 
 #include <cstdint>
@@ -17,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "optim/zo/hyper.h"
+#include "optim/zo/stream.h"
 #include "optim/zo/update.h"
 
 namespace optod::zo {
@@ -39,6 +42,10 @@ RuleScalars<T> RuleScalarsFor(const ZoHyper& hyper, double lr, int64_t t);
 
 /// Whether updates go through a base optimizer: momentum, Adam, or signs element by element.
 bool NeedsRule(const ZoHyper& hyper);
+
+/// theta + shift * z(step, query), as a worker evaluates it: the update with the one coefficient -shift, without decay.
+void ShiftAlong(const ZoLayout& layout, const ZoHyper& hyper, const Direction& direction, float shift,
+                std::span<float> theta);
 
 /// theta and, for rules with state, `state` after the update. theta and state have the layout's sizes; `state` is not
 /// read by plain updates. INVALID_ARGUMENT when the update has a rule where the optimizer needs none, or none where it

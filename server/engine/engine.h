@@ -156,7 +156,14 @@ class Engine {
   ~Engine();                                                               ///< flushes; call Drain first
 
   // ---- SessionService
+  /// Where a new session comes from when it is not the request alone: an imported state.
+  struct Origin {
+    std::string method = "CreateSession";  ///< of the request id
+    std::string hash_source;               ///< what is hashed for REQUEST_ID_REUSED; "" = the request
+    std::function<void(v1::Session*, store::VersionRow* version0)> fill;  ///< after the family's `create`
+  };
   void CreateSession(const Caller&, v1::CreateSessionRequest, Done<v1::Session>);
+  void CreateSession(const Caller&, v1::CreateSessionRequest, Done<v1::Session>, Origin);
   void GetSession(const Caller&, v1::GetSessionRequest, Done<v1::Session>);
   void ListSessions(const Caller&, v1::ListSessionsRequest, Done<v1::ListSessionsResponse>);
   void UpdateSession(const Caller&, v1::UpdateSessionRequest, Done<v1::Session>);

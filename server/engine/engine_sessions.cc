@@ -45,6 +45,8 @@ std::string FixedFields(const v1::Session& session) {
   if (session.has_durability()) *fixed.mutable_durability() = session.durability();
   fixed.set_forked_from(session.forked_from());
   *fixed.mutable_tell_inputs() = session.tell_inputs();
+  fixed.set_first_direction(session.first_direction());
+  fixed.set_next_direction(session.next_direction());
   return fixed.SerializeAsString();
 }
 
@@ -66,6 +68,10 @@ absl::StatusOr<std::string> ParentUser(const std::string& parent, const Caller& 
 }  // namespace
 
 void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest request, Done<v1::Session> done) {
+  CreateSession(caller, std::move(request), std::move(done), Origin{});
+}
+
+void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest request, Done<v1::Session> done, Origin origin) {
   Impl* impl = impl_.get();
   auto user = ParentUser(request.parent(), caller, /*allow_all=*/false);
   absl::Status status = user.status();
@@ -103,7 +109,8 @@ void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest reques
   if (status.ok()) status = impl->Enter();
   if (!status.ok()) return done(status);
 
-  impl->create_strand.Post([impl, user = *user, request = std::move(request), session = std::move(session), family, done = std::move(done)]() mutable {
+  impl->create_strand.Post([impl, user = *user, request = std::move(request), session = std::move(session), family, done = std::move(done),
+                            origin = std::move(origin)]() mutable {
     auto answer = [impl, &done](absl::StatusOr<v1::Session> result) {
       done(std::move(result));
       impl->Leave();
@@ -113,9 +120,10 @@ void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest reques
       if (!out.ParseFromString(bytes)) return absl::InternalError("stored answer cannot be parsed");
       return out;
     };
-    const std::string sha256 = request.request_id().empty() ? "" : RequestHash(CanonicalBytes(request));
+    const std::string sha256 =
+        request.request_id().empty() ? "" : RequestHash(origin.hash_source.empty() ? CanonicalBytes(request) : origin.hash_source);
     if (!sha256.empty()) {
-      auto stored = impl->StoredAnswer(nullptr, user, "CreateSession", request.request_id(), sha256);
+      auto stored = impl->StoredAnswer(nullptr, user, origin.method, request.request_id(), sha256);
       if (stored.ok()) return answer(parse(*stored));
       if (!absl::IsNotFound(stored.status())) return answer(stored.status());
     }
@@ -136,6 +144,7 @@ void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest reques
     Effects effects;
     absl::Status made = impl->families.at(family).create(impl->context, request, &session, &version0, &effects);
     if (!made.ok()) return answer(made);
+    if (origin.fill) origin.fill(&session, &version0);
     if (version0.payload.empty()) {
       v1::Version initial;
       initial.set_kind("initial");
@@ -158,13 +167,13 @@ void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest reques
       batch.mutations.push_back(std::move(mutation));
     }
     if (!sha256.empty()) {
-      store::RequestRow stored{user, "CreateSession", request.request_id(), sha256, created.SerializeAsString(), row.uid, now_ms};
+      store::RequestRow stored{user, origin.method, request.request_id(), sha256, created.SerializeAsString(), row.uid, now_ms};
       batch.mutations.push_back(store::InsertRequest{std::move(stored)});
     }
     batch.mutations.push_back(EventOf(user, "session.created", name.Full(), "{}", now_ms));
-    auto finish = [impl, user, parse, request_id = request.request_id(), sha256, created, done = std::move(done)](absl::Status status) mutable {
+    auto finish = [impl, user, parse, method = origin.method, request_id = request.request_id(), sha256, created, done = std::move(done)](absl::Status status) mutable {
       if (absl::IsAlreadyExists(status) && !sha256.empty()) {   // the same request twice at once: the first answer counts
-        auto stored = impl->StoredAnswer(nullptr, user, "CreateSession", request_id, sha256);
+        auto stored = impl->StoredAnswer(nullptr, user, method, request_id, sha256);
         if (stored.ok()) {
           done(parse(*stored));
           return impl->Leave();
@@ -321,6 +330,11 @@ void Engine::ForkSession(const Caller& caller, v1::ForkSessionRequest request, D
         fork.proto.clear_best_score();
         fork.proto.clear_best_version();
         fork.proto.set_forked_from(Cat(live.name().Full(), "/versions/", version));
+        if (request.has_seed()) {
+          if (FamilyName((*optim::FindRule(live.proto.optimizer().name()))->family) != "zeroth-order")
+            return InvalidArgument("seed: ", live.proto.optimizer().name(), " draws no directions; only zeroth-order forks have a seed of their own");
+          fork.proto.mutable_optimizer()->set_seed(request.seed());
+        }
         store::VersionRow version0;
         version0.session_uid = fork.row.uid;
         version0.create_ms = now_ms;

@@ -47,6 +47,7 @@ class FirstOrder final : public NumericFamily {
                           Effects* effects) override;
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
+  absl::StatusOr<StateFile> Export(LiveSession& session, int64_t version) override;
   void DescribeMemory(v1::MemoryReport* report) const override;
 
   /// A step whose gradients arrived as one flat buffer.
@@ -90,6 +91,8 @@ class FirstOrder final : public NumericFamily {
   FirstOrder(Context& context, const LiveSession& session);
   absl::StatusOr<std::unique_ptr<optim::Rule>> NewRule() const;
   absl::StatusOr<Point> Rebuild(int64_t uid, int64_t version) const;
+  /// A version other than the head, for a reader; the errors are the reader's.
+  absl::StatusOr<Point> RebuildForReader(LiveSession& session, int64_t version) const;
   absl::Status Replay(const store::VersionRow& version, const store::ObservationRow& gradient, Point* point) const;
   absl::Status StepOnce(Point* point, const Gradients& gradients, std::optional<double> loss,
                         std::map<std::string, double>* figures) const;

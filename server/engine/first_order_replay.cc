@@ -191,16 +191,45 @@ absl::StatusOr<std::shared_ptr<const TensorBuffer>> FirstOrder::ParametersAt(Liv
                     session.row.version_count - 1);
   if (version == session.row.head_version) return std::shared_ptr<const TensorBuffer>(head_->params);
   if (pulled_.first != version) {
-    WaitForStore(*context_.store);
-    auto point = Rebuild(session.row.uid, version);
-    if (absl::IsNotFound(point.status()))
-      return FailedPrecondition("version ", version,
-                                " was not made durable and cannot be rebuilt; the nearest that can is ",
-                                head_->snapshot);
-    if (!point.ok()) return point.status();
-    pulled_ = {version, point->params};
+    ASSIGN_OR_RETURN(const Point point, RebuildForReader(session, version));
+    pulled_ = {version, point.params};
   }
   return std::shared_ptr<const TensorBuffer>(pulled_.second);
+}
+
+absl::StatusOr<FirstOrder::Point> FirstOrder::RebuildForReader(LiveSession& session, int64_t version) const {
+  WaitForStore(*context_.store);
+  auto point = Rebuild(session.row.uid, version);
+  if (absl::IsNotFound(point.status()))
+    return FailedPrecondition("version ", version, " was not made durable and cannot be rebuilt; the nearest that can is ",
+                              head_->snapshot);
+  return point;
+}
+
+absl::StatusOr<StateFile> FirstOrder::Export(LiveSession& session, int64_t version) {
+  RETURN_IF_ERROR(ParametersAt(session, version).status());
+  StateFile out;
+  if (version == session.row.head_version) {
+    out.params = head_->params;
+    out.state = head_->rule->ExportState();
+    out.step = head_->step;
+    return out;
+  }
+  ASSIGN_OR_RETURN(const Point point, RebuildForReader(session, version));
+  out.params = point.params;
+  out.state = point.rule->ExportState();
+  out.step = point.step;
+  return out;
+}
+
+absl::StatusOr<Adopted> AdoptFirstOrder(Context& context, const StateFile& file) {
+  const Layout layout(file.layout);
+  ASSIGN_OR_RETURN(const auto rule, RuleFor(file.optimizer, layout));
+  if (absl::Status fits = rule->ImportState(file.state); !fits.ok()) return InvalidArgument("file: ", fits.message());
+  ASSIGN_OR_RETURN(const auto snapshot, EncodeSnapshot(layout, file.params->data(), rule->ExportState(), 0, file.step));
+  Adopted out;
+  ASSIGN_OR_RETURN(out.blob, context.blobs->Put(snapshot->bytes()));
+  return out;
 }
 
 absl::StatusOr<std::vector<optim::OwnedTensor>> FirstOrder::State(LiveSession& session) {

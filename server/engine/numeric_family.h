@@ -9,6 +9,7 @@
 #include "optim/rules/tensor.h"
 #include "server/engine/engine.h"
 #include "server/engine/layout.h"
+#include "server/engine/state_file.h"
 
 namespace optod::engine {
 
@@ -25,6 +26,9 @@ class NumericFamily : public Family {
   virtual absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) = 0;
   /// Optimizer state of the head, sorted by name. FAILED_PRECONDITION without values.
   virtual absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) = 0;
+  /// What ExportState needs beside the session's own fields: values, state and counters at `version`; errors as
+  /// ParametersAt.
+  virtual absl::StatusOr<StateFile> Export(LiveSession& session, int64_t version) = 0;
   /// Fills in what the family knows: states, transient, resident. The tensors stand there with their names and sizes.
   virtual void DescribeMemory(v1::MemoryReport* report) const = 0;
 

@@ -2,8 +2,7 @@
 /// What a first-order session needs to go on from a version, as one blob: parameters and optimizer state as a
 /// safetensors file.
 ///
-///   8 bytes: length of the header, little-endian | JSON header, padded with spaces to 64 | data
-///   tensors "params/<name>" in layout order from offset 0, then "state/<name>"
+///   tensors "params/<name>" in layout order from offset 0, then "state/<name>" (tensor_file.h)
 ///   __metadata__ {"format": "optod-snapshot", "version", "step"}
 ///
 /// Version 0 of a session that was given parameters has the flat parameter buffer alone as its blob (so that its hash
@@ -17,6 +16,7 @@
 #include "optim/rules/tensor.h"
 #include "server/engine/layout.h"
 #include "server/engine/tensor_buffer.h"
+#include "server/engine/tensor_file.h"
 
 namespace optod::engine {
 
@@ -24,6 +24,11 @@ namespace optod::engine {
 absl::StatusOr<std::shared_ptr<TensorBuffer>> EncodeSnapshot(const Layout& layout, const std::byte* flat,
                                                              const std::vector<optim::OwnedTensor>& state,
                                                              int64_t version, int64_t step);
+
+/// The same tensors with other metadata.
+absl::StatusOr<std::shared_ptr<TensorBuffer>> EncodeTensors(const Layout& layout, const std::byte* flat,
+                                                            const std::vector<optim::OwnedTensor>& state,
+                                                            const TensorMetadata& metadata);
 
 struct Snapshot {
   std::shared_ptr<TensorBuffer> params;

@@ -8,6 +8,8 @@
 #include "base/status.h"
 #include "google/protobuf/util/time_util.h"
 #include "optim/zo/stream.h"
+#include "optim/zo/support.h"
+#include "server/engine/snapshot.h"
 
 namespace optod::engine {
 namespace {
@@ -29,11 +31,11 @@ absl::StatusOr<zo::ZoHyper> HyperOf(const v1::OptimizerSpec& spec) {
   return zo::ZoHyperFor(spec.name(), values);
 }
 
-zo::ZoLayout ZoLayoutOf(const Layout& layout) {
+absl::StatusOr<zo::ZoLayout> ZoLayoutOf(const Layout& layout, const zo::ZoHyper& hyper) {
   std::vector<zo::ZoTensor> tensors;
   for (size_t i = 0; i < layout.size(); ++i)
     tensors.push_back({layout.spec(i).name, static_cast<size_t>(layout.spec(i).elements()), !layout.no_decay(i)});
-  return zo::ZoLayout(std::move(tensors));
+  return zo::Arrange(zo::ZoLayout(std::move(tensors)), hyper);
 }
 
 /// "<version>.<query>" taken apart; false when it is something else.
@@ -53,11 +55,11 @@ bool ParseProbeId(const std::string& text, int64_t* version, int64_t* query) {
   return true;
 }
 
-absl::Status CheckOffered(const v1::OptimizerSpec& spec) {
+absl::Status CheckOffered(const v1::OptimizerSpec& spec, const Layout& layout) {
   ASSIGN_OR_RETURN(const zo::ZoHyper hyper, HyperOf(spec));
   if (hyper.residue != zo::Residue::kNone)
     return Unimplemented("hyperparameters.residue: only \"none\" is offered for sessions");
-  return absl::OkStatus();
+  return ZoLayoutOf(layout, hyper).status();
 }
 
 absl::Status CheckFloat32(const Layout& layout, const std::string& field) {
@@ -71,8 +73,8 @@ absl::Status CheckFloat32(const Layout& layout, const std::string& field) {
 
 absl::Status Create(Context& context, const v1::CreateSessionRequest& request, v1::Session* session,
                     store::VersionRow* version0, Effects*) {
-  RETURN_IF_ERROR(CheckOffered(session->optimizer()));
   const Layout layout(session->layout());
+  RETURN_IF_ERROR(CheckOffered(session->optimizer(), layout));
   if (!request.initial().empty()) RETURN_IF_ERROR(CheckFloat32(layout, "initial"));
   if (session->durability().mode() == v1::Durability::MODE_UNSPECIFIED)
     session->mutable_durability()->set_mode(v1::Durability::EVERY_STEP);
@@ -91,6 +93,7 @@ absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSe
   version0->step = row.step;  // schedules go on where they were
   version0->blob = row.blob;
   auto* family = static_cast<ZerothOrder*>(source.family.get());
+  family->ForkDirections(source, version, fork);
   if (!fork.proto.has_values()) {
     if (family->has_state() && from.rule_step() > 0)
       return FailedPrecondition("version ", version, ": the moments of ", source.proto.optimizer().name(),
@@ -104,6 +107,28 @@ absl::Status Fork(Context& context, LiveSession& source, int64_t version, LiveSe
 
 }  // namespace
 
+absl::StatusOr<Adopted> AdoptZerothOrder(Context& context, const StateFile& file) {
+  const Layout layout(file.layout);
+  RETURN_IF_ERROR(CheckOffered(file.optimizer, layout));
+  ASSIGN_OR_RETURN(const zo::ZoHyper hyper, HyperOf(file.optimizer));
+  ASSIGN_OR_RETURN(const zo::ZoLayout zo_layout, ZoLayoutOf(layout, hyper));
+  RETURN_IF_ERROR(CheckFloat32(layout, "file"));
+  auto state = MomentsFromTensors(layout, zo_layout, hyper, file.state);
+  if (!state.ok()) return InvalidArgument("file: ", state.status().message());
+  const int64_t most = *std::max_element(state->counts.begin(), state->counts.end());
+  if (!file.state.empty() && most != zo::UpdatesOfBlock(zo_layout, hyper, file.rule_step))
+    return InvalidArgument("file: state \"t\" is ", most, "; __metadata__.rule_step is ", file.rule_step);
+  Adopted out;
+  out.initial.set_rule_step(file.rule_step);
+  if (file.state.empty()) {
+    ASSIGN_OR_RETURN(out.blob, context.blobs->Put(file.params->bytes()));
+    return out;
+  }
+  ASSIGN_OR_RETURN(const auto snapshot, EncodeSnapshot(layout, file.params->data(), file.state, 0, file.step));
+  ASSIGN_OR_RETURN(out.blob, context.blobs->Put(snapshot->bytes()));
+  return out;
+}
+
 FamilyFactory ZerothOrderFactory() {
   return {{"zo-sgd", "zo-sgd-mmt", "zo-sgd-cons", "zo-sgd-sign", "zo-adam", "forward-grad"},
           &Create,
@@ -115,14 +140,19 @@ ZerothOrder::ZerothOrder(Context& context, const LiveSession& session)
     : NumericFamily(session.proto.layout()),
       context_(context),
       spec_(session.proto.optimizer()),
-      durability_(session.proto.durability()) {
+      durability_(session.proto.durability()),
+      first_direction_(session.proto.first_direction()),
+      next_direction_(std::max<int64_t>(1, session.proto.next_direction())) {
   hyper_ = *HyperOf(spec_);  // Load has checked it
-  zo_layout_ = ZoLayoutOf(*layout_);
-  queries_.resize(static_cast<size_t>(q() + (conservative() ? 1 : 0)));
+  zo_layout_ = *ZoLayoutOf(*layout_, hyper_);
+  plain_.queries = hyper_.queries;
+  plain_.mask_law = hyper_.mask_law;
+  plain_.mask_every = hyper_.mask_every;
+  queries_.resize(static_cast<size_t>(directions() + (conservative() ? 1 : 0)));
 }
 
 absl::StatusOr<std::unique_ptr<Family>> ZerothOrder::Load(Context& context, LiveSession& session) {
-  RETURN_IF_ERROR(CheckOffered(session.proto.optimizer()));
+  RETURN_IF_ERROR(CheckOffered(session.proto.optimizer(), Layout(session.proto.layout())));
   auto family = std::unique_ptr<ZerothOrder>(new ZerothOrder(context, session));
   const int64_t uid = session.row.uid, head = session.row.head_version;
   ASSIGN_OR_RETURN(const store::VersionRow row, context.store->GetVersion(uid, head));
@@ -144,6 +174,12 @@ absl::StatusOr<std::unique_ptr<Family>> ZerothOrder::Load(Context& context, Live
     ++family->told_;
   }
   return std::unique_ptr<Family>(std::move(family));
+}
+
+void ZerothOrder::ForkDirections(const LiveSession& session, int64_t version, LiveSession& fork) const {
+  const bool own = fork.proto.optimizer().seed() != spec_.seed();
+  fork.proto.set_first_direction(own ? 0 : static_cast<uint32_t>(DirectionOf(version)));
+  fork.proto.set_next_direction(own ? 1 : static_cast<uint32_t>(DirectionOf(session.row.version_count)));
 }
 
 void ZerothOrder::StartStep() {
@@ -176,12 +212,12 @@ absl::Status ZerothOrder::AddProbes(LiveSession& session, const v1::AskRequest& 
     if (request.lease().seconds() < 0 || request.lease().seconds() > 3600 || lease_ns < 0 || lease_ns > kMaxLeaseNs)
       return InvalidArgument("lease: ", request.lease().seconds(), " s is outside [0, 3600]");
   }
-  if (session.row.head_version > UINT32_MAX)
-    return FailedPrecondition("session ", session.name().Full(), " has used up its 2^32 directions; fork it");
+  if (DirectionOf(session.row.head_version) > UINT32_MAX)
+    return FailedPrecondition("session ", session.name().Full(), " has used up its 2^32 directions; fork it with another seed");
   const int64_t now_ns = context_.clock->NowMonotonicNs();
   const auto want = static_cast<size_t>(std::max(1, request.count()));
   // The candidates of zo-sgd-cons are defined once all directions are told.
-  const size_t offered = static_cast<size_t>(conservative() && told_ < q() ? q() : probes());
+  const size_t offered = static_cast<size_t>(conservative() && told_ < directions() ? directions() : probes());
   std::vector<uint32_t> chosen;
   for (size_t i = 0; i < offered && chosen.size() < want; ++i) {
     const size_t at = (next_ + i) % offered;
@@ -206,35 +242,35 @@ absl::Status ZerothOrder::FillProbe(LiveSession& session, uint32_t query, bool w
   probe->set_probe_id(std::to_string(head) + "." + std::to_string(query));
   probe->set_base_version(head);
   probe->set_seed(spec_.seed());
-  probe->set_step(static_cast<uint32_t>(head));
-  probe->set_query(query);
+  probe->set_step(static_cast<uint32_t>(DirectionOf(head)));
+  probe->set_query(DirectionNumber(query));
   probe->set_eps(hyper_.eps);
   probe->set_two_side(hyper_.sides == zo::Sides::kTwo);
   if (forward()) probe->set_kind(v1::Probe::DERIVATIVE);
-  const bool candidates = static_cast<int64_t>(query) == q();
+  const bool candidates = static_cast<int64_t>(query) == directions();
   if (candidates) {
     const v1::ReplayStep down = CandidateStep();
     probe->set_kind(v1::Probe::CANDIDATES);
     *probe->mutable_terms() = down.queries();
     probe->set_weight_decay_rate(down.weight_decay_rate());
   }
-  return with_point ? FillPoint(session, query, probe) : absl::OkStatus();
+  return with_point ? FillPoint(session, probe) : absl::OkStatus();
 }
 
-absl::Status ZerothOrder::FillPoint(LiveSession& session, uint32_t query, v1::Probe* probe) {
+absl::Status ZerothOrder::FillPoint(LiveSession& session, v1::Probe* probe) {
   const int64_t head = session.row.head_version;
   if (layout_->total_bytes() > kPointBytes)
     return InvalidArgument("with_point: the parameters have ", layout_->total_bytes(), " bytes; at most ", kPointBytes,
                            "; perturb them at the worker");
   ASSIGN_OR_RETURN(const auto theta, ParametersAt(session, head));
-  const zo::Direction direction{spec_.seed(), static_cast<uint32_t>(head), query};
+  const zo::Direction direction{spec_.seed(), probe->step(), probe->query()};
   using Tensors = google::protobuf::RepeatedPtrField<v1::Tensor>;
   const auto moved = [&](zo::UpdateScalars update, float sign, Tensors* point) -> absl::Status {
     Values values{head, TensorBuffer::Copy(*theta), {}};
     if (values.flat == nullptr) return ResourceExhausted("with_point: no memory");
     for (zo::Term& term : update.terms) term.coefficient *= sign;
     update.decay_rate *= sign;
-    RETURN_IF_ERROR(zo::ApplyUpdate(zo_layout_, PlainHyper(), spec_.seed(), update, values.span(), nullptr));
+    RETURN_IF_ERROR(zo::ApplyUpdate(zo_layout_, plain_, spec_.seed(), update, values.span(), nullptr));
     TensorsFromFlat(*layout_, values.flat->data(), point);
     return absl::OkStatus();
   };
@@ -278,14 +314,14 @@ absl::StatusOr<std::vector<ZerothOrder::Result>> ZerothOrder::Accept(LiveSession
       return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(),
                              "\" is no probe; must be VERSION.QUERY as asked");
     if (version >= session.row.version_count || query >= probes() ||
-        (version == session.row.head_version && query == q() && told_ < q()))
+        (version == session.row.head_version && query == directions() && told_ < directions()))
       return InvalidArgument("losses.results[", i, "].probe_id: \"", result.probe_id(),
                              "\" was never handed out; versions are 0 to ", session.row.version_count - 1,
-                             ", queries 0 to ", q() - 1);
+                             ", queries 0 to ", directions() - 1);
     if (version != session.row.head_version) continue;
     if (forward() && !result.has_jvp())
       return InvalidArgument("losses.results[", i, "].jvp: missing; ", spec_.name(), " needs the derivative along z");
-    if (query == q() && !result.has_loss())
+    if (query == directions() && !result.has_loss())
       return InvalidArgument("losses.results[", i, "].loss: missing; the candidates of ", spec_.name(),
                              " need the loss at theta too");
     ++current;
@@ -306,8 +342,8 @@ absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& requ
                                Effects* effects) {
   if (!request.has_losses()) return InvalidArgument("losses: missing; ", spec_.name(), " sessions are told losses");
   ASSIGN_OR_RETURN(const std::vector<Result> fresh, Accept(session, request.losses()));
-  if (session.row.version_count > UINT32_MAX)
-    return FailedPrecondition("session ", session.name().Full(), " has used up its 2^32 directions; fork it");
+  if (DirectionOf(session.row.version_count) > UINT32_MAX)
+    return FailedPrecondition("session ", session.name().Full(), " has used up its 2^32 directions; fork it with another seed");
   for (const Result& result : fresh) {
     queries_[result.query] = {true, result.plus, result.minus, result.loss, "", INT64_MIN};
     ++told_;
@@ -337,7 +373,7 @@ absl::Status ZerothOrder::Tell(LiveSession& session, const v1::TellRequest& requ
 bool ZerothOrder::Project(std::vector<double>* g) const {
   bool usable = true;
   g->clear();
-  for (int64_t i = 0; i < q(); ++i) {
+  for (int64_t i = 0; i < directions(); ++i) {
     const Query& query = queries_[static_cast<size_t>(i)];
     g->push_back(forward() ? query.plus : zo::ProjectedGradient(query.plus, query.minus, hyper_.eps, hyper_.sides));
     usable = usable && std::isfinite(query.plus) && (forward() || std::isfinite(query.minus)) && std::isfinite(g->back());
@@ -347,7 +383,7 @@ bool ZerothOrder::Project(std::vector<double>* g) const {
 
 bool ZerothOrder::Completes() const {
   if (told_ == probes()) return true;
-  if (!conservative() || told_ < q()) return false;
+  if (!conservative() || told_ < directions()) return false;
   std::vector<double> g;
   v1::Version scratch;
   scratch.set_parent(0);
@@ -359,11 +395,11 @@ bool ZerothOrder::Descent(const std::vector<double>& g, double lr, v1::Version* 
   bool usable = true;
   for (size_t i = 0; i < g.size(); ++i) {
     const double direction = hyper_.sign == zo::Sign::kScalar ? static_cast<double>((g[i] > 0) - (g[i] < 0)) : g[i];
-    const auto coefficient = static_cast<float>(rule ? direction : lr * direction / static_cast<double>(q()));
+    const auto coefficient = static_cast<float>(rule ? direction : lr * direction / static_cast<double>(hyper_.queries));
     usable = usable && std::isfinite(coefficient);
     v1::ReplayQuery* term = version->add_queries();
-    term->set_step(static_cast<uint32_t>(version->parent()));
-    term->set_query(static_cast<uint32_t>(i));
+    term->set_step(static_cast<uint32_t>(DirectionOf(version->parent())));
+    term->set_query(DirectionNumber(static_cast<uint32_t>(i)));
     term->set_coefficient(coefficient);
   }
   if (!rule) version->set_weight_decay_rate(static_cast<float>(lr * hyper_.weight_decay));
@@ -411,7 +447,7 @@ void ZerothOrder::FillScalars(v1::Version* version, v1::TellResponse* response) 
     return;
   }
   double mean = 0;
-  for (const double one : g) mean += one / static_cast<double>(q());
+  for (const double one : g) mean += one / static_cast<double>(directions());
   response->set_projected_gradient(mean);
   if (conservative()) Choose(version);
 }

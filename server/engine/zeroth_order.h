@@ -12,9 +12,13 @@
 /// residue "mezo" is UNIMPLEMENTED: workers that evaluate different queries would keep different rounding.
 /// - Momentum and Adam's moments are part of the values: a session with a layout only leaves them to the workers, who
 ///   rebuild them by replay. Such a session can be forked only where no update was made.
-/// - Directions: Philox counter words (element / 4, tensor, query, base version); version numbers are never reused, so
-///   two branches share a direction only where they start from the same version.
-/// - probe_id "<base version>.<query>". A probe told twice counts once. Results for versions other than the head are
+/// - Directions: Philox counter words (element / 4, tensor, query, step), where step is the base version, or what
+///   Session.first_direction and next_direction make of it; version numbers are never reused, so two branches share a
+///   direction only where they start from the same version. A fork draws what its source would draw after a rollback to
+///   that version, or has a seed of its own.
+/// - Blocks and masks (optim/zo/support.h) say which elements a direction moves; the workers know them from the settings.
+///   Block-wise coordinate: a version updates one block, in turn.
+/// - probe_id "<base version>.<number of the direction in its step>". A probe told twice counts once. Results for versions other than the head are
 ///   ignored; when all of a tell are such, it is ABORTED.
 /// - Leases live in memory: after a restart the probes without a result are free. A worker that asks again by name when
 ///   nothing is free gets the probes again that it holds.
@@ -34,10 +38,18 @@
 
 #include "optim/zo/projected_gradient.h"
 #include "optim/zo/replay.h"
+#include "optim/zo/support.h"
 #include "server/engine/numeric_family.h"
 #include "server/engine/version_tree.h"
 
 namespace optod::engine {
+
+/// The moments as tensors and back: "m/<tensor>", "v/<tensor>" of the tensors' shapes and the counts "t", sorted by name; none for
+/// rules without state. FromTensors: INVALID_ARGUMENT naming the tensor that is missing, extra or does not fit.
+std::vector<optim::OwnedTensor> MomentsToTensors(const Layout& layout, const zo::ZoLayout& zo_layout, const zo::ZoHyper& hyper,
+                                                 const zo::ZoState<float>& state);
+absl::StatusOr<zo::ZoState<float>> MomentsFromTensors(const Layout& layout, const zo::ZoLayout& zo_layout, const zo::ZoHyper& hyper,
+                                                      const std::vector<optim::OwnedTensor>& tensors);
 
 /// For the map that Engine takes: {"zeroth-order", ZerothOrderFactory()}.
 FamilyFactory ZerothOrderFactory();
@@ -46,7 +58,10 @@ class ZerothOrder final : public NumericFamily {
  public:
   static absl::StatusOr<std::unique_ptr<Family>> Load(Context& context, LiveSession& session);
   /// Whether the rule keeps moments beside the parameters.
-  bool has_state() const { return hyper_.base == zo::Base::kAdam || hyper_.momentum > 0; }
+  bool has_state() const { return HasState(hyper_); }
+  static bool HasState(const zo::ZoHyper& hyper) { return hyper.base == zo::Base::kAdam || hyper.momentum > 0; }
+  /// Gives a fork of `version` its directions.
+  void ForkDirections(const LiveSession& session, int64_t version, LiveSession& fork) const;
   /// The blob of a version's values and moments for a fork.
   absl::StatusOr<std::string> Save(LiveSession& session, int64_t version, int64_t step);
 
@@ -61,6 +76,7 @@ class ZerothOrder final : public NumericFamily {
                           Effects* effects) override;
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
+  absl::StatusOr<StateFile> Export(LiveSession& session, int64_t version) override;
   /// State as it is once the head's values are in use; until then nothing of it is allocated.
   void DescribeMemory(v1::MemoryReport* report) const override;
 
@@ -88,16 +104,20 @@ class ZerothOrder final : public NumericFamily {
   };
 
   ZerothOrder(Context& context, const LiveSession& session);
-  int64_t q() const { return hyper_.queries; }
-  int64_t probes() const { return static_cast<int64_t>(queries_.size()); }  ///< of a step: q, and cons's candidates
+  int64_t directions() const { return zo::DirectionsOfStep(zo_layout_, hyper_); }  ///< of a step: q, or q a block
+  int64_t probes() const { return static_cast<int64_t>(queries_.size()); }  ///< of a step: directions, and cons's candidates
+  /// Query number in the stream of the i-th direction of the step under way.
+  uint32_t DirectionNumber(uint32_t i) const { return zo::FirstDirection(zo_layout_, hyper_, head_rule_step_) + i; }
   bool conservative() const { return hyper_.rule == zo::Rule::kConservative; }
   bool forward() const { return hyper_.rule == zo::Rule::kForwardGrad; }
   void StartStep();
   double LrOfStep(int64_t step) const;
+  /// Philox counter of the directions at a version.
+  int64_t DirectionOf(int64_t version) const { return version == 0 ? first_direction_ : next_direction_ + version - 1; }
 
   absl::Status AddProbes(LiveSession& session, const v1::AskRequest& request, v1::AskResponse* out);
   absl::Status FillProbe(LiveSession& session, uint32_t query, bool with_point, v1::AskResponse* out);
-  absl::Status FillPoint(LiveSession& session, uint32_t query, v1::Probe* probe);
+  absl::Status FillPoint(LiveSession& session, v1::Probe* probe);
   absl::Status AddReplay(LiveSession& session, int64_t known, v1::AskResponse* out);
   /// Steps on the way to `to`, after `from` (an ancestor), oldest first, from the store; stops after the limits.
   absl::StatusOr<std::vector<v1::ReplayStep>> ReadSteps(int64_t uid, int64_t from, int64_t to, int64_t max_steps,
@@ -116,13 +136,10 @@ class ZerothOrder final : public NumericFamily {
   void FillScalars(v1::Version* version, v1::TellResponse* response) const;
   void Choose(v1::Version* version) const;
   v1::ReplayStep CandidateStep() const;
-  /// The settings under which an update is terms and a rate, whatever the session's own rule.
-  static zo::ZoHyper PlainHyper() { return {}; }
   void Remember(LiveSession& session, v1::ReplayStep step);
   void ChooseDurability(LiveSession& session, v1::TellResponse* response, Effects* effects) const;
 
   absl::Status ApplyStep(const v1::ReplayStep& step, Values* values) const;
-  std::vector<optim::OwnedTensor> ExportState(const zo::ZoState<float>& state) const;
   absl::StatusOr<std::string> PutValues(const Values& values, int64_t step) const;
   absl::StatusOr<Values> ValuesAt(LiveSession& session, int64_t version);
   absl::StatusOr<Values> NearestValues(int64_t uid, int64_t version) const;
@@ -131,7 +148,9 @@ class ZerothOrder final : public NumericFamily {
   v1::OptimizerSpec spec_;
   v1::Durability durability_;
   zo::ZoHyper hyper_;
+  zo::ZoHyper plain_;  ///< under which an update is terms and a rate, whatever the session's own rule
   zo::ZoLayout zo_layout_;
+  int64_t first_direction_, next_direction_;  ///< Session's
 
   std::vector<Query> queries_;  ///< of the head; zo-sgd-cons: the candidates are the last
   int64_t told_ = 0;

@@ -1,6 +1,7 @@
 // Zeroth-order sessions: the way from one version to another as scalars, and the parameters that it leads to.
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "base/status.h"
 #include "server/engine/snapshot.h"
@@ -14,7 +15,8 @@ v1::ReplayStep ZerothOrder::StepOf(int64_t number, const v1::Version& version) c
   *step.mutable_queries() = version.queries();
   step.set_weight_decay_rate(version.weight_decay_rate());
   if (!zo::NeedsRule(hyper_) || version.kind() != "step") return step;
-  const auto scalars = zo::RuleScalarsFor<float>(hyper_, version.lr(), version.rule_step());
+  const int64_t t = zo::UpdatesOfBlock(zo_layout_, hyper_, version.rule_step());
+  const auto scalars = zo::RuleScalarsFor<float>(hyper_, version.lr(), t);
   v1::ReplayRule* rule = step.mutable_rule();
   rule->set_t(scalars.t);
   rule->set_lr(scalars.lr);
@@ -90,22 +92,24 @@ absl::Status ZerothOrder::ApplyStep(const v1::ReplayStep& step, Values* values) 
 
 // ---- moments
 
-/// "m/<tensor>", "v/<tensor>" of the tensors' shapes and "t", in the order of their names.
-std::vector<optim::OwnedTensor> ZerothOrder::ExportState(const zo::ZoState<float>& state) const {
+std::vector<optim::OwnedTensor> MomentsToTensors(const Layout& layout, const zo::ZoLayout& zo_layout, const zo::ZoHyper& hyper,
+                                                 const zo::ZoState<float>& state) {
   std::vector<optim::OwnedTensor> out;
   const auto add = [&](const char* prefix, const std::vector<float>& values) {
-    for (size_t t = 0; t < layout_->size() && !values.empty(); ++t) {
-      optim::OwnedTensor tensor{{prefix + layout_->spec(t).name, optim::DType::kF32, layout_->spec(t).shape}, {}};
-      const auto bytes = std::as_bytes(std::span(values).subspan(zo_layout_.offset(t), zo_layout_.tensor(t).size));
+    for (size_t t = 0; t < layout.size() && !values.empty(); ++t) {
+      optim::OwnedTensor tensor{{prefix + layout.spec(t).name, optim::DType::kF32, layout.spec(t).shape}, {}};
+      const auto bytes = std::as_bytes(std::span(values).subspan(zo_layout.offset(t), zo_layout.tensor(t).size));
       tensor.data.assign(bytes.begin(), bytes.end());
       out.push_back(std::move(tensor));
     }
   };
-  if (!has_state()) return out;
+  if (!ZerothOrder::HasState(hyper)) return out;
   add("m/", state.m);
-  const int64_t count = state.counts.empty() ? 0 : state.counts[0];
-  optim::OwnedTensor t{{"t", optim::DType::kI64, {}}, {}};
-  const auto bytes = std::as_bytes(std::span(&count, 1));
+  // One count for all tensors, or one each where blocks are updated apart.
+  std::vector<int64_t> shape;
+  if (zo_layout.blocks() > 1) shape.push_back(static_cast<int64_t>(layout.size()));
+  optim::OwnedTensor t{{"t", optim::DType::kI64, shape}, {}};
+  const auto bytes = std::as_bytes(std::span(state.counts).first(shape.empty() ? 1 : layout.size()));
   t.data.assign(bytes.begin(), bytes.end());
   out.push_back(std::move(t));
   add("v/", state.v);
@@ -113,35 +117,41 @@ std::vector<optim::OwnedTensor> ZerothOrder::ExportState(const zo::ZoState<float
   return out;
 }
 
-namespace {
-
-absl::Status ImportState(const Layout& layout, const zo::ZoLayout& zo_layout, const std::vector<optim::OwnedTensor>& from,
-                         zo::ZoState<float>* state) {
-  for (const optim::OwnedTensor& tensor : from) {
-    const std::string& name = tensor.spec.name;
-    if (name == "t" && tensor.data.size() == sizeof(int64_t)) {
-      int64_t count = 0;
-      std::memcpy(&count, tensor.data.data(), sizeof(count));
-      state->counts.assign(layout.size(), count);
+absl::StatusOr<zo::ZoState<float>> MomentsFromTensors(const Layout& layout, const zo::ZoLayout& zo_layout, const zo::ZoHyper& hyper,
+                                                      const std::vector<optim::OwnedTensor>& tensors) {
+  zo::ZoState<float> state = zo::InitialState(zo_layout, hyper);
+  const std::vector<optim::OwnedTensor> wanted = MomentsToTensors(layout, zo_layout, hyper, state);
+  std::map<std::string, const optim::OwnedTensor*> given;
+  for (const optim::OwnedTensor& tensor : tensors) given[tensor.spec.name] = &tensor;
+  for (const auto& [name, tensor] : given) {
+    if (std::none_of(wanted.begin(), wanted.end(), [&](const auto& want) { return want.spec.name == name; }))
+      return InvalidArgument("state \"", name, "\" is not kept by this optimizer for this layout");
+  }
+  for (const optim::OwnedTensor& want : wanted) {
+    const std::string& name = want.spec.name;
+    const auto found = given.find(name);
+    if (found == given.end()) return InvalidArgument("state \"", name, "\" is missing");
+    const optim::OwnedTensor& tensor = *found->second;
+    if (tensor.spec.dtype != want.spec.dtype || tensor.spec.shape != want.spec.shape)
+      return InvalidArgument("state \"", name, "\" is ", optim::DTypeName(tensor.spec.dtype), " ", ShapeText(tensor.spec.shape), "; must be ",
+                             optim::DTypeName(want.spec.dtype), " ", ShapeText(want.spec.shape));
+    if (name == "t") {
+      std::memcpy(state.counts.data(), tensor.data.data(), tensor.data.size());
+      if (zo_layout.blocks() == 1) state.counts.assign(layout.size(), state.counts[0]);
       continue;
     }
-    std::vector<float>* const to = name.starts_with("m/") ? &state->m : &state->v;
-    const int64_t at = name.size() > 2 ? layout.Find(name.substr(2)) : -1;
-    const size_t first = at < 0 ? 0 : zo_layout.offset(static_cast<size_t>(at));
-    if (at < 0 || tensor.data.size() != zo_layout.tensor(static_cast<size_t>(at)).size * sizeof(float) ||
-        first + tensor.data.size() / sizeof(float) > to->size())
-      return DataLoss("snapshot: state ", name, " does not fit the session");
-    if (!tensor.data.empty()) std::memcpy(to->data() + first, tensor.data.data(), tensor.data.size());
+    std::vector<float>& to = name.starts_with("m/") ? state.m : state.v;
+    const auto at = static_cast<size_t>(layout.Find(name.substr(2)));
+    if (!tensor.data.empty()) std::memcpy(to.data() + zo_layout.offset(at), tensor.data.data(), tensor.data.size());
   }
-  return absl::OkStatus();
+  return state;
 }
-
-}  // namespace
 
 absl::StatusOr<std::string> ZerothOrder::PutValues(const Values& values, int64_t step) const {
   if (!has_state()) return context_.blobs->Put(values.flat->bytes());
   ASSIGN_OR_RETURN(auto file,
-                   EncodeSnapshot(*layout_, values.flat->data(), ExportState(values.state), values.version, step));
+                   EncodeSnapshot(*layout_, values.flat->data(), MomentsToTensors(*layout_, zo_layout_, hyper_, values.state),
+                                  values.version, step));
   return context_.blobs->Put(file->bytes());
 }
 
@@ -154,7 +164,25 @@ absl::StatusOr<std::vector<optim::OwnedTensor>> ZerothOrder::State(LiveSession& 
   if (!has_state()) return std::vector<optim::OwnedTensor>{};
   const int64_t head = session.row.head_version;
   RETURN_IF_ERROR(ParametersAt(session, head).status());
-  return ExportState(theta_.version == head ? theta_.state : pulled_.state);
+  return MomentsToTensors(*layout_, zo_layout_, hyper_, (theta_.version == head ? theta_ : pulled_).state);
+}
+
+absl::StatusOr<StateFile> ZerothOrder::Export(LiveSession& session, int64_t version) {
+  StateFile out;
+  ASSIGN_OR_RETURN(out.params, ParametersAt(session, version));
+  out.state = MomentsToTensors(*layout_, zo_layout_, hyper_, (theta_.version == version ? theta_ : pulled_).state);
+  out.step = head_step_;
+  out.rule_step = head_rule_step_;
+  if (version != session.row.head_version) {
+    ASSIGN_OR_RETURN(const store::VersionRow row, context_.store->GetVersion(session.row.uid, version));
+    v1::Version parsed;
+    if (!parsed.ParseFromString(row.payload)) return DataLoss("version ", version, " cannot be parsed");
+    out.step = row.step;
+    out.rule_step = parsed.rule_step();
+  }
+  out.first_direction = static_cast<uint32_t>(std::min<int64_t>(UINT32_MAX, DirectionOf(version)));
+  out.next_direction = static_cast<uint32_t>(std::min<int64_t>(UINT32_MAX, DirectionOf(session.row.version_count)));
+  return out;
 }
 
 // ---- values of a version
@@ -169,7 +197,10 @@ absl::StatusOr<ZerothOrder::Values> ZerothOrder::NearestValues(int64_t uid, int6
     ASSIGN_OR_RETURN(const std::string blob, context_.blobs->Get(row->blob));
     ASSIGN_OR_RETURN(Snapshot snapshot, DecodeSnapshot(*layout_, blob));
     Values values{row->number, std::move(snapshot.params), zo::InitialState(zo_layout_, hyper_)};
-    RETURN_IF_ERROR(ImportState(*layout_, zo_layout_, snapshot.state, &values.state));
+    if (!snapshot.has_state) return values;
+    auto state = MomentsFromTensors(*layout_, zo_layout_, hyper_, snapshot.state);
+    if (!state.ok()) return DataLoss("snapshot: ", state.status().message());
+    values.state = *std::move(state);
     return values;
   }
   return FailedPrecondition("version ", version, " has no parameters here");

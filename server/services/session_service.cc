@@ -222,6 +222,16 @@ class SessionService final : public SessionServiceBase {
     if (!caller.ok()) return RefuseWrite(ToGrpc(caller.status(), context));
     return MakePullState(engine_, *caller, request, WithDetails(context));
   }
+  RawWriteReactor* ExportState(CallbackServerContext* context, const grpc::ByteBuffer* request) override {
+    auto caller = authenticator_.Authenticate(*context);
+    if (!caller.ok()) return RefuseWrite(ToGrpc(caller.status(), context));
+    return MakeExportState(engine_, *caller, request, WithDetails(context));
+  }
+  RawReadReactor* ImportState(CallbackServerContext* context, grpc::ByteBuffer* response) override {
+    auto caller = authenticator_.Authenticate(*context);
+    if (!caller.ok()) return RefuseRead(ToGrpc(caller.status(), context));
+    return MakeImportState(engine_, *caller, response, WithDetails(context));
+  }
   RawBidiReactor* StepStream(CallbackServerContext* context) override {
     auto caller = authenticator_.Authenticate(*context);
     if (!caller.ok()) return RefuseBidi(ToGrpc(caller.status(), context));

@@ -7,9 +7,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <thread>
+#include <tuple>
 #include <vector>
 
+#include "base/crc32c.h"
 #include "base/errno_status.h"
 #include "base/status.h"
 
@@ -89,17 +92,54 @@ bool IsLocalPeer(const std::string& peer) {
          peer.rfind("ipv6:%5B::1%5D", 0) == 0;
 }
 
-void CopyBytes(std::byte* to, const std::byte* from, size_t size) {
+namespace {
+
+constexpr size_t kPieces = std::tuple_size_v<PieceSums>;
+
+/// work(piece, begin, end) for every piece of `size` bytes, by as many threads as are worth it.
+void ForEachPiece(size_t size, const std::function<void(size_t, size_t, size_t)>& work) {
   constexpr size_t kAlone = size_t{8} << 20;
-  const size_t threads = size < kAlone ? 1 : std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 4);
-  const size_t share = (size / threads + 63) / 64 * 64;
+  const size_t threads = size < kAlone ? 1 : std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kPieces);
+  const size_t share = (size / kPieces + 63) / 64 * 64;
+  const auto run = [&](size_t thread) {
+    for (size_t piece = thread; piece < kPieces; piece += threads) {
+      const size_t end = piece + 1 == kPieces ? size : std::min(size, (piece + 1) * share);
+      work(piece, std::min(size, piece * share), end);
+    }
+  };
   std::vector<std::thread> others;
-  for (size_t i = 1; i < threads; ++i) {
-    const size_t begin = std::min(size, i * share), end = std::min(size, begin + share);
-    others.emplace_back([=] { std::memcpy(to + begin, from + begin, end - begin); });
-  }
-  if (size > 0) std::memcpy(to, from, std::min(size, threads == 1 ? size : share));
+  for (size_t thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
+  run(0);
   for (std::thread& other : others) other.join();
+}
+
+}  // namespace
+
+void CopyBytes(std::byte* to, const std::byte* from, size_t size) {
+  ForEachPiece(size, [=](size_t, size_t begin, size_t end) {
+    if (end > begin) std::memcpy(to + begin, from + begin, end - begin);
+  });
+}
+
+PieceSums CopyAndSum(std::byte* to, const std::byte* from, size_t size) {
+  constexpr size_t kInCache = size_t{128} << 10;
+  PieceSums sums{};
+  ForEachPiece(size, [&](size_t piece, size_t begin, size_t end) {
+    for (size_t at = begin; at < end; at += kInCache) {
+      const size_t n = std::min(kInCache, end - at);
+      std::memcpy(to + at, from + at, n);
+      sums[piece] = Crc32c(std::span<const std::byte>(to + at, n), sums[piece]);  // of what is applied
+    }
+  });
+  return sums;
+}
+
+PieceSums SumPieces(std::span<const std::byte> data) {
+  PieceSums sums{};
+  ForEachPiece(data.size(), [&](size_t piece, size_t begin, size_t end) {
+    sums[piece] = Crc32c(data.subspan(begin, end - begin));
+  });
+  return sums;
 }
 
 }  // namespace optod::services

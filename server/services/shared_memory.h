@@ -5,7 +5,9 @@
 /// because the seal F_SEAL_SHRINK is demanded; it holds what the caller says it does, because its first 32 bytes must
 /// be the caller's nonce. What lies in it may change at any time: copy first, then check. Objects belong to one stream.
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -41,7 +43,11 @@ class SharedMemory {
 /// Whether gRPC's name of a peer ("unix:...", "ipv4:127.0.0.1:4711", "ipv6:[::1]:4711") is on this machine.
 bool IsLocalPeer(const std::string& peer);
 
-/// memcpy by all threads of the machine when it is worth it.
+/// memcpy by up to four threads of the machine when it is worth it.
 void CopyBytes(std::byte* to, const std::byte* from, size_t size);
+/// CRC-32C of each of four equal pieces of a buffer: by several threads, and while a copy has the bytes in cache.
+using PieceSums = std::array<uint32_t, 4>;
+PieceSums CopyAndSum(std::byte* to, const std::byte* from, size_t size);
+PieceSums SumPieces(std::span<const std::byte> data);
 
 }  // namespace optod::services

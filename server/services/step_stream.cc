@@ -14,7 +14,6 @@
 #include <optional>
 #include <variant>
 
-#include "base/crc32c.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "server/engine/first_order.h"
@@ -49,10 +48,13 @@ struct Step {
 };
 
 /// What names a told gradient's bytes in the hash of its request.
-std::string ContentOf(const TensorBuffer& flat) {
-  // A checksum tells a request id used for something else by mistake, at a hundredth of a digest's time.
+std::string ContentOf(const TensorBuffer& flat, const std::optional<PieceSums>& known) {
   constexpr size_t kDigestBytes = size_t{1} << 20;
-  return flat.size() <= kDigestBytes ? Sha256Hex(flat.bytes()) : Cat("crc32c ", Crc32c(flat.bytes()), " ", flat.size());
+  if (flat.size() <= kDigestBytes) return Sha256Hex(flat.bytes());
+  // Checksums tell a request id used for something else by mistake, at a hundredth of a digest's time.
+  std::string out = Cat("crc32c ", flat.size());
+  for (const uint32_t sum : known ? *known : SumPieces(flat.bytes())) out += Cat(" ", sum);
+  return out;
 }
 
 /// Everything else of a step that makes it this request.
@@ -259,7 +261,9 @@ class StepReactor final : public RawBidiReactor {
 
   /// On the pool: what is large becomes a blob before the session's strand is asked.
   void ApplyStep(std::shared_ptr<Step> step) {
-    if (step->in_memory) CopyBytes(step->flat.gradients->data(), memory_->input().data(), step->flat.gradients->size());
+    std::optional<PieceSums> sums;
+    if (step->in_memory)
+      sums = CopyAndSum(step->flat.gradients->data(), memory_->input().data(), step->flat.gradients->size());
     std::string content;
     if (session_.every_step && step->bytes > engine::kInlineGradientBytes) {
       auto blob = engine_.context().blobs->Put(step->flat.gradients->bytes());
@@ -267,7 +271,7 @@ class StepReactor final : public RawBidiReactor {
       step->flat.blob = *std::move(blob);
       content = step->flat.blob;
     } else if (!step->request_id.empty()) {
-      content = ContentOf(*step->flat.gradients);
+      content = ContentOf(*step->flat.gradients, sums);
     }
     content += ContentOf(step->flat);
     auto values = std::make_shared<std::shared_ptr<const TensorBuffer>>();

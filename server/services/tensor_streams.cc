@@ -6,7 +6,7 @@
 
 #include "base/status.h"
 #include "server/engine/numeric_family.h"
-#include "server/services/tensor_wire.h"
+#include "server/services/flat_write.h"
 
 namespace optod::services {
 namespace {
@@ -77,7 +77,7 @@ class PushReactor final : public RawReadReactor {
       if (absl::Status status = OnHeader(); !status.ok()) Finish(to_grpc_(status));
       return;
     }
-    if (absl::Status status = OnChunk(); !status.ok()) return Finish(to_grpc_(status));
+    if (absl::Status status = ReceiveChunk<v1::PushParametersRequest>(message_, &receiver_); !status.ok()) return Finish(to_grpc_(status));
     feed_->Received(receiver_.received());
     StartRead(&message_);
   }
@@ -115,17 +115,6 @@ class PushReactor final : public RawReadReactor {
     feed_ = std::make_shared<BlobFeed>(engine_, receiver_.buffer());
     state_ = State::kChunks;
     StartRead(&message_);
-  }
-
-  absl::Status OnChunk() {
-    std::vector<grpc::Slice> slices;
-    ChunkView chunk;
-    if (message_.Dump(&slices).ok() && ParseChunk(slices, v1::PushParametersRequest::kChunkFieldNumber, &chunk))
-      return receiver_.Add(slices, chunk);
-    v1::PushParametersRequest request;
-    RETURN_IF_ERROR(ParseMessage(message_, &request));
-    if (!request.has_chunk()) return InvalidArgument("chunk: missing; chunks follow the header");
-    return receiver_.Add(request.chunk());
   }
 
   /// The client has sent everything (or is gone).
@@ -183,35 +172,12 @@ struct Parcel {
   std::vector<FlatSender::Range> ranges;
 };
 
-class PullReactor final : public RawWriteReactor {
- public:
-  PullReactor(ToGrpcStatus to_grpc, size_t chunk_bytes) : to_grpc_(std::move(to_grpc)), chunk_bytes_(chunk_bytes) {}
-
-  void Fail(const absl::Status& status) { Finish(to_grpc_(status)); }
-  void Start(absl::StatusOr<Parcel> parcel) {
-    if (!parcel.ok()) return Fail(parcel.status());
-    v1::PullParametersResponse response;
-    *response.mutable_header() = std::move(parcel->header);
-    sender_.emplace(std::move(parcel->buffer), std::move(parcel->ranges), v1::PullParametersResponse::kChunkFieldNumber,
-                    chunk_bytes_);
-    message_ = SerializeMessage(response);
-    StartWrite(&message_);
-  }
-
-  void OnWriteDone(bool ok) override {
-    if (!ok) return Finish(grpc::Status::CANCELLED);
-    if (sender_->done()) return Finish(grpc::Status::OK);
-    message_ = sender_->Next();
-    StartWrite(&message_);
-  }
-  void OnDone() override { delete this; }
-
- private:
-  const ToGrpcStatus to_grpc_;
-  const size_t chunk_bytes_;
-  grpc::ByteBuffer message_;
-  std::optional<FlatSender> sender_;
-};
+void Send(FlatWriteReactor* reactor, absl::StatusOr<Parcel> parcel) {
+  if (!parcel.ok()) return reactor->Fail(parcel.status());
+  v1::PullParametersResponse first;
+  *first.mutable_header() = std::move(parcel->header);
+  reactor->Start(first, std::move(parcel->buffer), std::move(parcel->ranges), v1::PullParametersResponse::kChunkFieldNumber);
+}
 
 absl::StatusOr<Parcel> PackParameters(LiveSession& live, const v1::PullParametersRequest& request) {
   ASSIGN_OR_RETURN(engine::NumericFamily * family, engine::AsNumeric(live));
@@ -272,7 +238,7 @@ RawReadReactor* MakePushParameters(Engine& engine, const Caller& caller, grpc::B
 
 RawWriteReactor* MakePullParameters(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request,
                                     ToGrpcStatus to_grpc, StreamOptions options) {
-  auto* reactor = new PullReactor(std::move(to_grpc), options.chunk_bytes);
+  auto* reactor = new FlatWriteReactor(std::move(to_grpc), options.chunk_bytes);
   v1::PullParametersRequest pull;
   if (absl::Status status = ParseMessage(*request, &pull); !status.ok()) {
     reactor->Fail(status);
@@ -281,20 +247,20 @@ RawWriteReactor* MakePullParameters(Engine& engine, const Caller& caller, const 
   const std::string session = pull.session();
   engine.Read<Parcel>(
       caller, session, [pull = std::move(pull)](LiveSession& live) { return PackParameters(live, pull); },
-      [reactor](absl::StatusOr<Parcel> parcel) { reactor->Start(std::move(parcel)); });
+      [reactor](absl::StatusOr<Parcel> parcel) { Send(reactor, std::move(parcel)); });
   return reactor;
 }
 
 RawWriteReactor* MakePullState(Engine& engine, const Caller& caller, const grpc::ByteBuffer* request,
                                ToGrpcStatus to_grpc, StreamOptions options) {
-  auto* reactor = new PullReactor(std::move(to_grpc), options.chunk_bytes);
+  auto* reactor = new FlatWriteReactor(std::move(to_grpc), options.chunk_bytes);
   v1::PullStateRequest pull;
   if (absl::Status status = ParseMessage(*request, &pull); !status.ok()) {
     reactor->Fail(status);
     return reactor;
   }
   engine.Read<Parcel>(caller, pull.session(), &PackState,
-                      [reactor](absl::StatusOr<Parcel> parcel) { reactor->Start(std::move(parcel)); });
+                      [reactor](absl::StatusOr<Parcel> parcel) { Send(reactor, std::move(parcel)); });
   return reactor;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-/// The four calls of SessionService that carry tensors, as raw ByteBuffer methods: PushParameters, PullParameters,
-/// PullState, StepStream.
+/// The calls of SessionService that carry tensors, as raw ByteBuffer methods: PushParameters, PullParameters,
+/// PullState, ExportState, ImportState, StepStream.
 ///
 ///   wire message = small protobuf head + `bytes data` (last field of TensorChunk)
 ///   reading: the head is parsed by hand across slices; the data is copied once, from gRPC's slices into its place in a
@@ -13,7 +13,7 @@
 /// Threading: a reactor's callbacks come one at a time from gRPC; nothing in them blocks; steps, hashing and files run
 /// on the engine's pool.
 ///
-/// SessionService is implemented by a class deriving from SessionServiceBase, whose four raw methods return what the
+/// SessionService is implemented by a class deriving from SessionServiceBase, whose raw methods return what the
 /// Make functions give:
 ///
 ///   RawBidiReactor* StepStream(grpc::CallbackServerContext* context) override {
@@ -47,7 +47,8 @@ using Unary2 = S::WithCallbackMethod_Ask<
 }  // namespace internal
 using SessionServiceBase = v1::SessionService::WithRawCallbackMethod_PushParameters<
     v1::SessionService::WithRawCallbackMethod_PullParameters<v1::SessionService::WithRawCallbackMethod_PullState<
-        v1::SessionService::WithRawCallbackMethod_StepStream<internal::Unary2>>>>;
+        v1::SessionService::WithRawCallbackMethod_ExportState<v1::SessionService::WithRawCallbackMethod_ImportState<
+            v1::SessionService::WithRawCallbackMethod_StepStream<internal::Unary2>>>>>>;
 
 using RawReadReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 using RawWriteReactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
@@ -69,6 +70,10 @@ RawWriteReactor* MakePullParameters(engine::Engine& engine, const engine::Caller
                                     const grpc::ByteBuffer* request, ToGrpcStatus to_grpc, StreamOptions options = {});
 RawWriteReactor* MakePullState(engine::Engine& engine, const engine::Caller& caller, const grpc::ByteBuffer* request,
                                ToGrpcStatus to_grpc, StreamOptions options = {});
+RawWriteReactor* MakeExportState(engine::Engine& engine, const engine::Caller& caller, const grpc::ByteBuffer* request,
+                                 ToGrpcStatus to_grpc, StreamOptions options = {});
+RawReadReactor* MakeImportState(engine::Engine& engine, const engine::Caller& caller, grpc::ByteBuffer* response,
+                                ToGrpcStatus to_grpc);
 RawBidiReactor* MakeStepStream(engine::Engine& engine, const engine::Caller& caller, ToGrpcStatus to_grpc,
                                StreamOptions options = {});
 

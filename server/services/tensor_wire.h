@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/status.h"
 #include "google/protobuf/message_lite.h"
 #include "optod/v1/tensor.pb.h"
 #include "server/engine/tensor_buffer.h"
@@ -54,6 +55,19 @@ class FlatReceiver {
   std::shared_ptr<engine::TensorBuffer> buffer_;
   uint64_t received_ = 0;
 };
+
+/// One message of a client's stream into the buffer: the fast way when it is a plain chunk, by protobuf otherwise.
+template <typename Request>
+absl::Status ReceiveChunk(const grpc::ByteBuffer& message, FlatReceiver* receiver) {
+  std::vector<grpc::Slice> slices;
+  ChunkView chunk;
+  if (message.Dump(&slices).ok() && ParseChunk(slices, Request::kChunkFieldNumber, &chunk))
+    return receiver->Add(slices, chunk);
+  Request request;
+  RETURN_IF_ERROR(ParseMessage(message, &request));
+  if (!request.has_chunk()) return InvalidArgument("chunk: missing; chunks follow the header");
+  return receiver->Add(request.chunk());
+}
 
 /// Cuts ranges of a flat buffer into messages whose field `field` is a TensorChunk. The messages refer to the buffer
 /// and keep it alive.

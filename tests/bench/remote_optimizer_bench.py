@@ -1,6 +1,7 @@
 """Time of an optimizer step: AdamW of PyTorch in this process beside RemoteOptimizer over TCP, a Unix socket and shared memory, in one run.
 
-    OPTOD_TORCH_PYTHON tests/bench/remote_optimizer_bench.py [--sizes 1 10 100] [--bin build/bin]     (an interpreter with torch and optod)
+    OPTOD_TORCH_PYTHON tests/bench/remote_optimizer_bench.py [--sizes 1 10 100] [--ways "shared memory" ...] [--bin build/bin]
+    (an interpreter with torch and optod)
 
 A "model" is layers of 1000 x 1000 float32 with fixed gradients; a step is opt.step() alone, so what is shown is the
 whole cost of stepping elsewhere; none of it is hidden behind a backward pass. Durability on-checkpoint: PyTorch's own step is not durable either.
@@ -43,7 +44,7 @@ class Server:
         self.process.wait()
 
 
-def measure(millions, rounds, tcp, unix):
+def measure(millions, rounds, tcp, unix, chosen):
     """Medians in seconds by way."""
     durability = optod.Durability("on-checkpoint", snapshot_every=1_000_000)
 
@@ -58,6 +59,7 @@ def measure(millions, rounds, tcp, unix):
         "Unix socket, bf16": remote(unix, shared_memory=False, wire="bf16"),
         "shared memory": remote(unix, shared_memory=True),
     }
+    ways = {name: way for name, way in ways.items() if not chosen or name.startswith("torch AdamW (foreach)") or name in chosen}
     found, server = {}, []
     # Large ones one after the other: seven copies of 100 M parameters and their states would not fit beside each other.
     groups = [list(ways)] if millions <= 10 else [[name] for name in ways]
@@ -81,7 +83,8 @@ def measure(millions, rounds, tcp, unix):
                     session.delete()
                 opt.close()
     medians = {name: statistics.median(times) for name, times in found.items()}
-    medians["  of it the server's rule"] = statistics.median(server)
+    if server:
+        medians["  of it the server's rule"] = statistics.median(server)
     return medians
 
 
@@ -90,6 +93,7 @@ def main():
     parser.add_argument("--bin", default=os.environ.get("OPTOD_BIN_DIR", str(ROOT / "build" / "bin")))
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100], help="million parameters")
     parser.add_argument("--rounds", type=int, default=0, help="0 = 30, 10 and 5 for 1, 10 and 100 million")
+    parser.add_argument("--ways", nargs="+", default=[], help="only these beside torch AdamW (foreach); a short window splits a large size so")
     args = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     folder = tempfile.mkdtemp(prefix="optod-bench-")
@@ -97,7 +101,7 @@ def main():
     try:
         for millions in args.sizes:
             rounds = args.rounds or (30 if millions <= 1 else 10 if millions <= 10 else 5)
-            medians = measure(millions, rounds, servers[0].address, servers[1].address)
+            medians = measure(millions, rounds, servers[0].address, servers[1].address, args.ways)
             local = medians["torch AdamW (foreach)"]
             moved = 8 * millions * 1e6
             print(f"\n{millions} M float32 parameters, {rounds} rounds, load {os.getloadavg()[0]:.1f}\n"

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from optod import zo
+from optod import zo, zo_support
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 VECTORS = json.loads((ROOT / "tests" / "golden" / "zo_stream" / "vectors.json").read_text())
@@ -85,6 +85,29 @@ def test_cpp_and_numpy_sums_are_identical():
             want = dump("add", "best", seed, step, query, tensor, first, n, scale, stdin=theta.tobytes())
             zo.add_scaled_normal(theta, seed, step, query, tensor, scale, first=first)
             assert theta.tobytes() == want
+
+
+@pytest.mark.parametrize("law", ["uniform", "normal"])
+@pytest.mark.parametrize("kept", [True, False])     # z given, or drawn in place
+def test_cpp_and_numpy_masked_sums_are_identical(law, kept):
+    for seed, step, query, tensor, n, ratio, every, scale in ((5, 7, 2, 0, 100_001, 0.3, 1, -1e-3), (2**63, 2**32 - 1, 0, 3, 70_003, 0.9, 100, 0.37)):
+        values = {"queries": 1, "mask_ratio": ratio, "mask_law": law, "mask_every": every}
+        support = zo_support.Support(values, [str(i) for i in range(tensor + 1)], [n] * (tensor + 1))
+        theta = np.random.default_rng(n).uniform(-2, 2, n).astype(np.float32)
+        theta[:500] = -0.0
+        want = dump("masked", "best", seed, step, query, tensor, 0, n, scale, ratio, law, every, stdin=theta.tobytes())
+        z = zo.normal(seed, step, query, tensor, 0, n) if kept else None
+        support.add_scaled(theta, z, seed, step, query, tensor, np.float32(scale))
+        assert theta.tobytes() == want
+
+
+@pytest.mark.parametrize("text,blocks", [("each", [0, 1, 2, 3, 4]), ("emb,norm;layers.0.;layers.1.", [0, 1, 1, 2, 0]),
+                                         ("layers.1;layers;emb,norm", [2, 1, 1, 0, 2])])
+def test_directions_belong_to_blocks(text, blocks):
+    """The cases of tests/unit/optim/zo_support_test.cc."""
+    support = zo_support.Support({"queries": 2, "blocks": text}, ["emb", "layers.0.w", "layers.0.b", "layers.1.w", "norm"], [5, 9, 3, 7, 4])
+    for query in range(2 * max(blocks) + 2):
+        assert [support.moves(query, tensor) for tensor in range(5)] == [block == query // 2 for block in blocks]
 
 
 def test_scattered_slices_equal_the_whole():

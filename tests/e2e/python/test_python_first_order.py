@@ -3,7 +3,6 @@
 import numpy as np
 import optod
 import pytest
-from optod import safetensors_file
 
 GRAD_SEED = 5
 
@@ -144,32 +143,6 @@ def test_gradients_that_are_no_numbers_are_refused_and_change_nothing(client, ba
     assert session.refresh().seq == 0 and len(session.versions) == 1
     for name in params:
         np.testing.assert_array_equal(session.pull()[name], params[name])
-
-
-RULES = ["sgd", "adam", "adamw", "adamw-8bit", "lamb", "adafactor", "muon", "galore", "fira", "apollo", "apollo-mini", "scale", "sgd-sai"]
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_session_is_saved_as_safetensors(client, tmp_path, rule):
-    params = {"lm_head.weight": np.linspace(-1, 1, 70 * 70, dtype=np.float32).reshape(70, 70), "bias": np.ones(3, np.float32)}
-    session = client.sessions.create(rule, params)
-    for _ in range(2):
-        session.tell_gradients({name: value * np.float32(0.1) for name, value in params.items()})
-    assert session.save(str(tmp_path / "s.safetensors")) == 2
-    arrays, metadata = safetensors_file.read(str(tmp_path / "s.safetensors"))
-    assert metadata == {"session": session.name, "version": "2"}
-    for prefix, want in (("params/", session.pull()), ("state/", session.pull_state())):
-        assert {f"{prefix}{name}" for name in want} == {name for name in arrays if name.startswith(prefix)}
-        for name, value in want.items():
-            np.testing.assert_array_equal(arrays[prefix + name], value)
-    try:
-        from safetensors.numpy import load_file
-    except ImportError:
-        return
-    other = load_file(str(tmp_path / "s.safetensors"))
-    assert set(other) == set(arrays)
-    for name, value in other.items():
-        np.testing.assert_array_equal(value, arrays[name])
 
 
 def test_groups_schedules_and_the_guard(client):

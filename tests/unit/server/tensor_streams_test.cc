@@ -37,6 +37,12 @@ class Service final : public SessionServiceBase {
   RawWriteReactor* PullState(grpc::CallbackServerContext*, const grpc::ByteBuffer* request) override {
     return MakePullState(engine_, {}, request, &Plain, options_);
   }
+  RawWriteReactor* ExportState(grpc::CallbackServerContext*, const grpc::ByteBuffer* request) override {
+    return MakeExportState(engine_, {}, request, &Plain, options_);
+  }
+  RawReadReactor* ImportState(grpc::CallbackServerContext*, grpc::ByteBuffer* response) override {
+    return MakeImportState(engine_, {}, response, &Plain);
+  }
   RawBidiReactor* StepStream(grpc::CallbackServerContext* context) override {
     StreamOptions options = options_;
     options.local_peer = IsLocalPeer(context->peer()) && !far_;
@@ -849,6 +855,75 @@ TEST_F(TensorStreams, StateIsPulledAsTensors) {
   for (const auto& [name, data] : inside_->State("s")) want += data;
   EXPECT_EQ(bytes, want);
   EXPECT_EQ(header.index().total_bytes(), want.size());
+}
+
+/// Sends a state file in chunks, the messages as `spoil` made them.
+grpc::Status Import(v1::SessionService::Stub& stub, const std::string& file, const std::string& id, v1::Session* session,
+                    const std::function<void(std::vector<v1::ImportStateRequest>*)>& spoil = {}) {
+  std::vector<v1::ImportStateRequest> messages(1);
+  messages[0].mutable_header()->set_session_id(id);
+  messages[0].mutable_header()->set_total_bytes(file.size());
+  messages[0].mutable_header()->set_sha256(Sha256Hex(file));
+  for (size_t at = 0; at < file.size(); at += 100'000) {
+    v1::TensorChunk* chunk = messages.emplace_back().mutable_chunk();
+    chunk->set_offset(at);
+    chunk->set_data(file.substr(at, 100'000));
+    chunk->set_crc32c(Crc32c(chunk->data().data(), chunk->data().size()));
+  }
+  if (spoil) spoil(&messages);
+  grpc::ClientContext context;
+  auto writer = stub.ImportState(&context, session);
+  for (const auto& message : messages)
+    if (!writer->Write(message)) break;
+  writer->WritesDone();
+  return writer->Finish();
+}
+struct ImportCase {
+  const char* name;
+  std::function<void(std::vector<v1::ImportStateRequest>*)> spoil;
+  grpc::StatusCode want;
+  const char* message;
+};
+const ImportCase kImports[] = {
+    {"no header", [](auto* m) { m->erase(m->begin()); }, grpc::StatusCode::INVALID_ARGUMENT, "header: missing"},
+    {"nothing", [](auto* m) { m->clear(); }, grpc::StatusCode::INVALID_ARGUMENT, "header: missing"},
+    {"too small", [](auto* m) { (*m)[0].mutable_header()->set_total_bytes(7); }, grpc::StatusCode::INVALID_ARGUMENT, "has at least 8"},
+    {"cut", [](auto* m) { m->pop_back(); }, grpc::StatusCode::INVALID_ARGUMENT, ""},
+    {"gap", [](auto* m) { (*m)[2].mutable_chunk()->set_offset(5); }, grpc::StatusCode::INVALID_ARGUMENT, "offset"},
+    {"checksum of a chunk", [](auto* m) { (*m)[1].mutable_chunk()->set_crc32c(1); }, grpc::StatusCode::DATA_LOSS, ""},
+    {"checksum of the file", [](auto* m) { (*m)[0].mutable_header()->set_sha256(std::string(64, 'a')); }, grpc::StatusCode::DATA_LOSS, "header.sha256"},
+    {"two headers", [](auto* m) { (*m)[1] = (*m)[0]; }, grpc::StatusCode::INVALID_ARGUMENT, "chunk: missing"},
+};
+
+TEST_F(TensorStreams, StateGoesOutAndComesIn) {
+  Create(300'000);
+  ASSERT_TRUE(Push().ok());
+  v1::ExportStateRequest request;
+  request.set_session("s");
+  grpc::ClientContext context;
+  auto reader = stub_->ExportState(&context, request);
+  v1::ExportStateResponse piece;
+  v1::ExportStateHeader header;
+  std::string file;
+  while (reader->Read(&piece)) {
+    if (piece.has_header()) header = piece.header();
+    if (!piece.has_chunk()) continue;
+    EXPECT_EQ(piece.chunk().offset(), file.size());
+    file += piece.chunk().data();
+  }
+  ASSERT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(header.total_bytes(), file.size());
+  v1::Session session;
+  const grpc::Status status = Import(*stub_, file, "again", &session);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(session.name(), "users/local/sessions/again");
+  EXPECT_EQ(*inside_->Parameters("again"), values_);
+  for (const ImportCase& c : kImports) {
+    const grpc::Status refused = Import(*stub_, file, "never", &session, c.spoil);
+    EXPECT_EQ(refused.error_code(), c.want) << c.name << ": " << refused.error_message();
+    EXPECT_THAT(refused.error_message(), HasSubstr(c.message)) << c.name;
+    EXPECT_FALSE(inside_->Get("never").ok()) << c.name;
+  }
 }
 
 TEST_F(TensorStreams, SixteenStreamsMakeOneGaplessSequence) {

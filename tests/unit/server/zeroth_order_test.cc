@@ -67,7 +67,8 @@ std::vector<int64_t> All(int q) {
 }
 
 /// The slow obvious reference: one step on a plain vector, z materialised.
-void ReferenceStep(std::vector<float>* theta, int64_t base, int q, double lr, double weight_decay, bool two_side = true) {
+void ReferenceStep(std::vector<float>* theta, int64_t base, int q, double lr, double weight_decay, bool two_side = true,
+                   std::optional<uint32_t> direction = {}) {
   const auto rate = static_cast<float>(lr * weight_decay);
   const size_t sizes[] = {6, 3};
   size_t offset = 0;
@@ -80,7 +81,7 @@ void ReferenceStep(std::vector<float>* theta, int64_t base, int q, double lr, do
       const double g = (LossAt(base, query, true) - LossAt(base, query, false)) / (two_side ? 0.002 : 0.001);
       const auto coefficient = static_cast<float>(lr * g / q);
       std::vector<float> z(sizes[t]);
-      zo::FillNormalScalar({kSeed, static_cast<uint32_t>(base), static_cast<uint32_t>(query)}, t, 0, z);
+      zo::FillNormalScalar({kSeed, direction.value_or(static_cast<uint32_t>(base)), static_cast<uint32_t>(query)}, t, 0, z);
       for (size_t i = 0; i < sizes[t]; ++i) {
         const float product = coefficient * z[i];
         (*theta)[offset + i] = (*theta)[offset + i] - product;
@@ -436,7 +437,7 @@ TEST(ZerothOrder, ForksStartFromTheVersion) {
   EXPECT_EQ(*server.Parameters("f"), *server.Parameters("s", 3));
   std::vector<float> theta = *server.Parameters("f");
   ASSERT_TRUE(server.Tell(Losses("f", 0, {0})).ok());
-  ReferenceStep(&theta, 0, 1, 0.01, 0);
+  ReferenceStep(&theta, 0, 1, 0.01, 0, true, 3);  // the direction that "s" drew at version 3
   server.Crash();
   EXPECT_EQ(*server.Parameters("f"), theta);
 }

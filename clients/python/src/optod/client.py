@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from optod import specs, tensors
+from optod import raw_streams, specs, tensors
 from optod.admin import Admin, Artifacts, Events
 from optod.jobs import Jobs
 from optod.operations import Operations
@@ -138,6 +138,24 @@ class Sessions:
         if params is not None and not inline and not validate_only:
             session.push(params)
         return session
+
+    def import_state(self, path: Union[str, os.PathLike], *, id: str = "", optimizer: str = "", hyperparameters: Optional[Mapping[str, Any]] = None,
+                     allow_non_finite: bool = False, durability: Optional[specs.Durability] = None, budget: Optional[specs.Budget] = None,
+                     labels: Optional[Mapping[str, str]] = None, display_name: str = "", request_id: str = "", **hyper: Any) -> Session:
+        """A new session that goes on from a file of ``Session.export_state``: the same tells give the same parameters, bit for bit.
+
+        optimizer: refuse a file of another one.  Hyperparameters (keywords or ``hyperparameters``) replace the file's.  allow_non_finite: let NaN and
+        Inf in.  InvalidArgument names the tensor or the key of the file that is wrong; nothing is created then.
+        """
+        header = pb.ImportStateHeader(session_id=id, optimizer=optimizer, allow_non_finite=allow_non_finite, labels=labels or {},
+                                      display_name=display_name, request_id=request_id)
+        for name, value in {**(hyperparameters or {}), **hyper}.items():
+            header.hyperparameters[name].CopyFrom(specs.hyper_value(name, value))
+        if durability is not None:
+            header.durability.CopyFrom(durability.message())
+        if budget is not None:
+            header.budget.CopyFrom(budget.message())
+        return Session(self._client, raw_streams.import_state(self._client.transport, header, np.fromfile(path, np.uint8)))
 
     def get(self, name: str) -> Session:
         """By users/U/sessions/S, sessions/S or S (the caller's own). NotFound."""

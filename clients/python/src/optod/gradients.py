@@ -8,7 +8,7 @@ import numpy as np
 
 from optod import errors, raw_streams, tensors
 from optod.results import TellResult, tell_result
-from optod.shared_memory import Memory
+from optod.shared_memory import Memory, copy_bytes
 from optod.transport import new_request_id
 from optod.v1 import session_pb2, tensor_pb2
 
@@ -250,7 +250,7 @@ class _Begun:
         if self._written + len(raw) > self.message.total_bytes:
             raise ValueError(f"gradient stream: {self._written + len(raw)} bytes written; the step has {self.message.total_bytes}")
         if self.memory is not None:
-            self.memory.input[self._written:self._written + len(raw)] = np.frombuffer(raw, np.uint8)
+            copy_bytes(self.memory.input[self._written:self._written + len(raw)], np.frombuffer(raw, np.uint8))
             self._written += len(raw)
             return
         at = 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import queue
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import grpc
 import numpy as np
 
 from optod import errors, tensors
-from optod.transport import transfer_timeout
+from optod.transport import new_request_id, transfer_timeout, translated
 from optod.v1 import session_pb2
 
-__all__ = ["push", "pull", "StepChannel"]
+__all__ = ["push", "pull", "export_state", "import_state", "StepChannel"]
 
 _SERVICE = "/optod.v1.SessionService/"
 
@@ -57,6 +57,38 @@ def pull(transport: Any, method: str, request: Any) -> tuple:
         return header, flat
 
     return transport.retrying(once, transfer_timeout(1 << 34))
+
+
+def export_state(transport: Any, request: session_pb2.ExportStateRequest, write: Callable[[memoryview], Any]) -> int:
+    """Hands the pieces of a state file to ``write``.  Returns the version."""
+    call = transport.channel.unary_stream(_SERVICE + "ExportState", request_serializer=type(request).SerializeToString, response_deserializer=_same)
+    header, received = session_pb2.ExportStateHeader(), 0
+    for message in translated(transport.stream(call, request, transfer_timeout(1 << 34))):
+        chunk = tensors.read_chunk(message, 2)
+        if chunk is None:
+            header = session_pb2.ExportStateResponse.FromString(message).header
+            continue
+        if chunk[0] != received:
+            raise errors.DataLoss(f"stream: chunk at byte {chunk[0]}, expected {received}")
+        write(chunk[1])
+        received += len(chunk[1])
+    if received != header.total_bytes:
+        raise errors.DataLoss(f"stream: {received} of {header.total_bytes} bytes came")
+    return header.version
+
+
+def import_state(transport: Any, header: session_pb2.ImportStateHeader, file: np.ndarray) -> session_pb2.Session:
+    """Sends a state file (uint8) in 1 MiB chunks. Repeats the whole when the server is unavailable; the request id keeps that safe."""
+    header.total_bytes, header.sha256 = file.size, tensors.sha256([file])
+    header.request_id = header.request_id or new_request_id()
+    method = transport.channel.stream_unary(_SERVICE + "ImportState", request_serializer=_same, response_deserializer=session_pb2.Session.FromString)
+
+    def messages() -> Iterator[bytes]:
+        yield session_pb2.ImportStateRequest(header=header).SerializeToString()
+        for offset, n_bytes, parts in tensors.pieces([file]):
+            yield tensors.chunk_message(2, offset, n_bytes, parts)
+
+    return transport.retrying(lambda left: transport.stream(method, messages(), left), transfer_timeout(file.size))
 
 
 class StepChannel:

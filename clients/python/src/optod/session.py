@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 import numpy as np
 from google.protobuf import field_mask_pb2
 
-from optod import raw_streams, safetensors_file, specs, tensors
+from optod import raw_streams, specs, tensors
 from optod.gradients import GradientStream
 from optod.recording import Recording
 from optod.searches import Searches
@@ -117,9 +117,12 @@ class Session(Recording, Searches):
     def undelete(self) -> "Session":
         return self._take(self.transport.call(self.stub.UndeleteSession, pb.UndeleteSessionRequest(name=self.name)))
 
-    def fork(self, version: Optional[int] = None, id: str = "", request_id: str = "") -> "Session":
-        """A new session that starts at a version of this one (None = the head). O(1): stored data is shared."""
-        request = pb.ForkSessionRequest(session=self.name, version=version, session_id=id, request_id=request_id)
+    def fork(self, version: Optional[int] = None, id: str = "", request_id: str = "", seed: Optional[int] = None) -> "Session":
+        """A new session that starts at a version of this one (None = the head). O(1): stored data is shared.
+
+        seed: zeroth order, of the fork's own directions; None = it goes on with those of this session.
+        """
+        request = pb.ForkSessionRequest(session=self.name, version=version, session_id=id, request_id=request_id, seed=seed)
         return Session(self.client, self.transport.call(self.stub.ForkSession, request))
 
     def rollback(self, version: int, etag: str = "", request_id: str = "") -> "Session":
@@ -187,20 +190,18 @@ class Session(Recording, Searches):
         self._head = header.version
         return self.layout.views(flat, header.index)
 
-    def save(self, path: str) -> int:
-        """Parameters ("params/<tensor>") and optimizer state ("state/m/<tensor>", ...) of the head as one safetensors file.  Returns the version.
-
-        A step that comes between the two pulls is met by pulling again.
+    def export_state(self, path: Union[str, os.PathLike], version: Optional[int] = None) -> int:
+        """Parameters ("params/<tensor>"), optimizer state ("state/m/<tensor>", ...), counters and settings of a version (None = the head) as one
+        safetensors file, put in place of ``path`` at once.  Returns the version.  ``client.sessions.import_state`` goes on from it, bit for bit; the
+        package `safetensors` and ``optod.safetensors_file.read`` open it.  FailedPrecondition: the server holds no values.
         """
-        while True:
-            params, version = self.pull(), self._head
-            state = self.pull_state()
-            if self._head == version:
-                break
-        named = {f"params/{name}": value for name, value in params.items()}
-        named.update((f"state/{name}", value) for name, value in state.items())
-        safetensors_file.write(path, named, {"session": self.name, "version": str(version)})
-        return version
+        partial = f"{os.fspath(path)}.partial"
+        with open(partial, "wb") as file:
+            done = raw_streams.export_state(self.transport, pb.ExportStateRequest(session=self.name, version=version), file.write)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        return done
 
     def memory(self) -> pb.MemoryReport:
         """Bytes of parameters, optimizer state and working memory, tensor by tensor: see MemoryReport in session.proto."""

@@ -23,6 +23,7 @@ import numpy as np
 from optod import errors, specs, tensors, zo
 from optod.transport import new_request_id
 from optod.v1 import session_pb2 as pb, tensor_pb2
+from optod.zo_support import Support
 
 __all__ = ["ZoWorker", "ZoStep", "Replay"]
 
@@ -60,6 +61,7 @@ class Replay:
         self._beta1, self._beta2 = number.get("beta1"), number.get("beta2")
         self._adam_eps = number.get("adam_eps")
         self._element_sign = self.name == "zo-sgd-sign" and values.get("sign") == "paper"
+        self.support = Support(values, list(params), [value.size for value in params.values()])
         self.m: Params = {}
         self.v: Params = {}
         self.reset(params)
@@ -82,17 +84,19 @@ class Replay:
             return
         rate = np.float32(sign * step.weight_decay_rate)
         if rate != 0:
-            for key, value in params.items():
-                if key not in self._no_decay:
+            for tensor, (key, value) in enumerate(params.items()):
+                if key not in self._no_decay and self._touched(step, tensor):
                     value -= rate * value
         for query in step.queries:
             known = self._directions(query.step, query.query) if self._directions else None
             coefficient = np.float32(-sign * query.coefficient)
             for tensor, value in enumerate(params.values()):
-                if known is None:
-                    zo.add_scaled_normal(value, seed, query.step, query.query, tensor, coefficient)
-                else:
-                    value += known[tensor] * coefficient
+                z = None if known is None else known[tensor]
+                self.support.add_scaled(value, z, seed, query.step, query.query, tensor, coefficient)
+
+    def _touched(self, step: pb.ReplayStep, tensor: int) -> bool:
+        """Whether a direction of the update moves the tensor; an update without directions is decay alone."""
+        return not step.queries or any(self.support.moves(query.query, tensor) for query in step.queries)
 
     def _apply_rule(self, params: Mapping[str, np.ndarray], step: pb.ReplayStep, seed: int) -> None:
         gradients = {key: np.zeros_like(value) for key, value in params.items()}
@@ -100,6 +104,8 @@ class Replay:
             known = self._directions(query.step, query.query) if self._directions else None
             coefficient = np.float32(query.coefficient)
             for tensor, (key, gradient) in enumerate(gradients.items()):
+                if not self.support.moves(query.query, tensor):
+                    continue
                 if known is None and not self._element_sign:
                     zo.add_scaled_normal(gradient, seed, query.step, query.query, tensor, coefficient)
                     continue
@@ -107,9 +113,12 @@ class Replay:
                 product = z * coefficient
                 gradient += np.sign(product) if self._element_sign else product
         rule = step.rule
-        for key, gradient in gradients.items():
-            if len(step.queries) > 1:
-                gradient /= np.float32(len(step.queries))
+        for tensor, (key, gradient) in enumerate(gradients.items()):
+            count = sum(self.support.moves(query.query, tensor) for query in step.queries)
+            if count == 0:
+                continue        # of another block
+            if count > 1:
+                gradient /= np.float32(count)
             if rule.weight_decay != 0 and key not in self._no_decay:
                 gradient += np.float32(rule.weight_decay) * params[key]
             self._base_step(key, params[key], gradient, rule)
@@ -255,12 +264,8 @@ class ZoWorker:
         known = self._direction(probe.step, probe.query)
         for tensor, (key, value) in enumerate(self.params.items()):
             out = self._scratch[key]
-            if known is not None:
-                np.multiply(known[tensor], scale, out=out)
-                out += value
-            else:
-                out[...] = value
-                zo.add_scaled_normal(out, self._seed, probe.step, probe.query, tensor, scale)
+            out[...] = value
+            self._replay.support.add_scaled(out, None if known is None else known[tensor], self._seed, probe.step, probe.query, tensor, scale)
         return self._scratch
 
     def _candidate(self, probe: pb.Probe, sign: int) -> Params:
