@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "base/clock.h"
 #include "base/reason.h"
 #include "server/services/backup.h"
 #include "server/services/byte_budget.h"
@@ -119,6 +120,8 @@ class BackupTest : public ::testing::Test {
     dir_ = mkdtemp(pattern.data());
     store_ = Open(dir_ + "/optod.db");
     blobs_ = store::MakeFileBlobStore(PosixFs(), dir_ + "/blobs");
+    queue_ = std::make_unique<jobs::JobQueue>(jobs::QueueOptions{}, jobs::JobFiles(PosixFs(), dir_ + "/jobs"),
+                                              *launcher_, clock_);
   }
   void TearDown() override {
     store_.reset();
@@ -138,17 +141,29 @@ class BackupTest : public ::testing::Test {
     return sha256;
   }
 
+  absl::StatusOr<BackupOutcome> Backup(const std::string& name) {
+    return BackupInto(dir_ + name, *store_, *blobs_, *queue_, PosixFs());
+  }
+
   std::string dir_;
   std::unique_ptr<store::Store> store_;
   std::unique_ptr<store::BlobStore> blobs_;
+  FakeClock clock_;
+  std::unique_ptr<jobs::Launcher> launcher_ = jobs::MakeLocalLauncher();
+  std::unique_ptr<jobs::JobQueue> queue_;
 };
 
 TEST_F(BackupTest, OpensAsAServerWouldAndHoldsWhatItsRowsPointTo) {
   std::string live = AddArtifact("live bytes");
   std::string orphan = *blobs_->Put(BytesOf("nobody points here"));
-  auto outcome = BackupInto(dir_ + "/b", *store_, *blobs_, PosixFs());
+  std::filesystem::create_directories(dir_ + "/jobs/ann/tune/work");
+  for (const char* file : {"job.pb", "work/replay.log"})
+    ASSERT_TRUE(PosixFs().WriteFileAtomic(dir_ + "/jobs/ann/tune/" + file, BytesOf(file)).ok());
+  auto outcome = Backup("/b");
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_EQ(outcome->blobs, 1);
+  EXPECT_EQ(outcome->jobs, 1);
+  EXPECT_EQ(PosixFs().ReadFile(dir_ + "/b/jobs/ann/tune/work/replay.log").value_or(""), "work/replay.log");
   auto copy = Open(dir_ + "/b/optod.db");
   auto copied_blobs = store::MakeFileBlobStore(PosixFs(), dir_ + "/b/blobs");
   EXPECT_TRUE(copy->GetArtifact("ann", live).ok());
@@ -159,10 +174,10 @@ TEST_F(BackupTest, OpensAsAServerWouldAndHoldsWhatItsRowsPointTo) {
 
 TEST_F(BackupTest, NeverOverwritesAndNeverClaimsToBeComplete) {
   std::string sha256 = AddArtifact("live bytes");
-  ASSERT_TRUE(BackupInto(dir_ + "/b", *store_, *blobs_, PosixFs()).ok());
-  EXPECT_EQ(BackupInto(dir_ + "/b", *store_, *blobs_, PosixFs()).status().code(), absl::StatusCode::kAlreadyExists);
+  ASSERT_TRUE(Backup("/b").ok());
+  EXPECT_EQ(Backup("/b").status().code(), absl::StatusCode::kAlreadyExists);
   std::filesystem::remove(dir_ + "/blobs/" + sha256.substr(0, 2) + "/" + sha256);
-  EXPECT_FALSE(BackupInto(dir_ + "/c", *store_, *blobs_, PosixFs()).ok());
+  EXPECT_FALSE(Backup("/c").ok());
   EXPECT_FALSE(PosixFs().Exists(dir_ + "/c/COMPLETE"));
 }
 
