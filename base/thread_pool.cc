@@ -133,17 +133,23 @@ Timers::Timers(ThreadPool& pool) : impl_(std::make_unique<Impl>(pool)) {
   impl_->thread = std::thread([impl = impl_.get()] { impl->Run(); });
 }
 
-Timers::~Timers() {
+Timers::~Timers() { Stop(); }
+
+void Timers::Stop() {
+  std::map<Impl::Key, Task> dropped;  // destroyed outside the lock
   {
     std::lock_guard lock(impl_->mutex);
     impl_->stopping = true;
+    dropped.swap(impl_->due);
+    impl_->keys.clear();
   }
   impl_->wake.notify_all();
-  impl_->thread.join();
+  if (impl_->thread.joinable()) impl_->thread.join();
 }
 
 uint64_t Timers::After(std::chrono::nanoseconds delay, Task task) {
   std::lock_guard lock(impl_->mutex);
+  if (impl_->stopping) return 0;
   const uint64_t handle = impl_->next++;
   Impl::Key key{std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(delay), handle};
   impl_->keys[handle] = key;

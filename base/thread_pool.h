@@ -43,8 +43,11 @@ class Strand {
 class Timers {
  public:
   explicit Timers(ThreadPool& pool);
-  ~Timers();   ///< drops what is not due
-  /// Returns a handle for Cancel.
+  ~Timers();   ///< Stop
+  /// Drops what is not due; from here on After drops its task as well. For an owner whose pool still runs tasks that set
+  /// timers, their own successors above all: Stop, then end the pool, then the timers. A task that was posted runs.
+  void Stop();
+  /// Returns a handle for Cancel; 0, which Cancel ignores, after Stop.
   uint64_t After(std::chrono::nanoseconds delay, Task task);
   void Cancel(uint64_t handle);
 

@@ -537,15 +537,17 @@ void App::Shutdown(int64_t grace_ms) {
   parts.studies.reset();
   parts.events.reset();
   parts.job_service.reset();
+  if (parts.care_timers != nullptr) parts.care_timers->Stop();
+  parts.care.reset();      // runs what is queued, chores that set their next timer among it
   parts.care_timers.reset();
-  parts.care.reset();      // runs what is queued
   parts.launcher.reset();  // kills and reaps the workers that are left; they report to the queue
   parts.queue.reset();
   parts.llm_pool.reset();  // its tasks end in the engine
   parts.engine.reset();
   parts.operations.reset();
-  parts.timers.reset();
+  if (parts.timers != nullptr) parts.timers->Stop();
   parts.pool.reset();
+  parts.timers.reset();
   if (parts.store != nullptr) {
     absl::Status closed = parts.store->Close();
     if (!closed.ok()) log::Error("store_close_failed", {{"message", std::string(closed.message())}});

@@ -127,6 +127,31 @@ TEST(Timers, CancelDropsTheTask) {
   timers.Cancel(handle);  // again is harmless
 }
 
+/// A chore that sets its own next timer, as a server's do, and is under way when the server stops.
+TEST(Timers, AChoreThatOutlastsStopHasNoSuccessor) {
+  std::promise<void> begun, stopped;
+  int ran = 0;
+  auto pool = std::make_unique<ThreadPool>(1);
+  Timers timers(*pool);
+  auto held = std::make_shared<int>(0);
+  const std::weak_ptr<int> watch = held;
+  timers.After(std::chrono::hours(1), [held = std::move(held)] {});
+  timers.After(std::chrono::nanoseconds(0), [&] {
+    ++ran;
+    begun.set_value();
+    stopped.get_future().wait();
+    EXPECT_EQ(timers.After(std::chrono::nanoseconds(0), [&] { ++ran; }), 0u);
+    timers.Cancel(0);
+  });
+  begun.get_future().wait();
+  timers.Stop();
+  EXPECT_TRUE(watch.expired());
+  stopped.set_value();
+  pool.reset();  // waits for the chore
+  timers.Stop();  // again is harmless
+  EXPECT_EQ(ran, 1);
+}
+
 TEST(Timers, EndDropsWhatIsNotDue) {
   bool ran = false;
   {
