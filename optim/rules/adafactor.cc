@@ -59,7 +59,6 @@ class AdafactorRule : public RuleBase {
   }
 
  private:
-  static constexpr int64_t kRowsAtOnce = 8, kColumnsAtOnce = 1024;
   static constexpr int64_t kSegments = 32;  // of partial sums: fixed, so that the number of threads changes no bit
 
   template <typename T>
@@ -115,44 +114,25 @@ class AdafactorRule : public RuleBase {
     T* row = row_[i]->template as<T>() + b * rows;
     T* col = col_[i]->template as<T>() + b * cols;
     const int64_t per_segment = (rows + kSegments - 1) / kSegments;
+    const formula::Ema<T> average = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
 #pragma omp parallel for schedule(static) if (rows * cols > 4 * kChunk)
     for (int64_t segment = 0; segment < kSegments; ++segment) {
       double* sums = col_sums_.data() + segment * cols;
       std::fill_n(sums, cols, 0.0);
       const int64_t end = std::min(rows, (segment + 1) * per_segment);
-      for (int64_t r = segment * per_segment; r < end; r += kRowsAtOnce)
-        SumSquares<T>(o, b * rows + r, std::min(kRowsAtOnce, end - r), cols, beta2, row + r, sums);
+      for (int64_t first = segment * per_segment; first < end; first += kRowsAtOnce) {
+        const int64_t count = std::min(kRowsAtOnce, end - first);
+        double squares[kRowsAtOnce] = {};
+        AddSquares<T>(o.g_dtype, o.g, b * rows + first, count, cols, sums, squares);
+        for (int64_t r = 0; r < count; ++r)
+          row[first + r] = average(row[first + r], static_cast<T>(squares[r] / static_cast<double>(cols) + eps1_));
+      }
     }
-    const formula::Ema<T> average = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
     for (int64_t c = 0; c < cols; ++c) {
       double sum = 0;
       for (int64_t segment = 0; segment < kSegments; ++segment) sum += col_sums_[segment * cols + c];
       col[c] = average(col[c], static_cast<T>(sum / static_cast<double>(rows) + eps1_));
     }
-  }
-
-  // Squares of `count` rows from `first` on: into the row averages and, row after row, into the column sums. A few rows
-  // at once, so that a column sum is fetched once for all of them.
-  template <typename T>
-  void SumSquares(const Operands& o, int64_t first, int64_t count, int64_t cols, double beta2, T* row, double* sums) const {
-    const formula::Ema<T> average = {static_cast<T>(beta2), static_cast<T>(1 - beta2)};
-    double squares[kRowsAtOnce] = {};
-    T tile[kRowsAtOnce * kColumnsAtOnce];
-    for (int64_t at = 0; at < cols; at += kColumnsAtOnce) {
-      const int64_t n = std::min(kColumnsAtOnce, cols - at);
-      const T* g = nullptr;
-      int64_t stride = cols;
-      if (DTypeSize(o.g_dtype) == sizeof(T)) {
-        g = static_cast<const T*>(o.g) + first * cols + at;
-      } else {
-        for (int64_t r = 0; r < count; ++r) Load<T>(o.g_dtype, o.g, (first + r) * cols + at, n, tile + r * n);
-        g = tile;
-        stride = n;
-      }
-      Kernels().typed<T>().add_squares_rows(g, stride, count, sums + at, squares, n);
-    }
-    for (int64_t r = 0; r < count; ++r)
-      row[r] = average(row[r], static_cast<T>(squares[r] / static_cast<double>(cols) + eps1_));
   }
 
   // row_factor_[b rows + r] = 1 / sqrt(row / mean(row)).

@@ -50,10 +50,8 @@ struct TypedKernels {
   double (*sum)(const T* x, int64_t n);
   double (*sum_squares)(const T* x, int64_t n);
   double (*sum_square_deviations)(const T* x, int64_t n, double mean);
-  /// sums[i] += x[i]^2
-  void (*add_squares)(const T* x, double* sums, int64_t n);
-  /// The same of `rows` rows, `stride` elements apart, one after the other for every sum; row_sums[r] += the sum of row
-  /// r's squares, as sum_squares takes it.
+  /// Squares of `rows` rows, `stride` elements apart: sums[i] += those of column i, one row after the other; row_sums[r]
+  /// += the sum of row r's, as sum_squares takes it.
   void (*add_squares_rows)(const T* x, int64_t stride, int64_t rows, double* sums, double* row_sums, int64_t n);
   /// Sum of (a x[i] f[i])^2, as sum_squares takes it.
   double (*sum_squares_scaled)(T a, const T* x, const T* f, int64_t n);

@@ -169,11 +169,6 @@ double SumSquareDeviationsLoop(const T* x, int64_t n, double mean) {
       x, n, [mean](double v) __attribute__((always_inline)) { return (v - mean) * (v - mean); });
 }
 
-template <typename T>
-void AddSquaresLoop(const T* __restrict x, double* __restrict sums, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-}
-
 // kRows rows at once: a square is computed once for both sums, a column sum is fetched once for all rows.
 template <int kRows, typename T>
 inline void AddSquaresOfRows(const T* __restrict x, int64_t stride, double* __restrict sums, double* __restrict row_sums,
@@ -351,7 +346,6 @@ constexpr TypedKernels<T> MakeTyped() {
   k.sum = &SumLoop<T>;
   k.sum_squares = &SumSquaresLoop<T>;
   k.sum_square_deviations = &SumSquareDeviationsLoop<T>;
-  k.add_squares = &AddSquaresLoop<T>;
   k.add_squares_rows = &AddSquaresRowsLoop<T>;
   k.sum_squares_scaled = &SumSquaresScaledLoop<T>;
   k.add_scaled_by = &AddScaledByLoop<T>;

@@ -305,6 +305,27 @@ template const float* Load<float>(DType, const void*, int64_t, int64_t, float*);
 template const double* Load<double>(DType, const void*, int64_t, int64_t, double*);
 
 template <typename T>
+void AddSquares(DType dtype, const void* data, int64_t first, int64_t count, int64_t cols, double* column_sums,
+                double* row_sums) {
+  constexpr int64_t kColumnsAtOnce = 1024;
+  T tile[kRowsAtOnce * kColumnsAtOnce];
+  for (int64_t at = 0; at < cols; at += kColumnsAtOnce) {
+    const int64_t n = std::min(kColumnsAtOnce, cols - at);
+    const T* x = tile;
+    int64_t stride = n;
+    if (DTypeSize(dtype) == sizeof(T)) {
+      x = static_cast<const T*>(data) + first * cols + at;
+      stride = cols;
+    } else {
+      for (int64_t r = 0; r < count; ++r) Load<T>(dtype, data, (first + r) * cols + at, n, tile + r * n);
+    }
+    Kernels().typed<T>().add_squares_rows(x, stride, count, column_sums + at, row_sums, n);
+  }
+}
+template void AddSquares<float>(DType, const void*, int64_t, int64_t, int64_t, double*, double*);
+template void AddSquares<double>(DType, const void*, int64_t, int64_t, int64_t, double*, double*);
+
+template <typename T>
 void StoreParameter(const Operands& o, int64_t begin, int64_t n, const T* values) {
   void* at = At(o.p_dtype, o.p, begin);
   if (at == values) return;

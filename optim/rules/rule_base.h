@@ -161,6 +161,12 @@ void ForEachRowBlock(int64_t rows, int64_t cols, absl::FunctionRef<void(int64_t 
 /// `data` itself where the dtype fits, else converted into `tile`.
 template <typename T>
 const T* Load(DType dtype, const void* data, int64_t begin, int64_t n, T* tile);
+/// Squares of rows [first, first + count) of a matrix of `cols` columns: column_sums[c] += those of column c, row after
+/// row; row_sums[r] += those of row first + r. count <= kRowsAtOnce: a column sum is fetched once for all rows.
+inline constexpr int64_t kRowsAtOnce = 8;
+template <typename T>
+void AddSquares(DType dtype, const void* data, int64_t first, int64_t count, int64_t cols, double* column_sums,
+                double* row_sums);
 /// Writes T values back into the parameter at [begin, begin + n), n <= kTile where it is bfloat16 under stochastic
 /// rounding; no-op when `values` already points there.
 template <typename T>

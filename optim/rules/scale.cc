@@ -158,15 +158,10 @@ class ScaleRule : public RuleBase {
     for (int64_t segment = 0; segment < kSegments; ++segment) {
       double* sums = column_sums_.data() + segment * cols;
       std::fill_n(sums, cols, 0.0);
-      T tile[kTile];
+      double unused[kRowsAtOnce] = {};
       const int64_t end = std::min(rows, (segment + 1) * per_segment);
-      for (int64_t row = segment * per_segment; row < end; ++row) {
-        for (int64_t col = 0; col < cols; col += kTile) {
-          const int64_t n = std::min(kTile, cols - col);
-          const T* g = Load<T>(operands.g_dtype, operands.g, row * cols + col, n, tile);
-          Kernels().typed<T>().add_squares(g, sums + col, n);
-        }
-      }
+      for (int64_t row = segment * per_segment; row < end; row += kRowsAtOnce)
+        AddSquares<T>(operands.g_dtype, operands.g, row, std::min(kRowsAtOnce, end - row), cols, sums, unused);
     }
   }
 

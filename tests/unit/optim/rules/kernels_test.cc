@@ -95,7 +95,7 @@ TEST(Sums, OfSquaresAlongRowsAndColumnsAtOnce) {
       std::vector<double> columns(kStride, 0.5), want_columns = columns, row_sums(rows, 0.25), want_rows = row_sums;
       Kernels().f32.add_squares_rows(x.data(), kStride, rows, columns.data(), row_sums.data(), n);
       for (int64_t r = 0; r < rows; ++r) {
-        Kernels().f32.add_squares(x.data() + r * kStride, want_columns.data(), n);
+        for (int64_t c = 0; c < n; ++c) want_columns[c] += static_cast<double>(x[r * kStride + c]) * x[r * kStride + c];
         want_rows[r] += Kernels().f32.sum_squares(x.data() + r * kStride, n);
       }
       EXPECT_EQ(columns, want_columns) << path << " " << rows << " " << n;
