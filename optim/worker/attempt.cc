@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "optim/nn/inference.h"
 #include "optim/train/trainer.h"
+#include "optim/worker/guarded_training.h"
 #include "optim/worker/sample_order.h"
 #include "optim/zo/stream.h"
 #include "optod/v1/worker.grpc.pb.h"
@@ -146,13 +147,7 @@ absl::StatusOr<train::TrainResult> Train(const v1::WorkerTask& task, Link& link)
   if (task.threads() > 0) spec.threads = task.threads();
   nn::UseCachingAllocator();
   zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
-  try {
-    return train::RunTraining(spec, task.folder(), task.attempt(), HooksFor(link));
-  } catch (const std::bad_alloc&) {
-    return ResourceExhausted("out of memory: limits.memory, or the machine");
-  } catch (const std::exception& error) {
-    return Internal("worker: ", error.what());
-  }
+  return GuardedTraining(spec, task.folder(), task.attempt(), HooksFor(link));
 }
 
 absl::StatusOr<std::string> Work(const v1::WorkerTask& task, Link& link) {

@@ -10,6 +10,7 @@
 #include "optim/nn/inference.h"
 #include "optim/train/trainer.h"
 #include "optim/worker/commands.h"
+#include "optim/worker/guarded_training.h"
 #include "optim/zo/stream.h"
 
 namespace optod::worker {
@@ -39,7 +40,7 @@ absl::Status Train(const Options& o) {
     std::printf("}\n");
     std::fflush(stdout);
   };
-  ASSIGN_OR_RETURN(const train::TrainResult result, train::RunTraining(spec, o.folder, o.attempt, hooks));
+  ASSIGN_OR_RETURN(const train::TrainResult result, GuardedTraining(spec, o.folder, o.attempt, hooks));
   std::printf("%s\n", train::ResultJson(result).c_str());
   return absl::OkStatus();
 }

@@ -479,7 +479,12 @@ void JobQueue::OnExit(Key key, int32_t attempt, ExitStatus exit) {
   Entry& entry = it->second;
   if (entry.record.job().attempt() != attempt || !IsUnderWay(entry.record.job().state())) return;
   entry.handle = 0;
-  const std::string how = exit.signal != 0 ? SignalText(exit.signal) : Cat("ended with code ", exit.code);
+  std::string how = exit.signal != 0 ? SignalText(exit.signal) : Cat("ended with code ", exit.code);
+  if (entry.record.job().state() == Job::SCHEDULED) {
+    how += " before it began";
+    if (const int64_t bytes = entry.record.job().placement().memory_bytes(); bytes > 0)
+      how += Cat(" (limits.memory: ", bytes >> 20, " MiB may be too little for the program itself)");
+  }
   AttemptEnded(entry, entry.killed_because.empty() ? how : entry.killed_because, /*crash=*/true);
 }
 

@@ -329,6 +329,14 @@ TEST_F(QueueTest, WallLimit) {
   EXPECT_EQ(Show("a").reason(), "limits.wall: 60 s are over");
 }
 
+TEST_F(QueueTest, AWorkerThatDiesBeforeItBeginsSaysWhatMayBeWrong) {
+  ASSERT_TRUE(Submit("a", R"(, "limits": {"memory": "24MiB"})").ok());
+  queue_->Tick();
+  launcher_.started[0].on_exit({-1, SIGABRT});
+  EXPECT_THAT(Show("a").reason(),
+              HasSubstr("before it began (limits.memory: 24 MiB may be too little for the program itself)"));
+}
+
 TEST_F(QueueTest, CancelBeforeAndDuring) {
   ASSERT_TRUE(Submit("a").ok() && Submit("b").ok());
   EXPECT_EQ(queue_->Cancel("u", "b")->state(), Job::CANCELLED);
