@@ -22,24 +22,28 @@ def _byte_letters() -> Dict[int, str]:
 
 
 def write_llama(folder: pathlib.Path, text: str, width: int = 32, layers: int = 2, heads: int = 4, inner: int = 86, seed: int = 0) -> int:
-    """config.json, model.safetensors (float32, N(0, 1 / inputs), norms 1, tied head) and a tokenizer of the text's bytes; returns the parameters."""
+    """config.json, model.safetensors (float32, N(0, 0.02), norms 1, own head) and a tokenizer of the text's bytes; returns the parameters."""
     alphabet = sorted({byte for byte in text.encode()})
     letters = _byte_letters()
     config = {"model_type": "llama", "vocab_size": len(alphabet), "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
-              "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 256, "tie_word_embeddings": True,
+              "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 256, "tie_word_embeddings": False,
               "rms_norm_eps": 1e-5}
     rng = np.random.default_rng(seed)
-    tensors: Dict[str, np.ndarray] = {"model.embed_tokens.weight": rng.normal(0, 0.3, (len(alphabet), width))}
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(0, 0.02, shape)
+    tensors: Dict[str, np.ndarray] = {"model.embed_tokens.weight": draw(len(alphabet), width)}
     for layer in range(layers):
         p = f"model.layers.{layer}."
         tensors[p + "input_layernorm.weight"] = np.ones(width)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            tensors[f"{p}self_attn.{name}.weight"] = rng.normal(0, width ** -0.5, (width, width))
+            tensors[f"{p}self_attn.{name}.weight"] = draw(width, width)
         tensors[p + "post_attention_layernorm.weight"] = np.ones(width)
-        tensors[p + "mlp.gate_proj.weight"] = rng.normal(0, width ** -0.5, (inner, width))
-        tensors[p + "mlp.up_proj.weight"] = rng.normal(0, width ** -0.5, (inner, width))
-        tensors[p + "mlp.down_proj.weight"] = rng.normal(0, inner ** -0.5, (width, inner))
+        tensors[p + "mlp.gate_proj.weight"] = draw(inner, width)
+        tensors[p + "mlp.up_proj.weight"] = draw(inner, width)
+        tensors[p + "mlp.down_proj.weight"] = draw(width, inner)
     tensors["model.norm.weight"] = np.ones(width)
+    tensors["lm_head.weight"] = draw(len(alphabet), width)
     header, data = {}, b""
     for name, value in tensors.items():
         raw = value.astype("<f4").tobytes()
