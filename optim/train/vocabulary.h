@@ -1,0 +1,34 @@
+#pragma once
+/// Log-probabilities of the asked tokens from hidden rows, the vocabulary matrix seen piece by piece: a running maximum
+/// and sum a row, never all logits at once. With tangents of the logits, the slopes too. Private: LibTorch types.
+
+#include <vector>
+
+#include "optim/nn/aten.h"
+#include "optim/train/packed.h"
+
+namespace optod::train {
+
+class Vocabulary {
+ public:
+  explicit Vocabulary(const Packed& packed)
+      : packed_(packed),
+        best_(packed.rows.size(), -INFINITY),
+        sum_(packed.rows.size(), 0),
+        slope_(packed.rows.size(), 0),
+        asked_(packed.asks.size(), NAN),
+        asked_slope_(packed.asks.size(), NAN) {}
+
+  /// Logits [rows, n] float32 of vocabulary entries first .. first + n - 1, and their tangents (or undefined).
+  void Piece(int64_t first, const at::Tensor& logits, const at::Tensor& tangents = {});
+  std::vector<double> LogProbabilities() const;
+  /// d log p / dt = dl - sum_v p_v dl_v.
+  std::vector<double> Slopes() const;
+
+ private:
+  const Packed& packed_;
+  std::vector<double> best_, sum_, slope_;  // slope_: sum of exp(l - best) dl
+  std::vector<double> asked_, asked_slope_;
+};
+
+}  // namespace optod::train
