@@ -71,13 +71,13 @@ class TorchInference final : public Inference {
     if (e.positions >= 0) positions = at::embedding(embed[static_cast<size_t>(e.positions)], batch.positions);
     if (e.types >= 0) types = embed[static_cast<size_t>(e.types)].slice(0, 0, 1);
     const at::Tensor& tokens = embed[static_cast<size_t>(e.tokens)];
-    at::Tensor x = model_.Embed(at::embedding(tokens, batch.ids), positions, types, embed);
+    at::Tensor x = model_.Embed(at::embedding(tokens, batch.ids), positions, types, PlainOps(model_.config(), embed));
     for (size_t b = 1; b + 1 < blocks_.size(); ++b)
-      x = model_.Layer(blocks_[b], x, batch, {}, cache == nullptr ? nullptr : &(*cache)[b]);
+      x = model_.Layer(PlainOps(model_.config(), blocks_[b]), x, batch, cache == nullptr ? nullptr : &(*cache)[b]);
     if (last_only) x = x.slice(0, x.size(0) - 1);
     const HeadSlots& h = model_.head_slots();
     const at::Tensor& matrix = h.lm_head < 0 ? tokens : head[static_cast<size_t>(h.lm_head)];
-    return Model::Logits(model_.Final(head, x), matrix,
+    return Model::Logits(model_.Final(PlainOps(model_.config(), head), x), matrix,
                          h.lm_bias < 0 ? at::Tensor() : head[static_cast<size_t>(h.lm_bias)])
         .to(at::kFloat)
         .contiguous();

@@ -60,24 +60,25 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return at::add(at::mul(x, cos), at::mul(turned, sin));
 }
 
-at::Tensor LowRank(const at::Tensor& x, const at::Tensor& a, const at::Tensor& b, double scale) {
-  return at::linear(at::linear(x, a), b).mul(scale);
-}
-
 }  // namespace
 
 Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths,
-             int64_t past_tokens, int64_t shift)
-    : tokens(static_cast<int64_t>(token_ids.size())), past(past_tokens) {
+             int64_t past_tokens, int64_t shift, int lanes)
+    : tokens(lanes * static_cast<int64_t>(token_ids.size())), past(past_tokens) {
   std::vector<int64_t> place;
-  for (int64_t length : lengths) {
-    for (int64_t i = 0; i < length; ++i) place.push_back(past + shift + i);
-    if (length == 0) continue;
-    if (runs.empty() || runs.back().length != length) {
-      runs.push_back({static_cast<int64_t>(place.size()) - length, 0, length, MaskOf(config, length, past)});
+  for (int lane = 0; lane < lanes; ++lane) {
+    for (int64_t length : lengths) {
+      for (int64_t i = 0; i < length; ++i) place.push_back(past + shift + i);
+      if (length == 0) continue;
+      if (runs.empty() || runs.back().length != length || runs.back().lane != lane) {
+        runs.push_back({static_cast<int64_t>(place.size()) - length, 0, length, lane, MaskOf(config, length, past)});
+      }
+      ++runs.back().sequences;
     }
-    ++runs.back().sequences;
   }
+  const size_t once = token_ids.size();
+  token_ids.reserve(once * static_cast<size_t>(lanes));
+  for (size_t i = once; i < once * static_cast<size_t>(lanes); ++i) token_ids.push_back(token_ids[i - once]);
   if (config.rotary()) {
     RotaryTables(config, place, &cos, &sin);
   } else {
@@ -90,15 +91,36 @@ Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vec
 Model::Model(const ModelConfig& config)
     : config_(config), layer_(LayerSlotsOf(config)), embed_(EmbedSlotsOf(config)), head_(HeadSlotsOf(config)) {}
 
-at::Tensor Model::Norm(const at::Tensor& x, const Weights& w, int weight, int bias) const {
-  if (!config_.rms()) return at::layer_norm(x, {x.size(-1)}, At(w, weight), At(w, bias), config_.norm_eps);
-  const at::Tensor scale = at::rsqrt(x.mul(x).mean(at::IntArrayRef{-1}, /*keepdim=*/true).add(config_.norm_eps));
-  return at::mul(at::mul(x, scale), At(w, weight));
+at::Tensor PlainOps::ApplyLinear(const ModelConfig& config, const at::Tensor& x, const at::Tensor& weight,
+                                 const at::Tensor& bias) {
+  if (config.fused_qkv()) return at::addmm(bias, x, weight);  // GPT-2 stores [in, out]
+  return at::linear(x, weight, bias);
 }
 
-at::Tensor Model::Linear(const at::Tensor& x, const Weights& w, int weight, int bias) const {
-  if (config_.fused_qkv()) return at::addmm(At(w, bias), x, At(w, weight));  // GPT-2 stores [in, out]
-  return at::linear(x, At(w, weight), At(w, bias));
+at::Tensor PlainOps::ApplyNorm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& gain,
+                               const at::Tensor& bias) {
+  if (!config.rms()) return at::layer_norm(x, {x.size(-1)}, gain, bias, config.norm_eps);
+  const at::Tensor scale = at::rsqrt(x.mul(x).mean(at::IntArrayRef{-1}, /*keepdim=*/true).add(config.norm_eps));
+  return at::mul(at::mul(x, scale), gain);
+}
+
+at::Tensor PlainOps::Linear(const at::Tensor& x, int weight, int bias) const {
+  return ApplyLinear(config_, x, At(w_, weight), At(w_, bias));
+}
+
+at::Tensor PlainOps::Norm(const at::Tensor& x, int weight, int bias) const {
+  return ApplyNorm(config_, x, At(w_, weight), At(w_, bias));
+}
+
+at::Tensor PlainOps::LowRank(const at::Tensor& x, Projection projection) const {
+  if (extra_ == nullptr || !extra_->q_a.defined()) return {};
+  const bool query = projection == Projection::kQuery;
+  return at::linear(at::linear(x, query ? extra_->q_a : extra_->v_a), query ? extra_->q_b : extra_->v_b)
+      .mul(extra_->scale);
+}
+
+KeyValues PlainOps::Prefix(int) const {
+  return extra_ == nullptr ? KeyValues() : KeyValues{extra_->prefix_k, extra_->prefix_v};
 }
 
 at::Tensor Model::Activate(const at::Tensor& x) const {
@@ -115,47 +137,45 @@ at::Tensor Model::Activate(const at::Tensor& x) const {
 }
 
 at::Tensor Model::Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
-                        const Weights& embed) const {
+                        const BlockOps& embed) const {
   at::Tensor x = tokens;
   if (types.defined()) x = at::add(x, types);  // the order of additions is that of the reference implementations
   if (positions.defined()) x = at::add(x, positions);
-  return embed_.norm < 0 ? x : Norm(x, embed, embed_.norm, embed_.norm_bias);
+  return embed_.norm < 0 ? x : embed.Norm(x, embed_.norm, embed_.norm_bias);
 }
 
-at::Tensor Model::Layer(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra,
-                        KeyValues* cache) const {
+at::Tensor Model::Layer(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache) const {
   if (config_.post_norm()) {
-    const at::Tensor h = Norm(at::add(Attention(w, x, batch, extra, cache), x), w, layer_.norm1, layer_.norm1_bias);
-    return Norm(at::add(Mlp(w, h), h), w, layer_.norm2, layer_.norm2_bias);
+    const at::Tensor h = ops.Norm(at::add(Attention(ops, x, batch, cache), x), layer_.norm1, layer_.norm1_bias);
+    return ops.Norm(at::add(Mlp(ops, h), h), layer_.norm2, layer_.norm2_bias);
   }
-  const at::Tensor h = at::add(x, Attention(w, Norm(x, w, layer_.norm1, layer_.norm1_bias), batch, extra, cache));
-  return at::add(h, Mlp(w, Norm(h, w, layer_.norm2, layer_.norm2_bias)));
+  const at::Tensor h = at::add(x, Attention(ops, ops.Norm(x, layer_.norm1, layer_.norm1_bias), batch, cache));
+  return at::add(h, Mlp(ops, ops.Norm(h, layer_.norm2, layer_.norm2_bias)));
 }
 
-at::Tensor Model::Mlp(const Weights& w, const at::Tensor& x) const {
-  at::Tensor h = Linear(x, w, layer_.up, layer_.up_bias);
+at::Tensor Model::Mlp(const BlockOps& ops, const at::Tensor& x) const {
+  at::Tensor h = ops.Linear(x, layer_.up, layer_.up_bias);
   if (config_.gated()) {
-    h = at::mul(Activate(Linear(x, w, layer_.gate, layer_.gate_bias)), h);
+    h = at::mul(Activate(ops.Linear(x, layer_.gate, layer_.gate_bias)), h);
   } else {
     h = Activate(h);
   }
-  return Linear(h, w, layer_.down, layer_.down_bias);
+  return ops.Linear(h, layer_.down, layer_.down_bias);
 }
 
-at::Tensor Model::Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra,
-                            KeyValues* cache) const {
+at::Tensor Model::Attention(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache) const {
   const int64_t t = x.size(0), d = config_.head_dim;
-  at::Tensor q = Linear(x, w, layer_.q, layer_.q_bias), k, v;
+  at::Tensor q = ops.Linear(x, layer_.q, layer_.q_bias), k, v;
   if (config_.fused_qkv()) {
     k = q.slice(1, config_.hidden, 2 * config_.hidden);
     v = q.slice(1, 2 * config_.hidden);
     q = q.slice(1, 0, config_.hidden);
   } else {
-    k = Linear(x, w, layer_.k, layer_.k_bias);
-    v = Linear(x, w, layer_.v, layer_.v_bias);
+    k = ops.Linear(x, layer_.k, layer_.k_bias);
+    v = ops.Linear(x, layer_.v, layer_.v_bias);
   }
-  if (extra.q_a.defined()) q = at::add(q, LowRank(x, extra.q_a, extra.q_b, extra.scale));
-  if (extra.v_a.defined()) v = at::add(v, LowRank(x, extra.v_a, extra.v_b, extra.scale));
+  if (const at::Tensor more = ops.LowRank(x, Projection::kQuery); more.defined()) q = at::add(q, more);
+  if (const at::Tensor more = ops.LowRank(x, Projection::kValue); more.defined()) v = at::add(v, more);
   q = q.reshape({t, config_.heads, d});
   k = k.reshape({t, config_.kv_heads, d});
   v = v.reshape({t, config_.kv_heads, d});
@@ -168,14 +188,14 @@ at::Tensor Model::Attention(const Weights& w, const at::Tensor& x, const Batch& 
   for (const Batch::Run& run : batch.runs) {
     const int64_t end = run.begin + run.sequences * run.length;
     parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
-                              extra, cache));
+                              ops.Prefix(run.lane), cache));
   }
-  return Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), w, layer_.o, layer_.o_bias);
+  return ops.Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), layer_.o, layer_.o_bias);
 }
 
 /// One run of n sequences of equal length. Queries that share a key head are rows of one product: no keys are copied.
 at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run,
-                            const LayerExtra& extra, KeyValues* cache) const {
+                            const KeyValues& virtual_tokens, KeyValues* cache) const {
   const int64_t n = run.sequences, length = run.length, d = config_.head_dim, kv = config_.kv_heads,
                 share = config_.heads / kv;
   k = k.reshape({n, length, kv, d});
@@ -188,10 +208,10 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
     cache->k = k;
     cache->v = v;
   }
-  const int64_t prefix = extra.prefix_k.defined() ? extra.prefix_k.size(0) : 0;
+  const int64_t prefix = virtual_tokens.k.defined() ? virtual_tokens.k.size(0) : 0;
   if (prefix > 0) {
-    k = at::cat({extra.prefix_k.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), k}, 1);
-    v = at::cat({extra.prefix_v.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), v}, 1);
+    k = at::cat({virtual_tokens.k.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), k}, 1);
+    v = at::cat({virtual_tokens.v.reshape({1, prefix, kv, d}).expand({n, prefix, kv, d}), v}, 1);
   }
   const int64_t seen = k.size(1);
   const at::Tensor queries =
@@ -212,13 +232,13 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
       .reshape({n * length, config_.heads * d});
 }
 
-at::Tensor Model::Final(const Weights& head, const at::Tensor& x) const {
+at::Tensor Model::Final(const BlockOps& head, const at::Tensor& x) const {
   if (config_.family != Family::kRoberta) {
-    if (config_.norm_affine) return Norm(x, head, head_.norm, head_.norm_bias);
+    if (config_.norm_affine) return head.Norm(x, head_.norm, head_.norm_bias);
     return at::layer_norm(x, {x.size(-1)}, {}, {}, config_.norm_eps);
   }
-  const at::Tensor h = at::gelu(Linear(x, head, head_.dense, head_.dense_bias));
-  return Norm(h, head, head_.lm_norm, head_.lm_norm_bias);
+  const at::Tensor h = at::gelu(head.Linear(x, head_.dense, head_.dense_bias));
+  return head.Norm(h, head_.lm_norm, head_.lm_norm_bias);
 }
 
 at::Tensor Model::Logits(const at::Tensor& hidden, const at::Tensor& matrix, const at::Tensor& bias) {

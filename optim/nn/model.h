@@ -35,12 +35,14 @@ struct LayerExtra {
 class Batch {
  public:
   /// `lengths` sum to ids.size(). Runs of equal lengths are computed together. `past`: tokens already in the cache
-  /// (one sequence only). `shift`: positions begin so much later, behind virtual tokens.
+  /// (one sequence only). `shift`: positions begin so much later, behind virtual tokens. `lanes`: the whole batch
+  /// repeated so many times, for as many versions of the parameters; the first T tokens belong to lane 0.
   Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0,
-        int64_t shift = 0);
+        int64_t shift = 0, int lanes = 1);
 
   struct Run {
     int64_t begin = 0, sequences = 0, length = 0;
+    int lane = 0;
     at::Tensor mask;  ///< [length, past + length], 0 or -inf; undefined when nothing is hidden
   };
   at::Tensor ids;        ///< [T] int64
@@ -50,6 +52,47 @@ class Batch {
   int64_t tokens = 0, past = 0;
 };
 
+/// Projections that low-rank adapters may add to.
+enum class Projection { kQuery, kValue };
+
+/// How the tensors of one block are applied: the seam where a caller perturbs them, records what passes through them,
+/// or shares them among lanes. Slots are positions in the block; a bias slot of -1 = none.
+class BlockOps {
+ public:
+  virtual ~BlockOps() = default;
+  /// x W' + bias, x [T, in] -> [T, out].
+  virtual at::Tensor Linear(const at::Tensor& x, int weight, int bias) const = 0;
+  /// The family's norm over the last dimension.
+  virtual at::Tensor Norm(const at::Tensor& x, int weight, int bias) const = 0;
+  /// What is added to a projection of x; undefined = nothing.
+  virtual at::Tensor LowRank(const at::Tensor& x, Projection projection) const = 0;
+  /// Prefix keys and values of a lane [virtual tokens, kv_heads * head_dim]; undefined = none.
+  virtual KeyValues Prefix(int lane) const = 0;
+};
+
+/// The tensors as they are. Borrows what it is given.
+class PlainOps : public BlockOps {
+ public:
+  PlainOps(const ModelConfig& config, const Weights& w, const LayerExtra* extra = nullptr)
+      : config_(config), w_(w), extra_(extra) {}
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override;
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override;
+  at::Tensor LowRank(const at::Tensor& x, Projection projection) const override;
+  KeyValues Prefix(int lane) const override;
+
+  /// x W' + b for a weight as the family stores it ([in, out] for GPT-2's layers); `bias` may be undefined.
+  static at::Tensor ApplyLinear(const ModelConfig& config, const at::Tensor& x, const at::Tensor& weight,
+                                const at::Tensor& bias);
+  /// The family's norm: RMS, or layer norm with a bias. Undefined: no gain, no bias.
+  static at::Tensor ApplyNorm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& gain,
+                              const at::Tensor& bias);
+
+ protected:
+  const ModelConfig& config_;
+  const Weights& w_;
+  const LayerExtra* extra_;
+};
+
 class Model {
  public:
   explicit Model(const ModelConfig& config);
@@ -57,12 +100,11 @@ class Model {
 
   /// Rows already gathered: tokens [T, hidden]; positions, types [T, hidden] or undefined.
   at::Tensor Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
-                   const Weights& embed) const;
+                   const BlockOps& embed) const;
   /// `cache`: keys and values of earlier tokens, replaced by all; nullptr = none kept.
-  at::Tensor Layer(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra = {},
-                   KeyValues* cache = nullptr) const;
+  at::Tensor Layer(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache = nullptr) const;
   /// Final norm, or RoBERTa's transform: what the vocabulary matrix is applied to.
-  at::Tensor Final(const Weights& head, const at::Tensor& x) const;
+  at::Tensor Final(const BlockOps& head, const at::Tensor& x) const;
   /// [rows, vocab]; `matrix` [vocab, hidden], `bias` [vocab] or undefined.
   static at::Tensor Logits(const at::Tensor& hidden, const at::Tensor& matrix, const at::Tensor& bias);
 
@@ -71,13 +113,10 @@ class Model {
   const HeadSlots& head_slots() const { return head_; }
 
  private:
-  at::Tensor Norm(const at::Tensor& x, const Weights& w, int weight, int bias) const;
-  at::Tensor Linear(const at::Tensor& x, const Weights& w, int weight, int bias) const;
-  at::Tensor Attention(const Weights& w, const at::Tensor& x, const Batch& batch, const LayerExtra& extra,
+  at::Tensor Attention(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache) const;
+  at::Tensor AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const KeyValues& prefix,
                        KeyValues* cache) const;
-  at::Tensor AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const LayerExtra& extra,
-                       KeyValues* cache) const;
-  at::Tensor Mlp(const Weights& w, const at::Tensor& x) const;
+  at::Tensor Mlp(const BlockOps& ops, const at::Tensor& x) const;
   at::Tensor Activate(const at::Tensor& x) const;
 
   ModelConfig config_;

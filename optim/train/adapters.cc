@@ -30,6 +30,10 @@ Names NamesOf(nn::Family family) {
 
 absl::StatusOr<std::vector<tier::BlockTensor>> AdapterTensors(const nn::ModelConfig& config, const SchemeSpec& scheme) {
   std::vector<tier::BlockTensor> tensors;
+  if (scheme.name == "prompt") {
+    tensors.push_back({"prompt_embeddings", {scheme.tokens, config.hidden}, true});
+    return tensors;
+  }
   if (scheme.name == "prefix") {
     for (int64_t i = 0; i < config.layers; ++i) {
       for (const char* part : {"key", "value"})
@@ -87,6 +91,12 @@ absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& confi
       files.push_back({tensor.name, nn::FileType::kF32, tensor.shape, std::as_bytes(values.subspan(offset, size))});
       offset += size;
     }
+  } else if (scheme.name == "prompt") {
+    described = {{"peft_type", "PROMPT_TUNING"},        {"num_virtual_tokens", scheme.tokens},
+                 {"token_dim", config.hidden},          {"num_transformer_submodules", 1},
+                 {"num_attention_heads", config.heads}, {"num_layers", config.layers},
+                 {"prompt_tuning_init", "RANDOM"}};
+    files.push_back({tensors[0].name, nn::FileType::kF32, tensors[0].shape, std::as_bytes(values)});
   } else {  // peft keeps one matrix [tokens, layers * 2 * width], layer by layer, keys before values
     described = {{"peft_type", "PREFIX_TUNING"},
                  {"num_virtual_tokens", scheme.tokens},
@@ -106,7 +116,12 @@ absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& confi
     files.push_back(
         {"prompt_embeddings", nn::FileType::kF32, {scheme.tokens, parts * width}, std::as_bytes(std::span(prompt))});
   }
-  described["task_type"] = masked ? nlohmann::ordered_json() : nlohmann::ordered_json("CAUSAL_LM");
+  // A masked model has no task of its own in peft; virtual tokens are put in front by its feature extraction task
+  // alone.
+  const char* encoder_task = scheme.name == "prompt" ? "FEATURE_EXTRACTION" : nullptr;
+  described["task_type"] = !masked                   ? nlohmann::ordered_json("CAUSAL_LM")
+                           : encoder_task != nullptr ? nlohmann::ordered_json(encoder_task)
+                                                     : nlohmann::ordered_json();
   described["inference_mode"] = true;
   RETURN_IF_ERROR(nn::WriteSafetensors(folder + "/adapter_model.safetensors", files, {{"format", "pt"}}));
   return PosixFs().WriteFileAtomic(folder + "/adapter_config.json", BytesOf(described.dump(2) + "\n"));

@@ -12,7 +12,8 @@
 namespace optod::train {
 
 /// lora: q_proj A, q_proj B, v_proj A, v_proj B of every layer, under PEFT's names; prefix: key and value rows of every
-/// layer. INVALID_ARGUMENT when the family has no separate projections (gpt2 with lora) or the rank is too large.
+/// layer; prompt: one matrix [tokens, hidden] of virtual token embeddings in front of every sequence (Lester et al.,
+/// 2021). INVALID_ARGUMENT when the family has no separate projections (gpt2 with lora) or the rank is too large.
 absl::StatusOr<std::vector<tier::BlockTensor>> AdapterTensors(const nn::ModelConfig& config, const SchemeSpec& scheme);
 
 /// LoRA's start (Hu et al., 2021): A uniform in +-1/sqrt(in) (kaiming with a = sqrt 5), B zero; from the random stream.

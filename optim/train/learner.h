@@ -1,6 +1,6 @@
 #pragma once
-/// One step of training, and what survives it. Two kinds: zeroth order, whose replay log is the checkpoint, and first
-/// order, whose checkpoint is a file of values and optimizer state.
+/// One step of training, and what survives it. Three kinds: zeroth order, whose replay log is the checkpoint; first
+/// order and the hybrid of both, whose checkpoint is a file of values and optimizer state.
 
 #include <cstdint>
 #include <functional>
@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "optim/train/engine.h"
+#include "optim/train/exchange.h"
 #include "optim/train/spec.h"
 
 namespace optod::train {
@@ -35,9 +36,12 @@ class Learner {
   virtual absl::Status GoTo(int64_t step, const std::function<absl::Status()>& reload) = 0;
 };
 
-/// `own`: folder of this attempt; `before`: of the attempt to go on from, or "". `engine` is borrowed.
+/// `own`: folder of this attempt; `before`: of the attempt to go on from, or "". `engine` and `exchange` (the
+/// way to the other workers of a parallel run; null: there are none) are borrowed. INVALID_ARGUMENT: what does not fit
+/// the model (`hybrid.blocks: 40 is over the model's 30 layers`).
 absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify,
-                                                     const std::string& own, const std::string& before);
+                                                     const std::string& own, const std::string& before,
+                                                     ScalarExchange* exchange = nullptr);
 
 /// Declared hyperparameters as optim/zo takes them.
 absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec);

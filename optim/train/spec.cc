@@ -80,6 +80,7 @@ class Object {
     return absl::OkStatus();
   }
   absl::Status& status() { return status_; }
+  bool Given(const std::string& key) const { return json_.is_object() && json_.contains(key); }
   const Json& json() const { return json_; }
 
  private:
@@ -160,7 +161,8 @@ absl::Status ReadTask(const Json& json, TaskSpec* task) {
 absl::Status ReadScheme(const Json& json, SchemeSpec* scheme) {
   const Json object = json.is_string() ? Json{{"name", json.get<std::string>()}} : json;
   Object o(object, "scheme");
-  o.Choice("name", {"full", "lora", "prefix", "head"}, &scheme->name);
+  o.Choice("name", {"full", "lora", "prefix", "prompt", "head"}, &scheme->name);
+  if (scheme->name == "prompt") scheme->tokens = 10;
   o.Int("rank", 1, &scheme->rank);
   o.Number("alpha", &scheme->alpha);
   o.Int("tokens", 1, &scheme->tokens);
@@ -208,8 +210,15 @@ absl::Status ReadTier(const Json& json, TrainSpec* spec) {
     return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
   if (spec->scheme.name != "full")
     return Unimplemented("tier: scheme.name: \"", spec->scheme.name, "\" trains so little that it stays in memory; use full");
-  if (spec->optimizer == "zo-sgd-cons")
-    return Unimplemented("tier: \"zo-sgd-cons\" evaluates other points than theta +- eps z; train it without tier");
+  if (spec->optimizer == "zo-sgd-cons" || spec->optimizer == "forward-grad")
+    return Unimplemented("tier: \"", spec->optimizer, "\" evaluates other points than theta +- eps z; train it without tier");
+  for (const auto& [on, field] : {std::pair(!spec->blockwise.level.empty(), "blockwise"),
+                                  {spec->sparse.ratio > 0, "sparse"},
+                                  {spec->hybrid.blocks > 0, "hybrid"},
+                                  {spec->parallel.workers > 1, "parallel"},
+                                  {spec->objective != "loss", "objective"}}) {
+    if (on) return Unimplemented("tier: not together with ", field, " yet");
+  }
   const auto perturbation = spec->hyper.find("perturbation");
   if (perturbation != spec->hyper.end() && perturbation->second == optim::HyperValue(std::string("one-side")))
     return Unimplemented("tier: optimizer.perturbation: \"one-side\"; a sweep carries both sides, use two-side");
@@ -226,14 +235,6 @@ absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
     return InvalidArgument("optimizer.name: \"", spec->optimizer, "\" reads words, not losses; jobs train tensors");
   if (!info->implemented && info->family == optim::Family::kFirstOrder)
     return Unimplemented("optimizer.name: \"", spec->optimizer, "\" is not part of this release");
-  for (const std::string& input : info->tell_inputs) {
-    if (input == "hessian_z" || input == "act" || input == "pgrad")
-      return Unimplemented("optimizer.name: \"", spec->optimizer, "\" needs ", input,
-                           ", which jobs do not compute yet");
-  }
-  if (spec->optimizer == "forward-grad")
-    return Unimplemented(
-        "optimizer.name: \"forward-grad\" needs directional derivatives, which jobs do not compute yet");
   spec->zeroth_order = info->family == optim::Family::kZerothOrder;
   optim::Hyper given;
   for (const auto& [key, value] : object.items()) {
@@ -254,6 +255,100 @@ absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
   const auto residue = spec->hyper.find("residue");
   if (residue != spec->hyper.end() && residue->second == optim::HyperValue(std::string("mezo")))
     return Unimplemented("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; use none");
+  return absl::OkStatus();
+}
+
+absl::Status ReadBlockwise(const Json& json, BlockwiseSpec* blockwise) {
+  const Json object = json.is_string() ? Json{{"level", json.get<std::string>()}} : json;
+  Object o(object, "blockwise");
+  blockwise->level = "transformer-block";
+  o.Choice("level", {"transformer-block", "mlp-attn", "linear"}, &blockwise->level);
+  o.Choice("schedule", {"coordinate", "joint"}, &blockwise->schedule);
+  return o.Done();
+}
+
+absl::Status ReadSparse(const Json& json, SparseSpec* sparse) {
+  Object o(json, "sparse");
+  o.Number("ratio", &sparse->ratio);
+  o.Choice("source", {"random", "magnitude", "wanda"}, &sparse->source);
+  o.Choice("group", {"layer", "global"}, &sparse->group);
+  o.Choice("law", {"uniform", "normal"}, &sparse->law);
+  o.Int("resample", 1, &sparse->resample);
+  RETURN_IF_ERROR(o.Done());
+  if (!(sparse->ratio > 0 && sparse->ratio < 1))
+    return InvalidArgument("sparse.ratio: ", sparse->ratio, " must be in (0, 1)");
+  if (sparse->source != "random" && sparse->law == "normal")
+    return InvalidArgument("sparse.law: \"normal\" is a law of random masks; sparse.source is \"", sparse->source,
+                           "\"");
+  if (sparse->source == "wanda" && sparse->group == "global")
+    return InvalidArgument("sparse.group: \"global\" with wanda, which compares within output rows; must be layer");
+  if (sparse->source == "wanda" && o.Given("resample"))
+    return InvalidArgument("sparse.resample: wanda's mask is taken once, from the first batch; leave it out");
+  return absl::OkStatus();
+}
+
+absl::Status ReadHybrid(const Json& json, HybridSpec* hybrid) {
+  Object o(json, "hybrid");
+  o.Int("blocks", 1, &hybrid->blocks);
+  o.Number("lr", &hybrid->lr);
+  RETURN_IF_ERROR(o.Done());
+  return hybrid->blocks > 0 ? absl::OkStatus() : InvalidArgument("hybrid.blocks: missing");
+}
+
+absl::Status ReadParallel(const Json& json, ParallelSpec* parallel) {
+  Object o(json, "parallel");
+  o.Int("workers", 1, &parallel->workers);
+  o.Choice("share", {"examples", "queries"}, &parallel->share);
+  RETURN_IF_ERROR(o.Done());
+  if (parallel->workers > 1024) return InvalidArgument("parallel.workers: ", parallel->workers, " must be <= 1024");
+  return absl::OkStatus();
+}
+
+std::string TextOf(const optim::Hyper& hyper, const std::string& name) {
+  const auto it = hyper.find(name);
+  const std::string* text = it == hyper.end() ? nullptr : std::get_if<std::string>(&it->second);
+  return text == nullptr ? "" : *text;
+}
+
+/// What does not go together.
+absl::Status CheckTogether(const TrainSpec& spec) {
+  const bool blockwise = !spec.blockwise.level.empty(), sparse = spec.sparse.ratio > 0, hybrid = spec.hybrid.blocks > 0,
+             parallel = spec.parallel.workers > 1, other = spec.objective != "loss";
+  if (!spec.zeroth_order) {
+    for (const auto& [on, field] : {std::pair(blockwise, "blockwise"),
+                                    {sparse, "sparse"},
+                                    {hybrid, "hybrid"},
+                                    {parallel, "parallel"},
+                                    {other, "objective"}}) {
+      if (on)
+        return InvalidArgument(field, ": needs a zeroth-order optimizer; optimizer.name is \"", spec.optimizer, "\"");
+    }
+    return absl::OkStatus();
+  }
+  const bool two_points = spec.optimizer != "zo-sgd-cons" && spec.optimizer != "forward-grad" &&
+                          TextOf(spec.hyper, "perturbation") != "one-side";
+  for (const auto& [on, field] : {std::pair(blockwise, "blockwise"), {hybrid, "hybrid"}, {parallel, "parallel"}}) {
+    if (on && !two_points)
+      return InvalidArgument(field, ": needs two-sided estimates; not zo-sgd-cons, forward-grad or one-side");
+  }
+  const auto queries = spec.hyper.find("queries");
+  const bool several = queries != spec.hyper.end() && queries->second != optim::HyperValue(1.0);
+  if (blockwise && several) return InvalidArgument("optimizer.queries: must be 1 with blockwise, one scalar a group");
+  if (parallel && several && spec.parallel.share == "queries")
+    return InvalidArgument("optimizer.queries: must be 1 with parallel.share queries: every worker has one");
+  if (parallel && spec.parallel.share == "examples" && spec.batch % spec.parallel.workers != 0)
+    return InvalidArgument("parallel.workers: ", spec.parallel.workers, " does not divide batch ", spec.batch);
+  if (hybrid && (blockwise || parallel || sparse || other))
+    return InvalidArgument("hybrid: not together with blockwise, sparse, parallel or another objective than loss");
+  if (parallel && spec.sparse.source == "wanda")
+    return InvalidArgument("sparse.source: wanda with parallel: every worker would draw a mask of its own");
+  if (blockwise && parallel) return InvalidArgument("blockwise: not together with parallel");
+  if (other && spec.optimizer == "forward-grad")
+    return InvalidArgument("objective: \"", spec.objective, "\" has no derivative; forward-grad needs loss");
+  if (other && spec.task.format == "text")
+    return InvalidArgument("objective: \"", spec.objective, "\" needs options to choose from; task.format is text");
+  if (hybrid && (spec.scheme.name == "prompt" || spec.scheme.name == "head"))
+    return InvalidArgument("hybrid: scheme \"", spec.scheme.name, "\" trains one block; nothing to divide");
   return absl::OkStatus();
 }
 
@@ -282,6 +377,9 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   }
   o.Bool("save_model", &spec.save_model);
   o.Bool("evaluate_before", &spec.evaluate_before);
+  o.Choice("objective", {"loss", "accuracy", "f1"}, &spec.objective);
+  const Json *blockwise = o.Take("blockwise"), *sparse = o.Take("sparse"), *hybrid = o.Take("hybrid"),
+             *parallel = o.Take("parallel");
   const Json *task = o.Take("task"), *scheme = o.Take("scheme"), *optimizer = o.Take("optimizer"),
              *tier = o.Take("tier");
   // Of the queue, not of the worker; checked by the server.
@@ -293,6 +391,11 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   if (scheme != nullptr) RETURN_IF_ERROR(ReadScheme(*scheme, &spec.scheme));
   if (optimizer == nullptr) return InvalidArgument("optimizer: missing");
   RETURN_IF_ERROR(ReadOptimizer(*optimizer, &spec));
+  if (blockwise != nullptr) RETURN_IF_ERROR(ReadBlockwise(*blockwise, &spec.blockwise));
+  if (sparse != nullptr) RETURN_IF_ERROR(ReadSparse(*sparse, &spec.sparse));
+  if (hybrid != nullptr) RETURN_IF_ERROR(ReadHybrid(*hybrid, &spec.hybrid));
+  if (parallel != nullptr) RETURN_IF_ERROR(ReadParallel(*parallel, &spec.parallel));
+  RETURN_IF_ERROR(CheckTogether(spec));
   if (tier != nullptr) RETURN_IF_ERROR(ReadTier(*tier, &spec));
   return spec;
 }

@@ -1,8 +1,10 @@
 #include "optim/train/task.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -73,6 +75,21 @@ absl::StatusOr<std::vector<Row>> ReadJsonl(const std::vector<std::string>& lines
   return rows;
 }
 
+/// Words as SQuAD's evaluation compares them.
+std::vector<std::string> Words(const std::string& text) {
+  std::vector<std::string> words(1);
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (std::isspace(byte)) {
+      words.emplace_back();
+    } else if (!std::ispunct(byte)) {
+      words.back() += static_cast<char>(std::tolower(byte));
+    }
+  }
+  std::erase_if(words, [](const std::string& w) { return w.empty() || w == "a" || w == "an" || w == "the"; });
+  return words;
+}
+
 std::string LowerFirst(std::string text) {
   const size_t end = text.find(' ');
   if (text.substr(0, end) == "I" || text.starts_with("I'")) return text;
@@ -108,14 +125,18 @@ class Encoder {
     if (example.correct < 0) return InvalidArgument("label \"", label->substr(0, 32), "\" is not one of ", LabelList());
     ASSIGN_OR_RETURN(const std::string prompt, Render(spec_.prompt, row));
     std::vector<std::vector<int64_t>> options;
+    std::vector<std::string> texts;
     for (const auto& [unused, text] : spec_.options) {
       ASSIGN_OR_RETURN(const std::string option, Render(text, row));
+      texts.push_back(option);
       const std::vector<int64_t> alone = tokenizer_.Encode(prompt), both = tokenizer_.Encode(prompt + option);
       if (both.size() <= alone.size()) return InvalidArgument("option \"", option, "\" has no token of its own");
       options.emplace_back(both.end() - static_cast<ptrdiff_t>(both.size() - alone.size()), both.end());
       if (options.back().size() + tokenizer_.prefix.size() + tokenizer_.suffix.size() + 2 > limit_)
         return InvalidArgument("option \"", option.substr(0, 32), "\" alone is over task.max_tokens ", limit_);
     }
+    for (const std::string& text : texts)
+      example.f1.push_back(TokenF1(text, texts[static_cast<size_t>(example.correct)]));
     const std::vector<int64_t> body = tokenizer_.Encode(prompt);
     if (config_.family == nn::Family::kRoberta) return Masked(std::move(example), body, options);
     const bool single = std::all_of(options.begin(), options.end(), [](const auto& o) { return o.size() == 1; });
@@ -304,6 +325,21 @@ std::vector<size_t> BatchOrder::At(int64_t step) {
   return places;
 }
 
+double TokenF1(const std::string& prediction, const std::string& truth) {
+  const std::vector<std::string> a = Words(prediction), b = Words(truth);
+  std::map<std::string, int> left;
+  for (const std::string& word : b) ++left[word];
+  int common = 0;
+  for (const std::string& word : a) common += left[word]-- > 0 ? 1 : 0;
+  if (a.empty() || b.empty()) return a.empty() && b.empty() ? 1 : 0;
+  return 2.0 * common / static_cast<double>(a.size() + b.size());
+}
+
+double ValueOf(const Objective& objective, size_t examples, const std::string& name) {
+  if (!std::isfinite(objective.loss) || name == "loss") return objective.loss;  // NaN scores have no best option
+  return name == "f1" ? -objective.f1 : -static_cast<double>(objective.right) / static_cast<double>(examples);
+}
+
 Objective Judge(std::span<const Example* const> examples, std::span<const double> log_probs, bool classify) {
   Objective result;
   result.gradient.assign(log_probs.size(), 0);
@@ -326,6 +362,7 @@ Objective Judge(std::span<const Example* const> examples, std::span<const double
     for (size_t c = 0; c < options; ++c) score[c] /= std::max(count[c], 1.0);
     const size_t best = static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin());
     result.right += best == correct ? 1 : 0;
+    result.f1 += share * (example->f1.empty() ? (best == correct ? 1.0 : 0.0) : example->f1[best]);
     std::vector<double> slope(options, 0);  // d loss of the example / d score
     if (classify) {
       double sum = 0;

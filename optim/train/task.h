@@ -32,6 +32,8 @@ struct Example {
   std::vector<Sequence> sequences;
   int candidates = 1;
   int correct = 0;
+  std::vector<double> f1 =
+      {};  ///< of every candidate's text against the right one's (TokenF1); empty = 1 for the right, 0 else
 };
 
 struct TaskData {
@@ -48,6 +50,10 @@ absl::StatusOr<TaskData> LoadTask(const TaskSpec& spec, const nn::Tokenizer& tok
 /// final full stop), connective (cause -> because, effect -> so). INVALID_ARGUMENT for an unknown field or filter.
 absl::StatusOr<std::string> Render(const std::string& text_template,
                                    const std::vector<std::pair<std::string, std::string>>& row);
+
+/// F1 of the words two texts share, as SQuAD's evaluation takes it (Rajpurkar et al., 2016): lower case, without
+/// punctuation and articles; in [0, 1].
+double TokenF1(const std::string& prediction, const std::string& truth);
 
 /// Which examples a step trains on: every epoch is a permutation of its own, a pure function of seed and step.
 class BatchOrder {
@@ -70,7 +76,10 @@ struct Objective {
   int64_t right = 0;             ///< examples whose best option is the correct one
   double token_loss = 0;         ///< sum of -log p of the right option's tokens
   int64_t tokens = 0;
+  double f1 = 0;  ///< mean over the examples of the best option's F1
 };
+/// What a zeroth-order step minimises: `loss`, minus the share of right answers (`accuracy`), or minus the mean F1.
+double ValueOf(const Objective& objective, size_t examples, const std::string& name);
 /// `log_probs`: of all picks, example by example, sequence by sequence. NaN gives a NaN loss.
 Objective Judge(std::span<const Example* const> examples, std::span<const double> log_probs, bool classify);
 

@@ -139,7 +139,7 @@ absl::Status TieredCompute::Forward(size_t unit, int copy_number, std::span<cons
                break;
              case Kind::kLayer:
                if (!copy.x.defined()) FinishEmbedding(copy);
-               copy.x = model_.Layer(ViewsOf(unit, weights), copy.x, *batch_, {});
+ XX
                break;
              case Kind::kHead:
                Head(copy, ViewsOf(unit, weights));
@@ -166,13 +166,18 @@ void TieredCompute::Table(const Role& role, const tier::Unit& unit, Copy& copy, 
 }
 
 void TieredCompute::FinishEmbedding(Copy& copy) const {
-  copy.x = model_.Embed(copy.tokens, copy.positions, copy.types, copy.embed);
+  copy.x = model_.Embed(copy.tokens, copy.positions, copy.types, nn::PlainOps(model_.config(), copy.embed));
   copy.tokens = copy.positions = copy.types = at::Tensor();
+}
+
+void TieredCompute::Layer(Copy& copy, const nn::Weights& layer) const {
+  if (!copy.x.defined()) FinishEmbedding(copy);
+  copy.x = model_.Layer(nn::PlainOps(model_.config(), layer), copy.x, *batch_);
 }
 
 void TieredCompute::Head(Copy& copy, const nn::Weights& head) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  copy.x = model_.Final(head, at::index_select(copy.x, 0, Indices(packed_->rows)));
+  copy.x = model_.Final(nn::PlainOps(model_.config(), head), at::index_select(copy.x, 0, Indices(packed_->rows)));
   if (const int bias = model_.head_slots().lm_bias; bias >= 0) copy.bias = head[static_cast<size_t>(bias)].clone();
 }
 

@@ -59,6 +59,7 @@ class TieredCompute final : public tier::BlockCompute {
   nn::Weights ViewsOf(size_t unit, std::span<const float> weights) const;
   void Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
   void FinishEmbedding(Copy& copy) const;
+  void Layer(Copy& copy, const nn::Weights& layer) const;
   void Head(Copy& copy, const nn::Weights& head) const;
   void Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
   bool Tied() const { return model_.head_slots().lm_head < 0; }

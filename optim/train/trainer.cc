@@ -65,7 +65,12 @@ class Run {
     ASSIGN_OR_RETURN(const auto tokenizer, nn::LoadTokenizer(spec_.model));
     if (tokenizer->vocab() > model_.config.vocab)
       hooks_.log(Cat("tokenizer has ", tokenizer->vocab(), " tokens, the model ", model_.config.vocab));
-    ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, model_.config));
+    nn::ModelConfig room = model_.config;  // virtual tokens take positions too
+    if (spec_.scheme.name == "prefix" || spec_.scheme.name == "prompt") room.max_positions -= spec_.scheme.tokens;
+    if (room.max_positions < 8)
+      return InvalidArgument("scheme.tokens: ", spec_.scheme.tokens, " leaves fewer than 8 of the model's ",
+                             model_.config.max_positions, " positions");
+    ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, room));
     RETURN_IF_ERROR(CheckTargets());
     order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
     if (tiered_ != nullptr) {
@@ -101,7 +106,7 @@ class Run {
     if (tiered_ != nullptr) {
       ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before));
     } else {
-      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before));
+      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange));
     }
     step_ = learner_->done();
     if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));

@@ -17,6 +17,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "optim/train/exchange.h"
 #include "optim/train/spec.h"
 
 namespace optod::train {
@@ -28,6 +29,8 @@ struct TrainHooks {
   std::function<void(const std::string& line)> log = [](const std::string&) {};
   /// What is done up to `step` survives the end of this process.
   std::function<void(int64_t step)> checkpoint = [](int64_t) {};
+  ScalarExchange* exchange =
+      nullptr;  ///< parallel runs: the way to the other workers; every one has a folder of its own
   std::function<bool()> stop = [] { return false; };  ///< asked between blocks; true ends the run with CANCELLED
 };
 

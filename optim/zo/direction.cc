@@ -71,9 +71,7 @@ void StreamDirection<T>::AddScaled(int query, size_t first, T scale, std::span<c
 template <class T>
 void MaskedDirection<T>::Fill(int query, size_t first, std::span<T> z) const {
   inner_->Fill(query, first, z);
-  for (size_t i = 0; i < z.size(); ++i) {
-    if ((*mask_)[first + i]) z[i] = 0;
-  }
+  mask_->Zero(first, z);
 }
 
 template class DirectionSource<float>;

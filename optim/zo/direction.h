@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "optim/zo/hyper.h"
+#include "optim/zo/mask.h"
 #include "optim/zo/stream.h"
 
 namespace optod::zo {
@@ -54,18 +55,18 @@ class StreamDirection final : public DirectionSource<T> {
   ZoLayout layout_;
 };
 
-/// Sparse directions: another source with the elements where mask is not 0 set to zero, so those parameters do not move
-/// (weight decay apart). mask has the layout's size. `inner` and `mask` are shared, not copied.
+/// Sparse directions: another source with the masked elements set to zero, so those parameters do not move (weight
+/// decay apart). mask has the layout's size. `inner` and `mask` are shared, not copied.
 template <class T>
 class MaskedDirection final : public DirectionSource<T> {
  public:
-  MaskedDirection(std::shared_ptr<const DirectionSource<T>> inner, std::shared_ptr<const std::vector<uint8_t>> mask)
+  MaskedDirection(std::shared_ptr<const DirectionSource<T>> inner, std::shared_ptr<const BitMask> mask)
       : inner_(std::move(inner)), mask_(std::move(mask)) {}
   void Fill(int query, size_t first, std::span<T> z) const override;
 
  private:
   std::shared_ptr<const DirectionSource<T>> inner_;
-  std::shared_ptr<const std::vector<uint8_t>> mask_;
+  std::shared_ptr<const BitMask> mask_;
 };
 
 }  // namespace optod::zo

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 
 #include "base/status.h"
@@ -18,6 +19,20 @@ absl::Status CheckRatio(double ratio) {
 }
 
 }  // namespace
+
+void BitMask::Set(size_t first, std::span<const uint8_t> mask) {
+  for (size_t i = 0; i < mask.size(); ++i) {
+    const size_t at = first + i;
+    const uint64_t bit = uint64_t{1} << (at % 64);
+    words_[at / 64] = mask[i] != 0 ? words_[at / 64] | bit : words_[at / 64] & ~bit;
+  }
+}
+
+size_t BitMask::Count() const {
+  size_t count = 0;
+  for (uint64_t word : words_) count += static_cast<size_t>(std::popcount(word));
+  return count;
+}
 
 absl::Status FillMask(const Direction& direction, uint32_t tensor, uint64_t first, double ratio, MaskLaw law,
                       std::span<uint8_t> mask) {

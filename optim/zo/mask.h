@@ -3,6 +3,7 @@
 /// moves. Masks are a pure function of their own direction, so that they are never stored or sent; resample them by
 /// giving a new step number. Thread-safe.
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -12,6 +13,32 @@
 #include "optim/zo/stream.h"
 
 namespace optod::zo {
+
+/// One bit an element of the flat parameter vector; 1 = masked.
+class BitMask {
+ public:
+  BitMask() = default;
+  /// Nothing masked.
+  explicit BitMask(size_t size) : size_(size), words_((size + 63) / 64, 0) {}
+  size_t size() const { return size_; }
+  bool operator[](size_t i) const { return (words_[i / 64] >> (i % 64) & 1) != 0; }
+  /// Elements first .. first + mask.size() - 1: masked where `mask` is not 0. Concurrent calls must be 64 elements
+  /// apart.
+  void Set(size_t first, std::span<const uint8_t> mask);
+  /// z[i] = 0 where element first + i is masked.
+  template <class T>
+  void Zero(size_t first, std::span<T> z) const {
+    for (size_t i = 0; i < z.size(); ++i) {
+      if ((*this)[first + i]) z[i] = T{0};
+    }
+  }
+  size_t Count() const;                                          ///< masked elements
+  const std::vector<uint64_t>& words() const { return words_; }  ///< bit i % 64 of word i / 64; unused bits are 0
+
+ private:
+  size_t size_ = 0;
+  std::vector<uint64_t> words_;
+};
 
 /// kUniform masks a fraction `ratio`. kNormal is what the published code does, (N(0,1) < ratio), and masks Phi(ratio):
 /// 0.5 gives 0.69.

@@ -226,7 +226,8 @@ class Replay {
     auto source = std::make_shared<zo::ExplicitDirection<double>>(std::move(z));
     if (!step.contains("mask")) return source;
     const Vector flat = FlatTensors(layout_, step.at("mask"));
-    auto mask = std::make_shared<std::vector<uint8_t>>(flat.begin(), flat.end());
+    auto mask = std::make_shared<zo::BitMask>(flat.size());
+    mask->Set(0, std::vector<uint8_t>(flat.begin(), flat.end()));
     return std::make_shared<zo::MaskedDirection<double>>(source, mask);
   }
 

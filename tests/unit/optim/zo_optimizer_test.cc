@@ -332,8 +332,11 @@ TEST(ZoMaskTest, GlobalRatiosFollowTheThreshold) {
 
 TEST(ZoMaskTest, MaskedElementsKeepTheirBytes) {
   const ZoLayout layout = TestLayout();
-  auto mask = std::make_shared<std::vector<uint8_t>>(layout.size());
-  ASSERT_TRUE(FillMask({5, 0, 0}, 0, 0, 0.5, MaskLaw::kUniform, *mask).ok());
+  auto mask = std::make_shared<BitMask>(layout.size());
+  std::vector<uint8_t> bytes(layout.size());
+  ASSERT_TRUE(FillMask({5, 0, 0}, 0, 0, 0.5, MaskLaw::kUniform, bytes).ok());
+  mask->Set(0, bytes);
+  EXPECT_EQ(mask->Count(), static_cast<size_t>(std::accumulate(bytes.begin(), bytes.end(), 0)));
   auto inner = std::make_shared<StreamDirection<float>>(kSeed, 0, layout);
   for (Residue residue : {Residue::kNone, Residue::kMezo}) {
     ZoOptimizer<float> optimizer(layout, {.residue = residue, .lr = 1e-2, .queries = 2});

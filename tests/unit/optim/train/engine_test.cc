@@ -1,16 +1,15 @@
-// The sweep over the blocks against plain evaluation, gradients against differences, and whole runs: resumed, replayed
-// and uninterrupted ones are the same bits.
+// The sweep over the blocks against plain evaluation: adapters, parts of the model, masks, updates that wait.
 #include "optim/train/engine.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
 
-#include "base/fs.h"
-#include "optim/train/trainer.h"
+#include "examples.h"
+#include "optim/train/perturb.h"
 #include "small_models.h"
-#include "temp_folder.h"
 
 namespace optod::train {
 namespace {
@@ -18,249 +17,172 @@ namespace {
 using nn::kSmallModels;
 using nn::RandomModel;
 using nn::SmallModel;
-using nn::TempFolder;
 
-std::vector<Example> SomeExamples(const nn::ModelConfig& config) {
-  std::vector<Example> examples;
-  for (int n : {5, 3, 5, 8}) {
-    Sequence sequence;
-    for (int i = 0; i < n; ++i) sequence.ids.push_back((7 * i + 3 * n) % config.vocab);
-    sequence.picks = {{n - 1, 4, 0}, {n - 1, 9, 1}};
-    examples.push_back({{sequence}, 2, n % 2});
+class EveryFamily : public testing::TestWithParam<SmallModel> {
+ protected:
+  EveryFamily() : model_(RandomModel(GetParam().config)), examples_(SomeExamples(model_.config)) {}
+  /// Null when the family has no such adapter.
+  std::unique_ptr<Engine> Make(const std::string& scheme) {
+    auto made = Engine::Create(&model_, {.name = scheme, .rank = 2, .tokens = 2}, 1);
+    if (model_.config.fused_qkv() && scheme == "lora") {
+      EXPECT_EQ(made.status().code(), absl::StatusCode::kUnimplemented);
+      return nullptr;
+    }
+    EXPECT_TRUE(made.ok()) << made.status();
+    return *std::move(made);
   }
-  Sequence second{{1, 2, 3, 4}, {{2, 5, 0}, {3, 6, 0}}}, third{{1, 2, 3}, {{2, 7, 1}}};
-  examples.push_back({{second, third}, 2, 0});
-  return examples;
-}
-std::vector<const Example*> Pointers(const std::vector<Example>& examples) {
-  std::vector<const Example*> all;
-  for (const Example& example : examples) all.push_back(&example);
-  return all;
-}
-
-class EveryFamily : public testing::TestWithParam<SmallModel> {};
+  /// theta + sign * scale * z on the tensors of `p`.
+  static std::vector<float> Moved(Engine& engine, const Perturbation& p, float sign) {
+    std::vector<float> theta(engine.theta().begin(), engine.theta().end());
+    std::vector<size_t> tensors(p.tensors.begin(), p.tensors.end());
+    if (tensors.empty()) tensors = engine.layout().All();
+    for (size_t t : tensors) {
+      std::vector<float> z(engine.layout().tensor(t).size);
+      zo::FillNormal(p.direction, static_cast<uint32_t>(t), 0, z);
+      const size_t first = engine.layout().offset(t);
+      if (p.mask != nullptr) p.mask->Zero(first, std::span(z));
+      for (size_t i = 0; i < z.size(); ++i) theta[first + i] += sign * p.scale * z[i];
+    }
+    return theta;
+  }
+  void ExpectPair(Engine& engine, const Perturbation& p, const ScoredPair& pair, const std::string& what) {
+    for (float sign : {1.0f, -1.0f}) {
+      const auto plain = *engine.Score(Moved(engine, p, sign), Pointers(examples_));
+      const std::vector<double>& swept = sign > 0 ? pair.plus : pair.minus;
+      ASSERT_EQ(plain.size(), swept.size());
+      for (size_t i = 0; i < plain.size(); ++i) EXPECT_NEAR(plain[i], swept[i], 2e-6) << what << " pick " << i;
+    }
+  }
+  nn::ModelFiles model_;
+  std::vector<Example> examples_;
+};
 INSTANTIATE_TEST_SUITE_P(Models, EveryFamily, testing::ValuesIn(kSmallModels),
                          [](const auto& info) { return info.param.name; });
 
 /// Log-probabilities straight from the reference forward pass.
-TEST_P(EveryFamily, ScoresAreTheReferences) {
-  nn::ModelFiles model = RandomModel(GetParam().config);
-  auto engine = *Engine::Create(&model, {}, 1);
-  const auto examples = SomeExamples(model.config);
-  const auto scores = engine->Score(engine->theta(), Pointers(examples));
-  ASSERT_TRUE(scores.ok()) << scores.status();
+void ExpectReference(const nn::ModelFiles& model, const std::vector<Example>& examples,
+                     const std::vector<double>& scores, const std::vector<int64_t>& in_front) {
   size_t i = 0;
   for (const Example& example : examples) {
     for (const Sequence& sequence : example.sequences) {
-      const auto logits = ReferenceLogits(model, sequence.ids);
+      std::vector<int64_t> ids = in_front;
+      ids.insert(ids.end(), sequence.ids.begin(), sequence.ids.end());
+      const auto logits = ReferenceLogits(model, ids);
       for (const Pick& pick : sequence.picks) {
+        const auto& row = logits[in_front.size() + static_cast<size_t>(pick.row)];
         double sum = 0;
-        for (double l : logits[static_cast<size_t>(pick.row)]) sum += std::exp(l);
-        EXPECT_NEAR((*scores)[i++],
-                    logits[static_cast<size_t>(pick.row)][static_cast<size_t>(pick.target)] - std::log(sum), 1e-4);
+        for (double l : row) sum += std::exp(l);
+        EXPECT_NEAR(scores[i++], row[static_cast<size_t>(pick.target)] - std::log(sum), 1e-4);
       }
     }
   }
 }
 
+TEST_P(EveryFamily, ScoresAreTheReferences) {
+  auto engine = Make("full");
+  const auto scores = engine->Score(engine->theta(), Pointers(examples_));
+  ASSERT_TRUE(scores.ok()) << scores.status();
+  ExpectReference(model_, examples_, *scores, {});
+}
+
+/// Prompt tuning begins at embeddings of real tokens: it must score as if these stood in front.
+TEST_P(EveryFamily, VirtualTokensStandInFront) {
+  auto engine = Make("prompt");
+  std::vector<uint32_t> words(2);
+  zo::FillBits({1, 0, 0xffffffffu}, 0, 0, words);
+  const auto scores = engine->Score(engine->theta(), Pointers(examples_));
+  ASSERT_TRUE(scores.ok()) << scores.status();
+  ExpectReference(model_, examples_, *scores, {words[0] % model_.config.vocab, words[1] % model_.config.vocab});
+}
+
 TEST_P(EveryFamily, TheSweepEqualsTwoPlainEvaluations) {
-  for (const char* scheme : {"full", "head"}) {
-    nn::ModelFiles model = RandomModel(GetParam().config);
-    auto engine = *Engine::Create(&model, {.name = scheme}, 1);
-    const auto examples = SomeExamples(model.config);
+  for (const char* scheme : {"full", "head", "lora", "prefix", "prompt"}) {
+    auto engine = Make(scheme);
+    if (engine == nullptr) continue;
+    auto mask = std::make_shared<zo::BitMask>(engine->layout().size());
+    for (size_t i = 0; i < mask->size(); i += 3) mask->Set(i, std::vector<uint8_t>{1});
     const std::vector<float> before(engine->theta().begin(), engine->theta().end());
-    const zo::Direction direction{5, 2, 1};
-    auto pair = engine->ScorePair(direction, 0.01f, Pointers(examples));
-    ASSERT_TRUE(pair.ok()) << pair.status();
-    EXPECT_TRUE(std::equal(before.begin(), before.end(), engine->theta().begin())) << "parameters changed";
-    for (float sign : {1.0f, -1.0f}) {
-      std::vector<float> theta = before;
-      for (size_t t = 0; t < engine->layout().tensors(); ++t)
-        zo::AddScaledNormal(direction, static_cast<uint32_t>(t), 0, sign * 0.01f,
-                            std::span(theta).subspan(engine->layout().offset(t), engine->layout().tensor(t).size));
-      const auto plain = *engine->Score(theta, Pointers(examples));
-      const std::vector<double>& swept = sign > 0 ? pair->plus : pair->minus;
-      ASSERT_EQ(plain.size(), swept.size());
-      for (size_t i = 0; i < plain.size(); ++i) EXPECT_NEAR(plain[i], swept[i], 2e-6) << scheme << " pick " << i;
+    for (const Perturbation& p :
+         {Perturbation{{5, 2, 1}, 0.01f, nullptr, {}}, Perturbation{{5, 2, 1}, 0.01f, mask, {}}}) {
+      auto pair = engine->ScorePair(p, Pointers(examples_));
+      ASSERT_TRUE(pair.ok()) << pair.status();
+      EXPECT_TRUE(std::equal(before.begin(), before.end(), engine->theta().begin())) << "parameters changed";
+      EXPECT_NE(pair->plus, pair->minus) << scheme;
+      ExpectPair(*engine, p, *pair, scheme);
     }
   }
 }
 
-TEST_P(EveryFamily, GradientsAreTheSlopes) {
-  for (const char* scheme : {"full", "head", "lora", "prefix"}) {
-    nn::ModelFiles model = RandomModel(GetParam().config);
-    auto made = Engine::Create(&model, {.name = scheme, .rank = 2, .tokens = 2}, 1);
-    if (model.config.fused_qkv() && std::string(scheme) == "lora") {
-      EXPECT_EQ(made.status().code(), absl::StatusCode::kUnimplemented);
-      continue;
+/// Groups in the order of the blocks, on one walk: as from the beginning each.
+TEST_P(EveryFamily, AWalkComputesTheBeginningOnce) {
+  for (const char* scheme : {"full", "lora", "prefix"}) {
+    auto engine = Make(scheme);
+    if (engine == nullptr) continue;
+    auto walk = *engine->StartWalk(Pointers(examples_));
+    for (size_t block = 0; block < engine->blocks(); ++block) {
+      std::vector<size_t> group;
+      for (size_t t : engine->layout().All()) {
+        if (engine->block_of(t) == block) group.push_back(t);
+      }
+      if (group.empty()) continue;
+      const Perturbation p{{5, 3, 0}, 0.01f, nullptr, group};
+      auto pair = engine->ScorePair(p, *walk);
+      ASSERT_TRUE(pair.ok()) << pair.status();
+      ExpectPair(*engine, p, *pair, scheme);
     }
-    ASSERT_TRUE(made.ok()) << made.status();
-    Engine& engine = **made;
-    const auto examples = SomeExamples(model.config);
-    std::vector<float> grad(engine.layout().size());
-    auto objective = engine.Gradient(Pointers(examples), true, grad);
-    ASSERT_TRUE(objective.ok()) << objective.status();
-    // Along a random direction: one number that every element has a part in.
-    std::vector<float> v(grad.size());
-    zo::FillNormal({9, 0, 0}, 0, 0, v);
-    double want = 0, norm = 0;
-    for (size_t i = 0; i < v.size(); ++i) {
-      want += double{grad[i]} * v[i];
-      norm += double{grad[i]} * grad[i];
+    const std::vector<size_t> first = {0};
+    if (engine->block_of(0) + 2 < engine->blocks()) {
+      EXPECT_EQ(engine->ScorePair({{5, 3, 0}, 0.01f, nullptr, first}, *walk).status().code(),
+                absl::StatusCode::kFailedPrecondition);
     }
-    double loss[2];
-    for (int side : {0, 1}) {
-      std::vector<float> theta(engine.theta().begin(), engine.theta().end());
-      for (size_t i = 0; i < v.size(); ++i) theta[i] += (side == 0 ? 2e-4f : -2e-4f) * v[i];
-      loss[side] = Judge(Pointers(examples), *engine.Score(theta, Pointers(examples)), true).loss;
+  }
+}
+
+/// An update that waits for the sweep gives the same bits, of parameters and of scores, as one made before it.
+TEST_P(EveryFamily, ADeferredUpdateIsTheUpdate) {
+  for (const char* scheme : {"full", "head", "lora", "prefix", "prompt"}) {
+    auto engine = Make(scheme);
+    if (engine == nullptr) continue;
+    PendingUpdate update{7, {.terms = {{3, 0, 0.02f}, {3, 1, -0.01f}}, .decay_rate = 0.125f, .rule = {}}, nullptr};
+    std::vector<float> want(engine->theta().begin(), engine->theta().end());
+    ASSERT_TRUE(zo::ApplyUpdate(engine->layout(), {}, 7, update.scalars, want, nullptr).ok());
+    const Perturbation p{{7, 4, 0}, 0.01f, nullptr, {}};
+    engine->Defer(update);
+    const ScoredPair fused = *engine->ScorePair(p, Pointers(examples_));
+    EXPECT_TRUE(std::equal(want.begin(), want.end(), engine->theta().begin())) << scheme;
+    const ScoredPair after = *engine->ScorePair(p, Pointers(examples_));
+    EXPECT_EQ(fused.plus, after.plus) << scheme;
+    EXPECT_EQ(fused.minus, after.minus) << scheme;
+    engine->Defer(update);
+    ASSERT_TRUE(zo::ApplyUpdate(engine->layout(), {}, 7, update.scalars, want, nullptr).ok());
+    EXPECT_TRUE(std::equal(want.begin(), want.end(), engine->theta().begin())) << scheme << ": theta() sees it";
+  }
+}
+
+TEST(Perturb, TilesThreadsAndMasksDoNotMatter) {
+  const size_t n = 5000, first = 13;
+  std::vector<float> start(n), z(n);
+  zo::FillNormal({1, 0, 0}, 9, 0, start);
+  auto mask = std::make_shared<zo::BitMask>(n + first);
+  for (size_t i = 0; i < n; i += 7) mask->Set(first + i, std::vector<uint8_t>{1});
+  const PendingUpdate pending{4, {.terms = {{8, 2, 0.5f}}, .decay_rate = 0.25f, .rule = {}}, mask};
+  std::vector<float> want = start;
+  zo::DecayInPlace(0.25f, std::span(want));
+  zo::FillNormal({4, 8, 2}, 3, first, z);
+  for (size_t i = 0; i < n; ++i) want[i] = want[i] + -0.5f * ((*mask)[first + i] ? 0.0f : z[i]);
+  for (bool here : {true, false}) {
+    std::vector<float> theta = start, plus(n), minus(n);
+    const Perturbation p{{4, 9, 0}, 0.1f, mask, {}};
+    const Piece piece{3, true, first, first, theta};
+    here ? UpdateAndPerturbHere(&pending, p, piece, plus, minus) : UpdateAndPerturb(&pending, p, piece, plus, minus);
+    EXPECT_EQ(theta, want);
+    zo::FillNormal({4, 9, 0}, 3, first, z);
+    for (size_t i = 0; i < n; ++i) {
+      const float step = 0.1f * ((*mask)[first + i] ? 0.0f : z[i]);
+      ASSERT_EQ(plus[i], want[i] + step) << i;
+      ASSERT_EQ(minus[i], want[i] - step) << i;
     }
-    EXPECT_NEAR((loss[0] - loss[1]) / 4e-4, want, 0.02 * std::sqrt(norm) + 2e-3) << scheme;
-    EXPECT_GT(norm, 0) << scheme;
   }
-}
-
-// ---- whole runs
-
-/// A folder with a small model, a vocabulary of letters and a task, and a job on it.
-class Runs : public testing::Test {
- protected:
-  Runs() {
-    const nn::ModelFiles model = RandomModel(kSmallModels[1].config);
-    EXPECT_TRUE(SaveModel(folder_.path() + "/m", model.config, model.weights).ok());
-    std::string vocab;
-    for (int i = 0; i < 26; ++i)
-      vocab += std::string(i == 0 ? "" : ", ") + "\"" + static_cast<char>('a' + i) + "\": " + std::to_string(i);
-    folder_.Write("m/tokenizer.json",
-                  R"({"model": {"type": "BPE", "vocab": {)" + vocab +
-                      R"(}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})");
-    std::string rows;
-    for (int i = 0; i < 20; ++i)
-      rows += std::string(1, static_cast<char>('a' + i)) + "bc\t" + std::to_string(i % 2) + "\n";
-    folder_.Write("t.tsv", rows);
-  }
-  TrainSpec Spec(const std::string& optimizer, const std::string& scheme = "full") const {
-    const std::string file = folder_.path() + "/t.tsv";
-    auto spec = ParseTrainSpec(
-        R"({"model": ")" + folder_.path() +
-        R"(/m", "steps": 12, "batch": 4, "eval_every": 4, "checkpoint_every": 3, "log_every": 1, "seed": 4, "save_model": true,
-      "scheme": {"name": ")" +
-        scheme + R"(", "rank": 2, "tokens": 2}, "optimizer": )" + optimizer + R"(,
-      "task": {"columns": ["x", "label"], "prompt": "{x}", "options": {"0": "y", "1": "z"}, "train": ")" +
-        file + R"(", "dev": ")" + file + R"(", "test": ")" + file + R"("}})");
-    EXPECT_TRUE(spec.ok()) << spec.status();
-    return *spec;
-  }
-  struct Outcome {
-    TrainResult result;
-    std::vector<double> losses;
-  };
-  absl::StatusOr<Outcome> Go(const TrainSpec& spec, const std::string& name, int attempt,
-                             int64_t stop_after = 1 << 20) {
-    Outcome outcome;
-    int64_t last = 0;
-    TrainHooks hooks;
-    hooks.progress = [&](int64_t step, const auto& metrics) {
-      if (metrics.contains("loss")) outcome.losses.push_back(metrics.at("loss"));
-      last = step;
-    };
-    hooks.stop = [&] { return last >= stop_after; };
-    auto result = RunTraining(spec, folder_.path() + "/" + name, attempt, hooks);
-    if (!result.ok() && !absl::IsCancelled(result.status())) return result.status();
-    if (result.ok()) outcome.result = *result;
-    return outcome;
-  }
-  TempFolder folder_;
-};
-
-struct RunCase {
-  const char *name, *optimizer, *scheme;
-};
-class EveryRun : public Runs, public testing::WithParamInterface<RunCase> {};
-INSTANTIATE_TEST_SUITE_P(
-    Optimizers, EveryRun,
-    testing::Values(RunCase{"zo_sgd", R"({"name": "zo-sgd", "lr": 1e-3})", "full"},
-                    RunCase{"zo_sgd_q3", R"({"name": "zo-sgd", "lr": 1e-3, "queries": 3})", "full"},
-                    RunCase{"zo_one_sided", R"({"name": "zo-sgd", "lr": 1e-3, "perturbation": "one-side"})", "full"},
-                    RunCase{"zo_mmt", R"({"name": "zo-sgd-mmt", "lr": 1e-4})", "full"},
-                    RunCase{"zo_cons", R"({"name": "zo-sgd-cons", "lr": 1e-3})", "full"},
-                    RunCase{"zo_sign", R"({"name": "zo-sgd-sign", "lr": 1e-4})", "full"},
-                    RunCase{"zo_adam", R"({"name": "zo-adam", "lr": 1e-3})", "full"},
-                    RunCase{"zo_lora", R"({"name": "zo-sgd", "lr": 1e-2})", "lora"},
-                    RunCase{"zo_prefix", R"({"name": "zo-sgd", "lr": 1e-2})", "prefix"},
-                    RunCase{"zo_head", R"({"name": "zo-sgd", "lr": 1e-2})", "head"},
-                    RunCase{"sgd", R"({"name": "sgd", "lr": 1e-2, "momentum": 0.9})", "full"},
-                    RunCase{"adamw", R"({"name": "adamw", "lr": 1e-3})", "full"},
-                    RunCase{"adamw_lora", R"({"name": "adamw", "lr": 1e-2})", "lora"},
-                    RunCase{"scale", R"({"name": "scale", "lr": 1e-3})", "full"},
-                    RunCase{"muon", R"({"name": "muon", "lr": 1e-3})", "full"}),
-    [](const auto& info) { return info.param.name; });
-
-TEST_P(EveryRun, ResumedEqualsUninterrupted) {
-  const TrainSpec spec = Spec(GetParam().optimizer, GetParam().scheme);
-  auto whole = Go(spec, "whole", 1);
-  ASSERT_TRUE(whole.ok()) << whole.status();
-  ASSERT_EQ(whole->losses.size(), 12u);
-  auto first = Go(spec, "parts", 1, /*stop_after=*/5), second = Go(spec, "parts", 2, /*stop_after=*/8),
-       third = Go(spec, "parts", 3);
-  ASSERT_TRUE(first.ok() && second.ok() && third.ok()) << first.status() << second.status() << third.status();
-  EXPECT_EQ(third->result.parameters_sha256, whole->result.parameters_sha256);
-  EXPECT_EQ(third->result.best_step, whole->result.best_step);
-  EXPECT_EQ(third->result.test_score, whole->result.test_score);
-  const size_t n = third->losses.size();
-  ASSERT_GE(n, 1u);
-  EXPECT_TRUE(std::equal(third->losses.begin(), third->losses.end(), whole->losses.end() - static_cast<ptrdiff_t>(n)));
-  for (const char* file : {"model.safetensors", "adapter_model.safetensors"}) {
-    const auto a = PosixFs().ReadFile(folder_.path() + "/whole/result/" + file),
-               b = PosixFs().ReadFile(folder_.path() + "/parts/result/" + file);
-    EXPECT_EQ(a.ok(), b.ok());
-    if (a.ok()) EXPECT_TRUE(*a == *b) << file << ": best versions differ";
-  }
-}
-
-TEST_P(EveryRun, TheParametersMove) {
-  const TrainSpec spec = Spec(GetParam().optimizer, GetParam().scheme);
-  nn::ModelFiles model = *nn::LoadModel(spec.model);
-  auto engine = *Engine::Create(&model, spec.scheme, spec.seed);
-  const std::vector<float> before(engine->theta().begin(), engine->theta().end());
-  auto run = Go(spec, "run", 1);
-  ASSERT_TRUE(run.ok()) << run.status();
-  EXPECT_EQ(run->result.skipped, 0);
-  EXPECT_NE(run->result.parameters_sha256.size(), 0u);
-  EXPECT_NE(run->losses.front(), run->losses.back());
-}
-
-TEST_F(Runs, FirstOrderLearnsTheTask) {
-  TrainSpec spec = Spec(R"({"name": "adamw", "lr": 1e-2})");
-  spec.steps = 60;
-  auto run = Go(spec, "run", 1);
-  ASSERT_TRUE(run.ok()) << run.status();
-  EXPECT_GT(run->result.best_score, 0.9);
-}
-
-TEST_F(Runs, ThreadsDoNotChangeAReplay) {
-  const TrainSpec spec = Spec(R"({"name": "zo-sgd", "lr": 1e-3})");
-  auto whole = Go(spec, "whole", 1);
-  ASSERT_TRUE(whole.ok());
-  ASSERT_TRUE(Go(spec, "parts", 1, 11).ok());
-  const int threads = zo::StreamThreads();
-  zo::SetStreamThreads(3);
-  auto resumed = Go(spec, "parts", 2);  // 11 steps by replay, one evaluated
-  zo::SetStreamThreads(threads);
-  ASSERT_TRUE(resumed.ok());
-  EXPECT_EQ(resumed->result.parameters_sha256, whole->result.parameters_sha256);
-}
-
-TEST_F(Runs, ANaNLossIsSkippedAndTheRunGoesOn) {
-  TrainSpec spec = Spec(R"({"name": "zo-sgd", "lr": 1e-3, "eps": 1e38})");
-  auto run = Go(spec, "run", 1);
-  ASSERT_TRUE(run.ok()) << run.status();
-  EXPECT_EQ(run->result.skipped, 12);
-}
-
-TEST_F(Runs, ALogOfAnotherRunIsRefused) {
-  ASSERT_TRUE(Go(Spec(R"({"name": "zo-sgd", "lr": 1e-3})"), "run", 1, 5).ok());
-  auto other = Go(Spec(R"({"name": "zo-sgd", "lr": 1e-2})"), "run", 2);
-  EXPECT_EQ(other.status().code(), absl::StatusCode::kDataLoss);
 }
 
 }  // namespace

@@ -37,6 +37,24 @@ TEST(Spec, DefaultsAndPresets) {
   EXPECT_THAT(PathsOf(*spec), ElementsAre("/m", "/a", "/b"));
 }
 
+TEST(Spec, MethodsOfZerothOrder) {
+  auto spec = ParseTrainSpec(Job(R"(, "objective": "f1", "blockwise": "mlp-attn", "scheme": "prompt",
+      "sparse": {"ratio": 0.2, "group": "global", "resample": 1000})"));
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->objective, "f1");
+  EXPECT_EQ(spec->blockwise.level, "mlp-attn");
+  EXPECT_EQ(spec->blockwise.schedule, "coordinate");
+  EXPECT_EQ(spec->sparse.ratio, 0.2);
+  EXPECT_EQ(spec->sparse.resample, 1000);
+  EXPECT_EQ(spec->scheme.tokens, 10);
+  spec = ParseTrainSpec(Job(R"(, "hybrid": {"blocks": 2, "lr": 1e-3})"));
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->hybrid.blocks, 2);
+  spec = ParseTrainSpec(Job(R"(, "batch": 8, "parallel": {"workers": 4})"));
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->parallel.share, "examples");
+}
+
 struct BadJob {
   const char* name;
   std::string json;
@@ -57,12 +75,43 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"typo", Job(R"(, "stpes": 5)"), "job: unknown field \"stpes\""},
         BadJob{"kind", R"({"kind": "evaluate"})", "kind: \"evaluate\" is not one of finetune"},
         BadJob{"scheme", Job(R"(, "scheme": "qlora")"),
-               "scheme.name: \"qlora\" is not one of full, lora, prefix, head"},
+               "scheme.name: \"qlora\" is not one of full, lora, prefix, prompt, head"},
         BadJob{"rank", Job(R"(, "scheme": {"name": "lora", "rank": 0})"), "scheme.rank: 0 must be >= 1"},
         BadJob{"lr", Job("", R"({"name": "zo-sgd", "lr": -1})"), "optimizer: hyperparameters.lr: -1 is negative"},
         BadJob{"optimizer", Job("", R"({"name": "zo-sdg"})"), "did you mean \"zo-sgd\"?"},
         BadJob{"words", Job("", R"({"name": "optoprime"})"), "reads words, not losses"},
-        BadJob{"curvature", Job("", R"({"name": "adahessian"})"), "needs hessian_z, which jobs do not compute yet"},
+        BadJob{"level", Job(R"(, "blockwise": "layer")"), "blockwise.level: \"layer\" is not one of transformer-block"},
+        BadJob{"blockwise_first", Job(R"(, "blockwise": "linear")", R"({"name": "adamw"})"),
+               "blockwise: needs a zeroth-order optimizer; optimizer.name is \"adamw\""},
+        BadJob{"blockwise_cons", Job(R"(, "blockwise": "linear")", R"({"name": "zo-sgd-cons"})"),
+               "blockwise: needs two-sided"},
+        BadJob{"blockwise_queries", Job(R"(, "blockwise": "linear")", R"({"name": "zo-sgd", "queries": 2})"),
+               "optimizer.queries: must be 1"},
+        BadJob{"ratio", Job(R"(, "sparse": {"ratio": 1})"), "sparse.ratio: 1 must be in (0, 1)"},
+        BadJob{"no_ratio", Job(R"(, "sparse": {"source": "random"})"), "sparse.ratio: 0 must be in (0, 1)"},
+        BadJob{"source", Job(R"(, "sparse": {"ratio": 0.5, "source": "snip"})"),
+               "sparse.source: \"snip\" is not one of random, magnitude, wanda"},
+        BadJob{"law", Job(R"(, "sparse": {"ratio": 0.5, "source": "magnitude", "law": "normal"})"), "sparse.law"},
+        BadJob{"wanda_resample", Job(R"(, "sparse": {"ratio": 0.5, "source": "wanda", "resample": 5})"),
+               "sparse.resample"},
+        BadJob{"sparse_first", Job(R"(, "sparse": {"ratio": 0.5})", R"({"name": "sgd"})"),
+               "sparse: needs a zeroth-order"},
+        BadJob{"hybrid", Job(R"(, "hybrid": {"lr": 0.1})"), "hybrid.blocks: missing"},
+        BadJob{"hybrid_prompt", Job(R"(, "hybrid": {"blocks": 1}, "scheme": "prompt")"),
+               "hybrid: scheme \"prompt\" trains one block"},
+        BadJob{"hybrid_sparse", Job(R"(, "hybrid": {"blocks": 1}, "sparse": {"ratio": 0.5})"),
+               "hybrid: not together with"},
+        BadJob{"objective", Job(R"(, "objective": "bleu")"), "objective: \"bleu\" is not one of loss, accuracy, f1"},
+        BadJob{"objective_first", Job(R"(, "objective": "f1")", R"({"name": "adamw"})"),
+               "objective: needs a zeroth-order"},
+        BadJob{"objective_forward", Job(R"(, "objective": "f1")", R"({"name": "forward-grad"})"), "has no derivative"},
+        BadJob{"parallel_batch", Job(R"(, "batch": 4, "parallel": {"workers": 3})"),
+               "parallel.workers: 3 does not divide batch 4"},
+        BadJob{"parallel_share", Job(R"(, "parallel": {"workers": 2, "share": "layers"})"),
+               "parallel.share: \"layers\" is not one of"},
+        BadJob{"parallel_queries",
+               Job(R"(, "parallel": {"workers": 2, "share": "queries"})", R"({"name": "zo-sgd", "queries": 2})"),
+               "optimizer.queries: must be 1 with parallel.share queries"},
         BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "use none"},
         BadJob{"no_train",
                R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"name": "sst2", "dev": "/b"}})",

@@ -1,0 +1,263 @@
+// Reverse mode: the gradient of the objective, z * Hz by a second pass over it, and what flows through linear layers.
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/status.h"
+#include "optim/train/torch_engine.h"
+
+namespace optod::train {
+namespace {
+
+using nn::Weights;
+using torch::autograd::variable_list;
+
+/// The tensors as they are; input and output of every linear layer whose weight trains go to `seen` as well.
+class ObservedOps final : public nn::BlockOps {
+ public:
+  using Seen = LayerObserver;
+  ObservedOps(const TorchEngine& engine, size_t block, const Weights& w, const nn::LayerExtra* extra, Seen seen)
+      : engine_(engine), block_(block), extra_(extra), plain_(engine.config(), w, extra), seen_(std::move(seen)) {}
+
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
+    return Watched(engine_.TrainableAt(block_, weight), x, plain_.Linear(x, weight, bias));
+  }
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override { return plain_.Norm(x, weight, bias); }
+  at::Tensor LowRank(const at::Tensor& x, nn::Projection projection) const override {
+    if (extra_ == nullptr || !extra_->q_a.defined()) return {};
+    const bool query = projection == nn::Projection::kQuery;
+    const int first = static_cast<int>(4 * (block_ - 1)) + (query ? 0 : 2);  // as AdapterTensors lists them
+    const at::Tensor inner = Watched(first, x, at::linear(x, query ? extra_->q_a : extra_->v_a));
+    return Watched(first + 1, inner, at::linear(inner, query ? extra_->q_b : extra_->v_b)).mul(extra_->scale);
+  }
+  nn::KeyValues Prefix(int lane) const override { return plain_.Prefix(lane); }
+
+ private:
+  at::Tensor Watched(int tensor, const at::Tensor& x, at::Tensor y) const {
+    if (seen_ && tensor >= 0) seen_(tensor, x, y);
+    return y;
+  }
+
+  const TorchEngine& engine_;
+  const size_t block_;
+  const nn::LayerExtra* const extra_;
+  const nn::PlainOps plain_;
+  const Seen seen_;
+};
+
+at::Tensor Numbers(const std::vector<double>& values) {
+  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kFloat);
+  for (size_t i = 0; i < values.size(); ++i) t.data_ptr<float>()[i] = static_cast<float>(values[i]);
+  return t;
+}
+
+/// Judge's loss as operations that can be differentiated again: scores are means of picks, one row an example.
+at::Tensor LossOf(std::span<const Example* const> examples, const at::Tensor& picks, bool classify) {
+  int64_t widest = 1;
+  for (const Example* example : examples) widest = std::max<int64_t>(widest, example->candidates);
+  const auto n = static_cast<int64_t>(examples.size());
+  std::vector<int64_t> owner, correct;
+  std::vector<double> count(static_cast<size_t>(n * widest), 0), absent(static_cast<size_t>(n * widest), 0);
+  for (int64_t e = 0; e < n; ++e) {
+    const Example& example = *examples[static_cast<size_t>(e)];
+    correct.push_back(e * widest + example.correct);
+    for (int64_t c = example.candidates; c < widest; ++c) absent[static_cast<size_t>(e * widest + c)] = -1e30;
+    for (const Sequence& sequence : example.sequences) {
+      for (const Pick& pick : sequence.picks) {
+        owner.push_back(e * widest + pick.candidate);
+        count[static_cast<size_t>(owner.back())] += 1;
+      }
+    }
+  }
+  std::vector<double> share;
+  for (int64_t o : owner) share.push_back(1 / count[static_cast<size_t>(o)]);
+  const at::Tensor scores = at::index_add(Numbers(absent), 0, Indices(owner), at::mul(picks, Numbers(share)));
+  const at::Tensor right = at::index_select(scores, 0, Indices(correct));
+  if (!classify) return right.mean().neg();
+  return at::sub(at::logsumexp(scores.reshape({n, widest}), at::IntArrayRef{1}), right).mean();
+}
+
+/// +1 or -1 for every element of a tensor.
+at::Tensor Signs(const zo::Direction& direction, uint32_t tensor, const std::vector<int64_t>& shape) {
+  at::Tensor z = at::empty(shape, at::kFloat);
+  float* to = z.data_ptr<float>();
+  at::parallel_for(0, z.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+    std::vector<uint32_t> words(static_cast<size_t>(end - begin));
+    zo::FillBits(direction, tensor, static_cast<uint64_t>(begin), words);
+    for (int64_t i = begin; i < end; ++i) to[i] = (words[static_cast<size_t>(i - begin)] & 1) != 0 ? 1.0f : -1.0f;
+  });
+  return z;
+}
+
+optim::OwnedTensor Owned(const std::string& name, const at::Tensor& given) {
+  const at::Tensor values = given.detach().contiguous();
+  optim::OwnedTensor tensor;
+  tensor.spec = {name, optim::DType::kF32, values.sizes().vec()};
+  const auto* bytes = static_cast<const std::byte*>(values.data_ptr());
+  tensor.data.assign(bytes, bytes + values.nbytes());
+  return tensor;
+}
+
+at::Tensor Clipped(const at::Tensor& x, double bound) { return bound > 0 ? x.clamp(-bound, bound) : x; }
+
+/// A layer's input and the gradient of its output, as the request wants them.
+void Describe(const std::string& weight, const at::Tensor& x, const at::Tensor& dy, const GradientRequest& request,
+              std::map<std::string, optim::OwnedTensor>* out) {
+  if (!dy.defined()) return;
+  const std::string layer = weight.substr(0, weight.rfind(".weight"));
+  const bool rows = request.statistics == GradientRequest::Statistics::kRows;
+  const int64_t rows_away[] = {0};
+  const at::IntArrayRef first(rows_away);
+  const at::Tensor scaled = rows ? dy : dy.mul(static_cast<double>(dy.size(0)));
+  (*out)["act/" + layer] = Owned("act/" + layer, rows ? x : Clipped(x, request.clipping).mean(first));
+  (*out)["pgrad/" + layer] = Owned("pgrad/" + layer, rows ? dy : Clipped(scaled, request.clipping).mean(first));
+}
+
+/// z * (H z) of every leaf, from gradients that still have their graph.
+variable_list HessianZ(const variable_list& leaves, const std::vector<int>& numbers, const variable_list& gradients,
+                       const zo::Direction& direction) {
+  variable_list signs, products;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    signs.push_back(Signs(direction, static_cast<uint32_t>(numbers[i]), leaves[i].sizes().vec()));
+    if (gradients[i].defined() && gradients[i].requires_grad())
+      products.push_back(at::sum(at::mul(gradients[i], signs[i])));
+  }
+  if (products.empty()) return variable_list(leaves.size());
+  variable_list hz = torch::autograd::grad(products, leaves, {}, false, false, true);
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    if (hz[i].defined()) hz[i] = at::mul(hz[i], signs[i]);
+  }
+  return hz;
+}
+
+/// Copies gradients to their places; where nothing flowed stays as it is.
+void Copy(const variable_list& from, const zo::ZoLayout& layout, const std::vector<int>& numbers, std::span<float> to) {
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    if (!from[i].defined()) continue;
+    const at::Tensor g = from[i].detach().contiguous();
+    std::copy_n(g.data_ptr<float>(), g.numel(),
+                to.begin() + static_cast<ptrdiff_t>(layout.offset(static_cast<size_t>(numbers[i]))));
+  }
+}
+
+/// What was seen of the linear layers, in the order of the forward pass.
+struct LayersSeen {
+  std::vector<int> tensors;
+  variable_list inputs, outputs;
+};
+
+}  // namespace
+
+absl::StatusOr<GradientResult> TorchEngine::Gradient(std::span<const Example* const> examples, bool classify,
+                                                     const GradientRequest& request, std::span<float> grad) {
+  return Run([&] {
+    Flush();
+    return Backward(examples, classify, request, grad);
+  });
+}
+
+GradientResult TorchEngine::Backward(std::span<const Example* const> examples, bool classify,
+                                     const GradientRequest& request, std::span<float> grad) {
+  std::vector<Weights> blocks = base_;
+  Weights adapters = AdapterViews(theta_);
+  variable_list leaves;
+  std::vector<int> numbers;
+  const auto lead = [&](int tensor, at::Tensor& t) {
+    if (tensor < 0 || block_of_[Number(tensor)] < request.first_block) return;
+    t = t.detach().set_requires_grad(true);
+    leaves.push_back(t);
+    numbers.push_back(tensor);
+  };
+  for (size_t b = 0; b < blocks.size() && adapters_.empty(); ++b) {
+    for (size_t i = 0; i < blocks[b].size(); ++i) lead(TrainableAt(b, static_cast<int>(i)), blocks[b][i]);
+  }
+  for (size_t i = 0; i < adapters.size(); ++i) lead(static_cast<int>(i), adapters[i]);
+
+  LayersSeen layers;
+  ObservedOps::Seen seen;
+  if (request.statistics != GradientRequest::Statistics::kNone)
+    seen = [&](int tensor, const at::Tensor& x, const at::Tensor& y) {
+      layers.tensors.push_back(tensor);
+      layers.inputs.push_back(x.detach());
+      layers.outputs.push_back(y);
+    };
+  const at::Tensor picks = PicksOf(examples, blocks, adapters, request.first_block, seen);
+  GradientResult result;
+  const at::Tensor values = picks.detach().contiguous();
+  const std::vector<double> log_probs(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
+  result.objective = Judge(examples, log_probs, classify);
+  std::fill(grad.begin(), grad.end(), 0.0f);
+  if (request.hessian) result.hessian_z.assign(layout_.size(), 0);
+  if (leaves.empty()) return result;
+  Breathe();
+  variable_list wanted = leaves;
+  wanted.insert(wanted.end(), layers.outputs.begin(), layers.outputs.end());
+  const variable_list gradients =
+      request.hessian
+          ? torch::autograd::grad({LossOf(examples, picks, classify)}, wanted, {}, /*retain_graph=*/true,
+                                  /*create_graph=*/true, /*allow_unused=*/true)
+          // the objective's own derivative by the chain rule
+          : torch::autograd::grad({picks}, wanted, {Numbers(result.objective.gradient)}, false, false, true);
+  Copy(gradients, layout_, numbers, grad);
+  for (size_t i = 0; i < layers.tensors.size(); ++i)
+    Describe(trainable_[Number(layers.tensors[i])].name, layers.inputs[i], gradients[leaves.size() + i], request,
+             &result.statistics);
+  if (request.hessian) {
+    Breathe();
+    Copy(HessianZ(leaves, numbers, gradients, request.signs), layout_, numbers, result.hessian_z);
+  }
+  return result;
+}
+
+/// Log-probabilities of the picks, whole vocabulary at once, with a graph from `first_block` on.
+at::Tensor TorchEngine::PicksOf(std::span<const Example* const> examples, const std::vector<Weights>& blocks,
+                                const Weights& adapters, size_t first_block, const LayerObserver& seen) {
+  const Packed packed = Pack(examples, VirtualTokens());
+  const nn::Batch batch(files_.config, packed.ids, packed.lengths, 0, Shift());
+  const std::vector<nn::LayerExtra> extras = Extras(adapters);
+  at::Tensor x;
+  {
+    const at::AutoGradMode mode(first_block == 0);
+    x = EmbedPlain(blocks.front(), packed, batch, Scheme("prompt") ? adapters[0] : at::Tensor());
+  }
+  for (size_t b = 1; b + 1 < blocks.size(); ++b) {
+    Breathe();
+    const at::AutoGradMode mode(b >= first_block);
+    x = model_.Layer(ObservedOps(*this, b, blocks[b], &extras[b - 1], seen), x, batch);
+  }
+  x = model_.Final(ObservedOps(*this, blocks.size() - 1, blocks.back(), nullptr, seen),
+                   at::index_select(x, 0, Indices(packed.rows)));
+  const at::Tensor logits = nn::Model::Logits(x, Matrix(blocks), Bias(blocks));
+  std::vector<int64_t> flat;
+  for (const Packed::Ask& ask : packed.asks) flat.push_back(ask.row * files_.config.vocab + ask.target);
+  return at::index_select(at::log_softmax(logits, -1).reshape({-1}), 0, Indices(flat));
+}
+
+absl::StatusOr<std::map<size_t, std::vector<double>>> TorchEngine::InputNorms(
+    std::span<const Example* const> examples) {
+  return Run([&] {
+    at::NoGradGuard no_grad;
+    Flush();
+    const Packed packed = Pack(examples, VirtualTokens());
+    const nn::Batch batch(files_.config, packed.ids, packed.lengths, 0, Shift());
+    const Weights adapters = AdapterViews(theta_);
+    const std::vector<nn::LayerExtra> extras = Extras(adapters);
+    std::map<size_t, std::vector<double>> norms;
+    const ObservedOps::Seen seen = [&](int tensor, const at::Tensor& x, const at::Tensor&) {
+      const at::Tensor squares = x.mul(x).sum(at::IntArrayRef{0}).contiguous();
+      std::vector<double>& norm = norms[Number(tensor)];
+      for (int64_t i = 0; i < squares.numel(); ++i) norm.push_back(std::sqrt(squares.data_ptr<float>()[i]));
+    };
+    at::Tensor x = EmbedPlain(base_.front(), packed, batch, Scheme("prompt") ? adapters[0] : at::Tensor());
+    for (size_t b = 1; b + 1 < base_.size(); ++b) {
+      Breathe();
+      x = model_.Layer(ObservedOps(*this, b, base_[b], &extras[b - 1], seen), x, batch);
+    }
+    model_.Final(ObservedOps(*this, base_.size() - 1, base_.back(), nullptr, seen),
+                 at::index_select(x, 0, Indices(packed.rows)));
+    return norms;
+  });
+}
+
+}  // namespace optod::train
