@@ -1,10 +1,11 @@
-// optoctl job submit FILE | list | show | watch | cancel | resume | logs
+// optoctl job submit FILE | plan FILE | list | show | watch | cancel | resume | logs
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 
 #include "base/fs.h"
 #include "base/status.h"
+#include "base/subprocess.h"
 #include "clients/cli/app.h"
 #include "clients/cli/job_file.h"
 #include "clients/cli/output.h"
@@ -50,6 +51,29 @@ int Submit(App& app, const std::string& path) {
   RUN_OR_FAIL(client::Client * client, app.Connect());
   RUN_OR_FAIL(const v1::Job job, client->CreateJob(request));
   return app.Print(job, Describe(job));
+}
+
+/// The program beside this one plans, since it knows models; its answer and its refusals are passed on.
+int Plan(App& app, const std::string& path) {
+  auto text = PosixFs().ReadFile(path);
+  if (!text.ok()) return app.Usage(path + ": cannot be read");
+  auto file = YamlMap::Parse(*text, path);
+  if (!file.ok()) return app.Usage(std::string(file.status().message()));
+  auto spec = file->ReadJson("");
+  if (!spec.ok()) return app.Usage(std::string(spec.status().message()));
+  SubprocessOptions run;
+  run.argv = {ProgramFolder() + "/optod-worker", "plan", "--spec", "/dev/stdin"};
+  if (app.json) run.argv.push_back("--json");
+  run.stdin_data = *spec;
+  const auto result = RunSubprocess(run);
+  if (!result.ok()) return app.Fail(NotFound("optod-worker: cannot be run beside optoctl; build it (it needs LibTorch)"));
+  std::fputs(result->out.c_str(), stdout);
+  if (result->exit_code == 0) return kExitDone;
+  const std::string prefix = "optod-worker: ";
+  std::string why = result->err.starts_with(prefix) ? result->err.substr(prefix.size()) : result->err;
+  while (why.ends_with('\n')) why.pop_back();
+  if (result->exit_code == 2) return app.Usage(why);
+  return app.Fail(ResourceExhausted(why));
 }
 
 int List(App& app) {
@@ -117,6 +141,7 @@ void AddJobCommands(CLI::App& root, App& app) {
     command->callback([&app, argument, run] { app.command = [&app, argument, run] { return run(app, *argument); }; });
   };
   add("submit", "start a job from a YAML file", "file", &Submit);
+  add("plan", "what a job with tiers would hold and move, without running it (exit 4 when it does not fit)", "file", &Plan);
   add("list", "all jobs", nullptr, [](App& a, const std::string&) { return List(a); });
   add("show", "one job", "job",
       [](App& a, const std::string& name) { return OneJob<v1::GetJobRequest>(a, name, &client::Client::GetJob); });

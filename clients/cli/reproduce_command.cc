@@ -42,6 +42,10 @@ constexpr Study kStudies[] = {
     {"zo-bench",
      "zeroth- and first-order fine-tuning of a small language model: optimizers x schemes x tasks, as training jobs",
      nullptr, kStudiesModule},
+    {"zo2",
+     "fine-tuning with the parameters on disk beside the resident run: memory, speed, ablations, as training jobs "
+     "(needs OPTOD_DATA)",
+     "optod-study-zo2", nullptr},
 };
 
 // The interpreter that has the package: OPTOD_PYTHON, the environment that install-deps.sh makes, else python3.

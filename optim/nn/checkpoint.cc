@@ -72,36 +72,46 @@ const Shards::Place* Find(const Shards& shards, const std::string& name, std::se
   return nullptr;
 }
 
-absl::Status ReadTensor(const Shards::Place& place, const tier::BlockTensor& tensor, std::span<float> out) {
-  const std::string where = Cat(place.file_name, ": ", place.tensor->name);
-  if (place.tensor->shape != tensor.shape)
-    return InvalidArgument(where, ": shape ", ShapeText(place.tensor->shape), " is not ", ShapeText(tensor.shape),
-                           ", which config.json asks for");
-  if (!ToFloat32(place.tensor->type, place.file->bytes(*place.tensor), out))
-    return InvalidArgument(where, ": dtype ", FileTypeName(place.tensor->type), " is not a weight's");
-  return CheckFinite(where, out);
-}
+class HuggingFaceReader final : public WeightReader {
+ public:
+  absl::Status Open(const std::string& folder, ModelConfig config) {
+    source_ = "huggingface";
+    config_ = std::move(config);
+    blocks_ = DescribeBlocks(config_);
+    RETURN_IF_ERROR(shards_.Open(folder));
+    std::set<std::string> used;
+    for (const tier::BlockSpec& block : blocks_) {
+      for (const tier::BlockTensor& tensor : block.tensors) {
+        const Shards::Place* place = Find(shards_, tensor.name, &used);
+        if (place == nullptr) return InvalidArgument("weights: tensor \"", tensor.name, "\" is missing");
+        if (place->tensor->shape != tensor.shape)
+          return InvalidArgument(Where(*place), ": shape ", ShapeText(place->tensor->shape), " is not ",
+                                 ShapeText(tensor.shape), ", which config.json asks for");
+        places_.push_back(place);
+      }
+    }
+    for (const auto& [name, place] : shards_.places()) {
+      if (!used.contains(name)) ignored_.push_back(name);
+    }
+    return absl::OkStatus();
+  }
 
-absl::StatusOr<ModelFiles> LoadHuggingFace(const std::string& folder, ModelConfig config) {
-  ModelFiles model;
-  model.source = "huggingface";
-  model.config = std::move(config);
-  Shards shards;
-  RETURN_IF_ERROR(shards.Open(folder));
-  ASSIGN_OR_RETURN(model.weights, tier::BlockList::Create(DescribeBlocks(model.config)));
-  std::set<std::string> used;
-  for (size_t uid = 0; uid < model.weights.tensors(); ++uid) {
-    const tier::BlockTensor& tensor = model.weights.tensor(uid);
-    const Shards::Place* place = Find(shards, tensor.name, &used);
-    if (place == nullptr) return InvalidArgument("weights: tensor \"", tensor.name, "\" is missing");
-    RETURN_IF_ERROR(ReadTensor(*place, tensor, model.weights.values(uid)));
-    place->file->Drop();  // at once: the peak is one model, not two
+  absl::Status Read(size_t uid, uint64_t first, std::span<float> out) override {
+    const Shards::Place& place = *places_[uid];
+    const size_t element = ElementBytes(place.tensor->type);
+    if (!ToFloat32(place.tensor->type, place.file->bytes(*place.tensor).subspan(first * element, out.size() * element),
+                   out))
+      return InvalidArgument(Where(place), ": dtype ", FileTypeName(place.tensor->type), " is not a weight's");
+    place.file->Drop();  // at once: the peak is one model, not two
+    return CheckFinite(Where(place), out);
   }
-  for (const auto& [name, place] : shards.places()) {
-    if (!used.contains(name)) model.ignored.push_back(name);
-  }
-  return model;
-}
+
+ private:
+  static std::string Where(const Shards::Place& place) { return Cat(place.file_name, ": ", place.tensor->name); }
+
+  Shards shards_;
+  std::vector<const Shards::Place*> places_;  // a tensor
+};
 
 struct Found {
   enum Kind { kHuggingFace, kGguf, kLlama2c } kind = kHuggingFace;
@@ -145,13 +155,27 @@ absl::StatusOr<ModelConfig> LoadConfig(const std::string& path) {
   return ParseConfig(text);
 }
 
-absl::StatusOr<ModelFiles> LoadModel(const std::string& path) {
+absl::StatusOr<std::unique_ptr<WeightReader>> OpenModel(const std::string& path) {
   ASSIGN_OR_RETURN(Found found, FindModel(path));
-  if (found.kind == Found::kGguf) return LoadGguf(found.path);
-  if (found.kind == Found::kLlama2c) return LoadLlama2c(found.path);
+  if (found.kind == Found::kGguf) return OpenGguf(found.path);
+  if (found.kind == Found::kLlama2c) return OpenLlama2c(found.path);
   ASSIGN_OR_RETURN(std::string text, PosixFs().ReadFile(path + "/config.json"));
   ASSIGN_OR_RETURN(ModelConfig config, ParseConfig(text));
-  return LoadHuggingFace(path, std::move(config));
+  auto reader = std::make_unique<HuggingFaceReader>();
+  RETURN_IF_ERROR(reader->Open(path, std::move(config)));
+  return reader;
+}
+
+absl::StatusOr<ModelFiles> LoadModel(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<WeightReader> reader, OpenModel(path));
+  ModelFiles model;
+  model.config = reader->config();
+  model.source = reader->source();
+  model.ignored = reader->ignored();
+  ASSIGN_OR_RETURN(model.weights, tier::BlockList::Create(reader->blocks()));
+  for (size_t uid = 0; uid < model.weights.tensors(); ++uid)
+    RETURN_IF_ERROR(reader->Read(uid, 0, model.weights.values(uid)));
+  return model;
 }
 
 absl::Status SaveModel(const std::string& folder, const ModelConfig& config, const tier::BlockList& weights) {
@@ -162,6 +186,10 @@ absl::Status SaveModel(const std::string& folder, const ModelConfig& config, con
     tensors.push_back({tensor.name, FileType::kF32, tensor.shape, std::as_bytes(weights.values(uid))});
   }
   RETURN_IF_ERROR(WriteSafetensors(folder + "/model.safetensors", tensors, {{"format", "pt"}}));
+  return SaveConfig(folder, config);
+}
+
+absl::Status SaveConfig(const std::string& folder, const ModelConfig& config) {
   auto described = nlohmann::ordered_json::parse(ConfigJson(config), nullptr, false);
   if (!described.is_object()) return Internal("config.json: no description to write");
   for (const char* key : {"torch_dtype", "dtype"}) {

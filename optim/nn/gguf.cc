@@ -199,8 +199,11 @@ const GgufTensor* Gguf::Find(const std::string& name) const {
   return nullptr;
 }
 
-void Gguf::Read(const GgufTensor& tensor, std::span<float> out) const {
-  DequantizeGguf(tensor.type, file_.bytes().subspan(header_.data_begin + tensor.offset, tensor.bytes), out);
+void Gguf::ReadRows(const GgufTensor& tensor, uint64_t first, std::span<float> out) const {
+  const BlockFormat& format = *FindBlockFormat(tensor.type);
+  const std::span<const std::byte> data = file_.bytes().subspan(header_.data_begin + tensor.offset, tensor.bytes);
+  DequantizeGguf(tensor.type,
+                 data.subspan(first / format.elements * format.bytes, out.size() / format.elements * format.bytes), out);
 }
 
 }  // namespace optod::nn

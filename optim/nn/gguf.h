@@ -44,7 +44,8 @@ class Gguf {
   static absl::StatusOr<Gguf> Open(const std::string& path);
   const GgufHeader& header() const { return header_; }
   const GgufTensor* Find(const std::string& name) const;
-  void Read(const GgufTensor& tensor, std::span<float> out) const;
+  /// Elements first .. first + out.size() - 1: whole rows, which blocks never cross.
+  void ReadRows(const GgufTensor& tensor, uint64_t first, std::span<float> out) const;
   void Drop() const { file_.Drop(); }
 
  private:

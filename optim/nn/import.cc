@@ -1,7 +1,6 @@
 #include "optim/nn/import.h"
 
 #include <cmath>
-#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
@@ -45,30 +44,50 @@ std::string ForeignName(const std::string& ours, bool gguf) {
   return "";
 }
 
-/// Finds a foreign tensor's shape and reads it.
-struct Source {
-  std::function<const std::vector<int64_t>*(const std::string&)> shape;
-  std::function<absl::Status(const std::string&, std::span<float>)> read;
-};
-
-absl::StatusOr<tier::BlockList> ReadAll(const ModelConfig& config, bool gguf, const Source& source) {
-  ASSIGN_OR_RETURN(tier::BlockList weights, tier::BlockList::Create(DescribeBlocks(config)));
-  for (size_t uid = 0; uid < weights.tensors(); ++uid) {
-    const tier::BlockTensor& tensor = weights.tensor(uid);
-    const std::string name = ForeignName(tensor.name, gguf);
-    const std::vector<int64_t>* shape = source.shape(name);
-    if (shape == nullptr) return InvalidArgument("weights: tensor \"", name, "\" is missing");
-    if (*shape != tensor.shape)
-      return InvalidArgument("weights: tensor \"", name, "\" has another shape than the model's sizes ask for");
-    RETURN_IF_ERROR(source.read(name, weights.values(uid)));
-    RETURN_IF_ERROR(CheckFinite(name, weights.values(uid)));
-    if (tensor.name.ends_with("q_proj.weight"))
-      NeighboursToHalves(config.heads, config.head_dim, config.hidden, weights.values(uid));
-    if (tensor.name.ends_with("k_proj.weight"))
-      NeighboursToHalves(config.kv_heads, config.head_dim, config.hidden, weights.values(uid));
+/// Files of other tensor names: knows shapes and raw values by foreign name; the names and the order of rows are ours.
+class ForeignReader : public WeightReader {
+ public:
+  absl::Status Read(size_t uid, uint64_t first, std::span<float> out) override {
+    const Entry& entry = entries_[uid];
+    RETURN_IF_ERROR(ReadRaw(entry.name, first, out));
+    RETURN_IF_ERROR(CheckFinite(entry.name, out));
+    if (entry.heads == 0) return absl::OkStatus();
+    if (out.size() != entry.elements) return Internal(entry.name, ": its rows are reordered, so it is read whole");
+    NeighboursToHalves(entry.heads, config_.head_dim, config_.hidden, out);
+    return absl::OkStatus();
   }
-  return weights;
-}
+
+ protected:
+  /// nullptr: there is no such tensor.
+  virtual const std::vector<int64_t>* ShapeOf(const std::string& name) const = 0;
+  virtual absl::Status ReadRaw(const std::string& name, uint64_t first, std::span<float> out) = 0;
+
+  /// After config_ is set.
+  absl::Status Resolve(bool gguf) {
+    blocks_ = DescribeBlocks(config_);
+    for (const tier::BlockSpec& block : blocks_) {
+      for (const tier::BlockTensor& tensor : block.tensors) {
+        Entry entry{ForeignName(tensor.name, gguf), static_cast<size_t>(tensor.elements()), 0};
+        const std::vector<int64_t>* shape = ShapeOf(entry.name);
+        if (shape == nullptr) return InvalidArgument("weights: tensor \"", entry.name, "\" is missing");
+        if (*shape != tensor.shape)
+          return InvalidArgument("weights: tensor \"", entry.name, "\" has another shape than the model's sizes ask for");
+        if (tensor.name.ends_with("q_proj.weight")) entry.heads = config_.heads;
+        if (tensor.name.ends_with("k_proj.weight")) entry.heads = config_.kv_heads;
+        entries_.push_back(std::move(entry));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  struct Entry {
+    std::string name;
+    size_t elements;
+    int64_t heads;  ///< whose rows are reordered; 0 = none
+  };
+  std::vector<Entry> entries_;  // a tensor
+};
 
 /// Reads numbers of GGUF's metadata.
 class Metadata {
@@ -152,23 +171,39 @@ absl::StatusOr<ModelConfig> GgufConfig(const GgufHeader& header) {
   return config;
 }
 
-absl::StatusOr<ModelFiles> LoadGguf(const std::string& path) {
-  ASSIGN_OR_RETURN(Gguf file, Gguf::Open(path));
-  ModelFiles model;
-  model.source = "gguf";
-  ASSIGN_OR_RETURN(model.config, GgufConfig(file.header()));
-  Source source;
-  source.shape = [&](const std::string& name) {
-    const GgufTensor* tensor = file.Find(name);
+namespace {
+
+class GgufReader final : public ForeignReader {
+ public:
+  explicit GgufReader(Gguf file) : file_(std::move(file)) {}
+  absl::Status Init() {
+    source_ = "gguf";
+    ASSIGN_OR_RETURN(config_, GgufConfig(file_.header()));
+    return Resolve(/*gguf=*/true);
+  }
+
+ protected:
+  const std::vector<int64_t>* ShapeOf(const std::string& name) const override {
+    const GgufTensor* tensor = file_.Find(name);
     return tensor == nullptr ? nullptr : &tensor->shape;
-  };
-  source.read = [&](const std::string& name, std::span<float> out) {
-    file.Read(*file.Find(name), out);
-    file.Drop();  // at once: the peak is one model, not two
+  }
+  absl::Status ReadRaw(const std::string& name, uint64_t first, std::span<float> out) override {
+    file_.ReadRows(*file_.Find(name), first, out);
+    file_.Drop();  // at once: the peak is one model, not two
     return absl::OkStatus();
-  };
-  ASSIGN_OR_RETURN(model.weights, ReadAll(model.config, /*gguf=*/true, source));
-  return model;
+  }
+
+ private:
+  Gguf file_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WeightReader>> OpenGguf(const std::string& path) {
+  ASSIGN_OR_RETURN(Gguf file, Gguf::Open(path));
+  auto reader = std::make_unique<GgufReader>(std::move(file));
+  RETURN_IF_ERROR(reader->Init());
+  return reader;
 }
 
 absl::StatusOr<ModelConfig> Llama2cConfig(const SafetensorsHeader& header) {
@@ -196,26 +231,43 @@ absl::StatusOr<ModelConfig> Llama2cConfig(const SafetensorsHeader& header) {
   return config;
 }
 
-absl::StatusOr<ModelFiles> LoadLlama2c(const std::string& path) {
-  ASSIGN_OR_RETURN(Safetensors file, Safetensors::Open(path));
-  ModelFiles model;
-  model.source = "llama2.c";
-  ASSIGN_OR_RETURN(model.config, Llama2cConfig(file.header()));
-  std::map<std::string, const FileTensor*> by_name;
-  for (const FileTensor& tensor : file.header().tensors) by_name[tensor.name] = &tensor;
-  Source source;
-  source.shape = [&](const std::string& name) -> const std::vector<int64_t>* {
-    const auto it = by_name.find(name);
-    return it == by_name.end() ? nullptr : &it->second->shape;
-  };
-  source.read = [&](const std::string& name, std::span<float> out) -> absl::Status {
-    const FileTensor& tensor = *by_name[name];
-    if (!ToFloat32(tensor.type, file.bytes(tensor), out))
+namespace {
+
+class Llama2cReader final : public ForeignReader {
+ public:
+  explicit Llama2cReader(Safetensors file) : file_(std::move(file)) {}
+  absl::Status Init() {
+    source_ = "llama2.c";
+    ASSIGN_OR_RETURN(config_, Llama2cConfig(file_.header()));
+    for (const FileTensor& tensor : file_.header().tensors) by_name_[tensor.name] = &tensor;
+    return Resolve(/*gguf=*/false);
+  }
+
+ protected:
+  const std::vector<int64_t>* ShapeOf(const std::string& name) const override {
+    const auto it = by_name_.find(name);
+    return it == by_name_.end() ? nullptr : &it->second->shape;
+  }
+  absl::Status ReadRaw(const std::string& name, uint64_t first, std::span<float> out) override {
+    const FileTensor& tensor = *by_name_[name];
+    const size_t element = ElementBytes(tensor.type);
+    if (!ToFloat32(tensor.type, file_.bytes(tensor).subspan(first * element, out.size() * element), out))
       return InvalidArgument(name, ": dtype ", FileTypeName(tensor.type), " is not a weight's");
     return absl::OkStatus();
-  };
-  ASSIGN_OR_RETURN(model.weights, ReadAll(model.config, /*gguf=*/false, source));
-  return model;
+  }
+
+ private:
+  Safetensors file_;
+  std::map<std::string, const FileTensor*> by_name_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WeightReader>> OpenLlama2c(const std::string& path) {
+  ASSIGN_OR_RETURN(Safetensors file, Safetensors::Open(path));
+  auto reader = std::make_unique<Llama2cReader>(std::move(file));
+  RETURN_IF_ERROR(reader->Init());
+  return reader;
 }
 
 }  // namespace optod::nn

@@ -12,10 +12,10 @@ namespace optod::nn {
 void NeighboursToHalves(int64_t heads, int64_t head_dim, int64_t columns, std::span<float> matrix);
 
 absl::StatusOr<ModelConfig> GgufConfig(const GgufHeader& header);
-absl::StatusOr<ModelFiles> LoadGguf(const std::string& path);
+absl::StatusOr<std::unique_ptr<WeightReader>> OpenGguf(const std::string& path);
 /// A safetensors file of llama2.c's tensor names whose metadata holds the sizes as JSON under "config".
 absl::StatusOr<ModelConfig> Llama2cConfig(const SafetensorsHeader& header);
-absl::StatusOr<ModelFiles> LoadLlama2c(const std::string& path);
+absl::StatusOr<std::unique_ptr<WeightReader>> OpenLlama2c(const std::string& path);
 
 /// INVALID_ARGUMENT naming tensor and position of the first NaN or infinity.
 absl::Status CheckFinite(const std::string& name, std::span<const float> values);

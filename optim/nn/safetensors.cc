@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/errno_status.h"
 #include "base/status.h"
@@ -147,14 +148,21 @@ absl::StatusOr<Safetensors> Safetensors::Open(const std::string& path) {
 
 namespace {
 
+size_t BytesOfTensor(const TensorToWrite& tensor) {
+  size_t bytes = ElementBytes(tensor.type);
+  for (int64_t extent : tensor.shape) bytes *= static_cast<size_t>(extent);
+  return bytes;
+}
+
 std::string HeaderText(const std::vector<TensorToWrite>& tensors, const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   size_t at = 0;
   for (const TensorToWrite& tensor : tensors) {
+    const size_t end = at + BytesOfTensor(tensor);
     header[tensor.name] = {
-        {"dtype", FileTypeName(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.data.size()}}};
-    at += tensor.data.size();
+        {"dtype", FileTypeName(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {at, end}}};
+    at = end;
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');  // data stays 8-byte aligned, as the reference writer does
@@ -174,26 +182,59 @@ absl::Status WriteAll(int fd, std::span<const std::byte> data) {
 
 }  // namespace
 
-absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
-                              const std::map<std::string, std::string>& metadata) {
-  const std::string name = path.substr(path.rfind('/') + 1), temporary = path + ".tmp";
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return InvalidArgument(name, ": cannot be written: ", std::strerror(errno));
+absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path,
+                                                            const std::vector<TensorToWrite>& tensors,
+                                                            const std::map<std::string, std::string>& metadata) {
+  SafetensorsWriter writer;
+  writer.path_ = path;
+  writer.temporary_ = path + ".tmp";
+  writer.fd_ = open(writer.temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (writer.fd_ < 0)
+    return writer.Named(InvalidArgument("cannot be written: ", std::strerror(errno)));
   const std::string header = HeaderText(tensors, metadata);
   const uint64_t length = header.size();
-  absl::Status status = WriteAll(fd, std::as_bytes(std::span(&length, 1)));
-  if (status.ok()) status = WriteAll(fd, std::as_bytes(std::span(header)));
-  for (const TensorToWrite& tensor : tensors) {
-    if (status.ok()) status = WriteAll(fd, tensor.data);
-  }
-  if (status.ok() && fsync(fd) != 0) status = DataLoss("fsync: ", std::strerror(errno));
-  close(fd);
-  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) status = Internal("rename: ", std::strerror(errno));
-  if (!status.ok()) {
-    unlink(temporary.c_str());
-    return absl::Status(status.code(), Cat(name, ": ", std::string(status.message())));
-  }
+  for (const TensorToWrite& tensor : tensors) writer.left_ += BytesOfTensor(tensor);
+  RETURN_IF_ERROR(writer.Named(WriteAll(writer.fd_, std::as_bytes(std::span(&length, 1)))));
+  RETURN_IF_ERROR(writer.Named(WriteAll(writer.fd_, std::as_bytes(std::span(header)))));
+  return writer;
+}
+
+SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&& other) noexcept
+    : path_(std::move(other.path_)),
+      temporary_(std::move(other.temporary_)),
+      fd_(std::exchange(other.fd_, -1)),
+      left_(other.left_) {}
+
+SafetensorsWriter::~SafetensorsWriter() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(temporary_.c_str());
+}
+
+absl::Status SafetensorsWriter::Named(absl::Status status) const {
+  if (status.ok()) return status;
+  return absl::Status(status.code(), Cat(path_.substr(path_.rfind('/') + 1), ": ", std::string(status.message())));
+}
+
+absl::Status SafetensorsWriter::Append(std::span<const std::byte> data) {
+  if (data.size() > left_) return Named(Internal(data.size() - left_, " bytes more than the header says"));
+  left_ -= data.size();
+  return Named(WriteAll(fd_, data));
+}
+
+absl::Status SafetensorsWriter::Commit() {
+  if (left_ != 0) return Named(Internal(left_, " bytes less than the header says"));
+  if (fsync(fd_) != 0) return Named(DataLoss("fsync: ", std::strerror(errno)));
+  if (rename(temporary_.c_str(), path_.c_str()) != 0) return Named(Internal("rename: ", std::strerror(errno)));
+  close(std::exchange(fd_, -1));
   return absl::OkStatus();
+}
+
+absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                              const std::map<std::string, std::string>& metadata) {
+  ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, tensors, metadata));
+  for (const TensorToWrite& tensor : tensors) RETURN_IF_ERROR(writer.Append(tensor.data));
+  return writer.Commit();
 }
 
 }  // namespace optod::nn

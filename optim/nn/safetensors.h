@@ -57,6 +57,26 @@ struct TensorToWrite {
   std::span<const std::byte> data;  ///< borrowed
 };
 
+/// A file written piece by piece: the tensors' data in their order, without all of it in memory.
+class SafetensorsWriter {
+ public:
+  /// `tensors`: names, types and shapes; their `data` is not looked at.
+  static absl::StatusOr<SafetensorsWriter> Create(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                                                  const std::map<std::string, std::string>& metadata);
+  SafetensorsWriter(SafetensorsWriter&& other) noexcept;
+  ~SafetensorsWriter();  ///< without Commit, nothing is left
+  absl::Status Append(std::span<const std::byte> data);
+  /// fsync and rename. INTERNAL when more or less was appended than the header says.
+  absl::Status Commit();
+
+ private:
+  SafetensorsWriter() = default;
+  absl::Status Named(absl::Status status) const;
+  std::string path_, temporary_;
+  int fd_ = -1;
+  uint64_t left_ = 0;
+};
+
 /// Writes `path` (temporary file, fsync, rename): an existing file is replaced whole or not at all.
 absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
                               const std::map<std::string, std::string>& metadata);

@@ -3,31 +3,13 @@
 
 #include <algorithm>
 
+#include "optim/zo/stream_pair.h"
 #include "optim/zo/update.h"
 
 namespace optod::train {
 namespace {
 
-constexpr size_t kTile = 2048;  // z and theta stay in the first-level cache
-
-// One loop for every instruction set that pays, chosen at load time; without contraction all give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define OPTOD_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define OPTOD_WIDE
-#endif
-
-OPTOD_WIDE void Both(const float* theta, const float* z, float scale, size_t n, float* plus, float* minus) {
-  for (size_t i = 0; i < n; ++i) {
-    const float step = scale * z[i];
-    plus[i] = theta[i] + step;
-    minus[i] = theta[i] - step;
-  }
-}
-OPTOD_WIDE void Add(float scale, const float* z, size_t n, float* theta) {
-  for (size_t i = 0; i < n; ++i) theta[i] = theta[i] + scale * z[i];
-}
+constexpr size_t kTile = 4096;  // theta, z and both copies of a tile stay in a second-level cache
 
 void FillTile(const zo::Direction& direction, const zo::BitMask* mask, const Piece& piece, size_t at,
               std::span<float> z) {
@@ -35,11 +17,30 @@ void FillTile(const zo::Direction& direction, const zo::BitMask* mask, const Pie
   if (mask != nullptr) mask->Zero(piece.flat + at, z);
 }
 
-void Apply(const PendingUpdate& update, const Piece& piece, size_t at, std::span<float> z, std::span<float> theta) {
+void Apply(const PendingUpdate& update, const Piece& piece, size_t at, std::span<float> theta) {
   if (piece.decay && update.scalars.decay_rate != 0) zo::DecayInPlace(update.scalars.decay_rate, theta);
   for (const zo::Term& term : update.scalars.terms) {
-    FillTile({update.seed, term.step, term.query}, update.mask.get(), piece, at, z);
-    Add(-term.coefficient, z.data(), theta.size(), theta.data());
+    const zo::Direction direction{update.seed, term.step, term.query};
+    if (update.mask == nullptr) {
+      zo::AddScaledNormal(direction, piece.tensor, piece.first + at, -term.coefficient, theta);
+      continue;
+    }
+    float z[kTile];
+    FillTile(direction, update.mask.get(), piece, at, {z, theta.size()});
+    for (size_t i = 0; i < theta.size(); ++i) theta[i] = theta[i] + -term.coefficient * z[i];
+  }
+}
+
+void Both(const Perturbation& p, const Piece& piece, size_t at, std::span<const float> theta, std::span<float> plus,
+          std::span<float> minus) {
+  if (p.mask == nullptr)
+    return zo::AddScaledNormalPair(p.direction, piece.tensor, piece.first + at, p.scale, theta, plus, minus);
+  float z[kTile];
+  FillTile(p.direction, p.mask.get(), piece, at, {z, theta.size()});
+  for (size_t i = 0; i < theta.size(); ++i) {
+    const float step = p.scale * z[i];
+    plus[i] = theta[i] + step;
+    minus[i] = theta[i] - step;
   }
 }
 
@@ -56,12 +57,9 @@ void ForEachTile(size_t n, Body body) {
 
 void Tile(const PendingUpdate* pending, const Perturbation& p, const Piece& piece, size_t at, size_t count,
           std::span<float> plus, std::span<float> minus) {
-  alignas(64) float storage[kTile];
-  const std::span<float> z(storage, count), theta = piece.theta.subspan(at, count);
-  if (pending != nullptr) Apply(*pending, piece, at, z, theta);
-  if (plus.empty()) return;
-  FillTile(p.direction, p.mask.get(), piece, at, z);
-  Both(theta.data(), z.data(), p.scale, count, plus.data() + at, minus.data() + at);
+  const std::span<float> theta = piece.theta.subspan(at, count);
+  if (pending != nullptr) Apply(*pending, piece, at, theta);
+  if (!plus.empty()) Both(p, piece, at, theta, plus.subspan(at, count), minus.subspan(at, count));
 }
 
 }  // namespace

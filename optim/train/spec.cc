@@ -169,6 +169,62 @@ absl::Status ReadScheme(const Json& json, SchemeSpec* scheme) {
   return o.Done();
 }
 
+/// "128MiB", "2 GiB" or a number of bytes.
+bool ParseBytes(const Json& value, int64_t* out) {
+  if (value.is_number_integer() && value.get<int64_t>() >= 0) return *out = value.get<int64_t>(), true;
+  if (!value.is_string()) return false;
+  const std::string text = value.get<std::string>();
+  size_t used = 0;
+  int64_t number = 0;
+  while (used < text.size() && text[used] >= '0' && text[used] <= '9' && number < (int64_t{1} << 40))
+    number = 10 * number + (text[used++] - '0');
+  const std::string unit = text.substr(std::min(text.find_first_not_of(' ', used), text.size()));
+  int shift = -1;
+  for (const auto& [name, bits] : {std::pair("", 0), {"B", 0}, {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}}) {
+    if (unit == name) shift = bits;
+  }
+  if (used == 0 || shift < 0 || number > (int64_t{1} << 60 >> shift)) return false;
+  *out = number << shift;
+  return true;
+}
+
+absl::Status ReadTier(const Json& json, TrainSpec* spec) {
+  TierSpec& tier = spec->tier;
+  tier.on = true;
+  Object o(json, "tier");
+  for (auto [key, field] : {std::pair("device_budget", &tier.device_budget), {"host_budget", &tier.host_budget}}) {
+    const Json* value = o.Take(key);
+    if (value != nullptr && !ParseBytes(*value, field))
+      o.Complain(key, Cat(value->dump(), " is not a number of bytes; write 134217728 or \"128MiB\""));
+  }
+  o.Text("disk", &tier.disk);
+  o.Int("slots", 0, &tier.slots);
+  o.Choice("codec", {"none", "bf16", "fp16", "fp8"}, &tier.codec);
+  o.Int("write_every", 1, &tier.write_every);
+  o.Bool("overlap", &tier.overlap);
+  o.Bool("fused", &tier.fused);
+  RETURN_IF_ERROR(o.Done());
+  if (tier.slots > 64) return InvalidArgument("tier.slots: ", tier.slots, " must be <= 64");
+  if (tier.write_every > 1'000'000) return InvalidArgument("tier.write_every: ", tier.write_every, " must be <= 1000000");
+  if (!spec->zeroth_order)
+    return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
+  if (spec->scheme.name != "full")
+    return Unimplemented("tier: scheme.name: \"", spec->scheme.name, "\" trains so little that it stays in memory; use full");
+  if (spec->optimizer == "zo-sgd-cons" || spec->optimizer == "forward-grad")
+    return Unimplemented("tier: \"", spec->optimizer, "\" evaluates other points than theta +- eps z; train it without tier");
+  for (const auto& [on, field] : {std::pair(!spec->blockwise.level.empty(), "blockwise"),
+                                  {spec->sparse.ratio > 0, "sparse"},
+                                  {spec->hybrid.blocks > 0, "hybrid"},
+                                  {spec->parallel.workers > 1, "parallel"},
+                                  {spec->objective != "loss", "objective"}}) {
+    if (on) return Unimplemented("tier: not together with ", field, " yet");
+  }
+  const auto perturbation = spec->hyper.find("perturbation");
+  if (perturbation != spec->hyper.end() && perturbation->second == optim::HyperValue(std::string("one-side")))
+    return Unimplemented("tier: optimizer.perturbation: \"one-side\"; a sweep carries both sides, use two-side");
+  return absl::OkStatus();
+}
+
 absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
   const Json object = json.is_string() ? Json{{"name", json.get<std::string>()}} : json;
   if (!object.is_object() || !object.contains("name") || !object["name"].is_string())
@@ -329,7 +385,8 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   o.Choice("objective", {"loss", "accuracy", "f1"}, &spec.objective);
   const Json *blockwise = o.Take("blockwise"), *sparse = o.Take("sparse"), *hybrid = o.Take("hybrid"),
              *parallel = o.Take("parallel");
-  const Json *task = o.Take("task"), *scheme = o.Take("scheme"), *optimizer = o.Take("optimizer");
+  const Json *task = o.Take("task"), *scheme = o.Take("scheme"), *optimizer = o.Take("optimizer"),
+             *tier = o.Take("tier");
   // Of the queue, not of the worker; checked by the server.
   for (const char* key : {"name", "limits", "priority", "after"}) o.Take(key);
   RETURN_IF_ERROR(o.Done());
@@ -344,12 +401,14 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   if (hybrid != nullptr) RETURN_IF_ERROR(ReadHybrid(*hybrid, &spec.hybrid));
   if (parallel != nullptr) RETURN_IF_ERROR(ReadParallel(*parallel, &spec.parallel));
   RETURN_IF_ERROR(CheckTogether(spec));
+  if (tier != nullptr) RETURN_IF_ERROR(ReadTier(*tier, &spec));
   return spec;
 }
 
 std::vector<std::string> PathsOf(const TrainSpec& spec) {
   std::vector<std::string> paths = {spec.model, spec.task.train, spec.task.dev};
   if (!spec.task.test.empty()) paths.push_back(spec.task.test);
+  if (!spec.tier.disk.empty()) paths.push_back(spec.tier.disk);
   return paths;
 }
 

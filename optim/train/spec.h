@@ -83,11 +83,27 @@ struct ParallelSpec {
   std::string share = "examples";  ///< examples: a part of the batch each, one direction; queries: a direction each
 };
 
+/// Parameters over memory tiers (ZO2, Wang et al., 2025; optim/tier/plan.h): scheme full, two-sided zeroth order.
+///
+///   tier: {host_budget: 128MiB, disk: /scratch, slots: 3, codec: none, write_every: 4}
+struct TierSpec {
+  bool on = false;
+  int64_t device_budget = -1;  ///< bytes for working slots and perturbed copies; -1 = no limit
+  int64_t host_budget = -1;    ///< bytes for parameters that stay in memory; -1 = no limit
+  std::string disk;            ///< folder for the rest; "" = none
+  int64_t slots = 0;           ///< 0 = as many as fit, 3 at most
+  std::string codec = "none";  ///< none, bf16, fp16, fp8
+  int64_t write_every = 1;     ///< a block on disk is written each so many steps
+  bool overlap = true;         ///< false: moving and computing take turns (ZO2's ablation)
+  bool fused = true;           ///< false: update and both copies in passes of their own (ZO2's ablation)
+};
+
 struct TrainSpec {
   std::string kind = "finetune";
   std::string model;
   TaskSpec task;
   SchemeSpec scheme;
+  TierSpec tier;
   std::string optimizer = "zo-sgd";
   optim::Hyper hyper;        ///< checked against the registry
   bool zeroth_order = true;  ///< which family the optimizer is of

@@ -15,6 +15,7 @@
 #include "optim/train/engine.h"
 #include "optim/train/learner.h"
 #include "optim/train/task.h"
+#include "optim/train/tiered_learner.h"
 
 namespace optod::train {
 namespace {
@@ -55,7 +56,12 @@ class Run {
 
   absl::Status Load() {
     RETURN_IF_ERROR(PosixFs().CreateDirectories(Own()));
-    ASSIGN_OR_RETURN(model_, nn::LoadModel(spec_.model));
+    if (spec_.tier.on) {
+      ASSIGN_OR_RETURN(tiered_, TieredModel::Open(spec_, Cat("units-", Sha256Hex(folder_).substr(0, 16)), hooks_.stop));
+      model_.config = tiered_->config();
+    } else {
+      ASSIGN_OR_RETURN(model_, nn::LoadModel(spec_.model));
+    }
     ASSIGN_OR_RETURN(const auto tokenizer, nn::LoadTokenizer(spec_.model));
     if (tokenizer->vocab() > model_.config.vocab)
       hooks_.log(Cat("tokenizer has ", tokenizer->vocab(), " tokens, the model ", model_.config.vocab));
@@ -66,9 +72,13 @@ class Run {
                              model_.config.max_positions, " positions");
     ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, room));
     RETURN_IF_ERROR(CheckTargets());
+    order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
+    if (tiered_ != nullptr) {
+      hooks_.log(tier::PlanText(tiered_->plan()));
+      return absl::OkStatus();
+    }
     ASSIGN_OR_RETURN(engine_, Engine::Create(&model_, spec_.scheme, spec_.seed));
     engine_->stop = hooks_.stop;
-    order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
     hooks_.log(Cat(spec_.task.name, ": ", data_.train.size(), " train, ", data_.dev.size(), " dev, ", data_.test.size(),
                    " test examples; ", engine_->layout().size(), " of ", model_.weights.parameters(),
                    " parameters train (", spec_.scheme.name, "), ", spec_.optimizer));
@@ -93,7 +103,11 @@ class Run {
 
   absl::Status Resume() {
     const std::string before = Before();
-    ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange));
+    if (tiered_ != nullptr) {
+      ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before));
+    } else {
+      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange));
+    }
     step_ = learner_->done();
     if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));
     for (const std::string& folder : {Own(), before}) {
@@ -138,11 +152,15 @@ class Run {
       ++timed_steps_;
       skipped_ += outcome.skipped ? 1 : 0;
       if (outcome.skipped) hooks_.log(Cat("step ", step_, " skipped: ", outcome.reason));
-      if (step_ % spec_.log_every == 0 || step_ == spec_.steps)
-        hooks_.progress(step_, {{"loss", outcome.loss},
-                                {"lr", RateAt(step_ - 1)},
-                                {"seconds_per_step", seconds_ / static_cast<double>(timed_steps_)},
-                                {"peak_rss_bytes", static_cast<double>(PeakRss())}});
+      if (step_ % spec_.log_every == 0 || step_ == spec_.steps) {
+        std::map<std::string, double> figures;
+        if (tiered_ != nullptr) figures = tiered_->Figures();
+        figures.insert({{"loss", outcome.loss},
+                        {"lr", RateAt(step_ - 1)},
+                        {"seconds_per_step", seconds_ / static_cast<double>(timed_steps_)},
+                        {"peak_rss_bytes", static_cast<double>(PeakRss())}});
+        hooks_.progress(step_, figures);
+      }
       if (step_ % spec_.checkpoint_every == 0 || step_ == spec_.steps) {
         RETURN_IF_ERROR(learner_->Checkpoint());
         hooks_.checkpoint(step_);
@@ -159,6 +177,10 @@ class Run {
     return lr * (1 - static_cast<double>(step) / static_cast<double>(spec_.steps));
   }
 
+  absl::StatusOr<std::vector<double>> Scores(std::span<const Example* const> batch) {
+    return tiered_ != nullptr ? tiered_->Score(batch) : engine_->Score(engine_->theta(), batch);
+  }
+
   absl::StatusOr<Evaluation> Judged(const std::vector<Example>& set) {
     double loss = 0;
     int64_t right = 0, tokens = 0;
@@ -167,7 +189,7 @@ class Run {
     for (size_t at = 0; at < set.size(); at += together) {
       std::vector<const Example*> batch;
       for (size_t i = at; i < std::min(set.size(), at + together); ++i) batch.push_back(&set[i]);
-      ASSIGN_OR_RETURN(const std::vector<double> log_probs, engine_->Score(engine_->theta(), batch));
+      ASSIGN_OR_RETURN(const std::vector<double> log_probs, Scores(batch));
       const Objective o = Judge(batch, log_probs, data_.classify);
       loss += o.loss * static_cast<double>(batch.size());
       right += o.right;
@@ -208,15 +230,26 @@ class Run {
     result.last_score = evaluations_.back().score;
     result.seconds_per_step = timed_steps_ == 0 ? 0 : seconds_ / static_cast<double>(timed_steps_);
     result.peak_rss_bytes = PeakRss();
-    result.parameters_sha256 = Sha256Hex(std::as_bytes(engine_->theta()));
-    if (data_.test.empty() && !spec_.save_model) return result;
-    if (result.best_step != step_) RETURN_IF_ERROR(learner_->GoTo(result.best_step, [&] { return Reload(); }));
+    if (tiered_ != nullptr) result.tier = tiered_->Figures();
+    ASSIGN_OR_RETURN(result.parameters_sha256, ParametersSha256());
+    RETURN_IF_ERROR(FinishBest(&result));
+    if (tiered_ != nullptr) tiered_->Discard();
+    return result;
+  }
+  absl::StatusOr<std::string> ParametersSha256() {
+    return tiered_ != nullptr ? tiered_->Sha256() : Sha256Hex(std::as_bytes(engine_->theta()));
+  }
+  /// The best version again: its test score, and its files.
+  absl::Status FinishBest(TrainResult* result) {
+    if (data_.test.empty() && !spec_.save_model) return absl::OkStatus();
+    if (result->best_step != step_) RETURN_IF_ERROR(learner_->GoTo(result->best_step, [&] { return Reload(); }));
     if (!data_.test.empty()) {
       ASSIGN_OR_RETURN(const Evaluation e, Judged(data_.test));
-      result.test_score = e.score;
+      result->test_score = e.score;
     }
-    if (spec_.save_model) RETURN_IF_ERROR(engine_->Save(folder_ + "/result"));
-    return result;
+    if (!spec_.save_model) return absl::OkStatus();
+    const std::string folder = folder_ + "/result";
+    return tiered_ != nullptr ? tiered_->Save(folder) : engine_->Save(folder);
   }
   /// The trainable values as they were before step 1.
   absl::Status Reload() {
@@ -232,7 +265,8 @@ class Run {
   const TrainHooks& hooks_;
   nn::ModelFiles model_;
   TaskData data_;
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Engine> engine_;       // or
+  std::unique_ptr<TieredModel> tiered_;  // parameters over memory tiers
   std::unique_ptr<BatchOrder> order_;
   std::unique_ptr<Learner> learner_;
   std::vector<Evaluation> evaluations_;
@@ -248,17 +282,18 @@ absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string
 }
 
 std::string ResultJson(const TrainResult& r) {
-  return nlohmann::ordered_json{{"steps", r.steps},
-                                {"best_step", r.best_step},
-                                {"skipped", r.skipped},
-                                {"first_score", r.first_score},
-                                {"best_score", r.best_score},
-                                {"last_score", r.last_score},
-                                {"test_score", r.test_score},
-                                {"seconds_per_step", r.seconds_per_step},
-                                {"peak_rss_bytes", r.peak_rss_bytes},
-                                {"parameters_sha256", r.parameters_sha256}}
-      .dump();
+  nlohmann::ordered_json json{{"steps", r.steps},
+                              {"best_step", r.best_step},
+                              {"skipped", r.skipped},
+                              {"first_score", r.first_score},
+                              {"best_score", r.best_score},
+                              {"last_score", r.last_score},
+                              {"test_score", r.test_score},
+                              {"seconds_per_step", r.seconds_per_step},
+                              {"peak_rss_bytes", r.peak_rss_bytes},
+                              {"parameters_sha256", r.parameters_sha256}};
+  if (!r.tier.empty()) json["tier"] = r.tier;
+  return json.dump();
 }
 
 }  // namespace optod::train

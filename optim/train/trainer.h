@@ -41,6 +41,7 @@ struct TrainResult {
   double test_score = 0;                                   ///< of the best version; 0 without a test set
   double seconds_per_step = 0;                             ///< of this attempt, without evaluations
   int64_t peak_rss_bytes = 0;
+  std::map<std::string, double> tier;  ///< of a tiered run: what TieredModel::Figures says at the end of the steps
   std::string parameters_sha256;  ///< of the trainable values after the last step
 };
 

@@ -15,6 +15,8 @@ namespace optod::worker {
 void AddInferenceCommands(CLI::App& app, int* code);
 /// train: a job file without a server.
 void AddTrainCommand(CLI::App& app, int* code);
+/// plan: what a job with tiers holds and moves. Exit code 2 for a bad job file, 1 for one that does not fit.
+void AddPlanCommand(CLI::App& app, int* code);
 /// bench: seconds and memory of a step.
 void AddBenchCommand(CLI::App& app, int* code);
 /// order, order-serve: studies of the sample order.

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   int code = 0;
   optod::worker::AddInferenceCommands(app, &code);
   optod::worker::AddTrainCommand(app, &code);
+  optod::worker::AddPlanCommand(app, &code);
   optod::worker::AddAttachCommand(app, &code);
   optod::worker::AddBenchCommand(app, &code);
   optod::worker::AddOrderCommands(app, &code);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "optim/zo/stream_kernels.h"
+#include "optim/zo/stream_pair.h"
 #include "optim/zo/stream_slices.h"
 
 namespace optod::zo {
@@ -109,6 +110,26 @@ void AddPart(const Kernels& kernel, const Direction& direction, uint32_t tensor,
   ends(body_end, n);
 }
 
+void PairPart(const Kernels& kernel, const Direction& direction, uint32_t tensor, uint64_t first, size_t n, float scale,
+              const float* in, float* plus, float* minus) {
+  auto ends = [&](size_t begin, size_t end) {
+    float z[4];
+    FillNormalScalar(direction, tensor, first + begin, {z, end - begin});
+    kernels::AddScaledPair(scale, z, in + begin, plus + begin, minus + begin, end - begin);
+  };
+  const size_t head = std::min<size_t>(n, (4 - first % 4) % 4);
+  const size_t blocks = (n - head) / 4, body_end = head + 4 * blocks;
+  const auto with = [&](kernels::PairFn pair) {
+    return [&, pair](const StreamKey& key, uint32_t block, size_t count, size_t offset) {
+      const size_t at = head + offset;
+      pair(key, block, count, scale, in + at, plus + at, minus + at);
+    };
+  };
+  ends(0, head);
+  WholeBlocks(kernel, direction, tensor, (first + head) / 4, blocks, with(kernel.pair), with(kernels::Scalar().pair));
+  ends(body_end, n);
+}
+
 }  // namespace
 
 namespace kernels {
@@ -132,6 +153,11 @@ void AddSlice(const Kernels& kernel, int threads, const Direction& direction, ui
   });
 }
 
+void PairSlice(const Kernels& kernel, const Direction& direction, uint32_t tensor, uint64_t first, float scale,
+               std::span<const float> in, std::span<float> plus, std::span<float> minus) {
+  PairPart(kernel, direction, tensor, first, in.size(), scale, in.data(), plus.data(), minus.data());
+}
+
 }  // namespace kernels
 
 void FillNormal(const Direction& direction, uint32_t tensor, uint64_t first, std::span<float> z) {
@@ -145,6 +171,11 @@ void AddScaledNormal(const Direction& direction, uint32_t tensor, uint64_t first
 void AddScaledNormalTo(const Direction& direction, uint32_t tensor, uint64_t first, float scale,
                        std::span<const float> theta, std::span<float> out) {
   kernels::AddSlice(kernels::Best(), StreamThreads(), direction, tensor, first, scale, theta, out);
+}
+
+void AddScaledNormalPair(const Direction& direction, uint32_t tensor, uint64_t first, float scale,
+                         std::span<const float> theta, std::span<float> plus, std::span<float> minus) {
+  kernels::PairSlice(kernels::Best(), direction, tensor, first, scale, theta, plus, minus);
 }
 
 void FillBits(const Direction& direction, uint32_t tensor, uint64_t first, std::span<uint32_t> bits) {

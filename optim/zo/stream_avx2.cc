@@ -49,6 +49,6 @@ struct V256 {
 
 }  // namespace
 
-constexpr Kernels kAvx2Kernels = {"avx2", V256::kGroup, &FillBlocks<V256>, &AddBlocks<V256>};
+constexpr Kernels kAvx2Kernels = {"avx2", V256::kGroup, &FillBlocks<V256>, &AddBlocks<V256>, &PairBlocks<V256>};
 
 }  // namespace optod::zo::kernels

@@ -49,6 +49,6 @@ struct V512 {
 
 }  // namespace
 
-constexpr Kernels kAvx512Kernels = {"avx512", V512::kGroup, &FillBlocks<V512>, &AddBlocks<V512>};
+constexpr Kernels kAvx512Kernels = {"avx512", V512::kGroup, &FillBlocks<V512>, &AddBlocks<V512>, &PairBlocks<V512>};
 
 }  // namespace optod::zo::kernels

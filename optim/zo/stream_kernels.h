@@ -20,12 +20,16 @@ struct StreamKey {
 using FillFn = void (*)(const StreamKey& key, uint32_t block, size_t blocks, float* z);
 /// out = fl(in + fl(scale * z)) over the same elements; in and out equal or disjoint.
 using AddFn = void (*)(const StreamKey& key, uint32_t block, size_t blocks, float scale, const float* in, float* out);
+/// plus = fl(in + fl(scale * z)), minus = fl(in - fl(scale * z)) over the same elements; disjoint.
+using PairFn = void (*)(const StreamKey& key, uint32_t block, size_t blocks, float scale, const float* in, float* plus,
+                        float* minus);
 
 struct Kernels {
   const char* name;
   size_t group;  ///< blocks handled at a time
   FillFn fill;
   AddFn add;
+  PairFn pair;
 };
 
 const Kernels& Scalar();

@@ -65,6 +65,15 @@ void Add(const kernels::StreamKey& key, uint32_t block, size_t blocks, float sca
   }
 }
 
+void Pair(const kernels::StreamKey& key, uint32_t block, size_t blocks, float scale, const float* in, float* plus,
+          float* minus) {
+  for (size_t b = 0; b < blocks; ++b) {
+    float z[4];
+    Block(key, block + static_cast<uint32_t>(b), z);
+    kernels::AddScaledPair(scale, z, in + 4 * b, plus + 4 * b, minus + 4 * b, 4);
+  }
+}
+
 }  // namespace
 
 namespace kernels {
@@ -73,8 +82,16 @@ void AddScaled(float scale, const float* z, const float* in, float* out, size_t 
   for (size_t i = 0; i < n; ++i) out[i] = in[i] + scale * z[i];
 }
 
+void AddScaledPair(float scale, const float* z, const float* in, float* plus, float* minus, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    const float step = scale * z[i];
+    plus[i] = in[i] + step;
+    minus[i] = in[i] - step;
+  }
+}
+
 const Kernels& Scalar() {
-  static constexpr Kernels kScalar = {"scalar", 1, &Fill, &Add};
+  static constexpr Kernels kScalar = {"scalar", 1, &Fill, &Add, &Pair};
   return kScalar;
 }
 

@@ -122,5 +122,16 @@ void AddBlocks(const StreamKey& key, uint32_t block, size_t blocks, float scale,
   });
 }
 
+template <class V>
+void PairBlocks(const StreamKey& key, uint32_t block, size_t blocks, float scale, const float* in, float* plus,
+                float* minus) {
+  const typename V::F factor = V::Set(scale);
+  Generate<V>(key, block, blocks, [=](size_t offset, typename V::F value) {
+    const typename V::F theta = V::Load(in + offset), step = V::Mul(factor, value);
+    V::Store(plus + offset, V::Add(theta, step));
+    V::Store(minus + offset, V::Sub(theta, step));
+  });
+}
+
 }  // namespace
 }  // namespace optod::zo::kernels

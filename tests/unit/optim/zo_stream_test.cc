@@ -123,6 +123,23 @@ TEST(StreamTest, GoldenSums) {
   }
 }
 
+TEST(StreamTest, PairsAreTwoSums) {
+  std::vector<float> theta(1000);
+  FillNormal({1, 1, 1}, 1, 0, theta);
+  for (const auto& [first, n] :
+       {std::pair<uint64_t, size_t>(0, 1000), {3, 997}, {6, 1}, {5, 2}, {(1ull << 34) - 9, 700}}) {
+    const std::span<const float> in = std::span<const float>(theta).first(n);
+    for (const kernels::Kernels* path : Paths()) {
+      std::vector<float> plus(n), minus(n), want_plus(n), want_minus(n);
+      kernels::PairSlice(*path, {7, 8, 9}, 5, first, 0.25f, in, plus, minus);
+      kernels::AddSlice(kernels::Scalar(), 1, {7, 8, 9}, 5, first, 0.25f, in, want_plus);
+      kernels::AddSlice(kernels::Scalar(), 1, {7, 8, 9}, 5, first, -0.25f, in, want_minus);
+      EXPECT_EQ(plus, want_plus) << path->name << " first " << first;
+      EXPECT_EQ(minus, want_minus) << path->name << " first " << first;
+    }
+  }
+}
+
 struct Slice {
   Direction direction;
   uint32_t tensor;

@@ -1,0 +1,41 @@
+#pragma once
+/// What is computed with the units' values: a forward pass that carries several copies of the activations. The pipeline
+/// moves, updates and perturbs; a BlockCompute is the model. Calls come from one thread, unit after unit in list order.
+///
+///   Begin(copies) -> Wanted -> Gathered a copy -> Forward(unit 0, each copy) ... Forward(last unit, each copy) -> Losses
+///
+/// Copy 2k is at theta + eps z_k, copy 2k + 1 at theta - eps z_k; with one copy, at theta.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace optod::tier {
+
+/// A run of whole rows of one tensor, inside one unit.
+struct Slice {
+  uint32_t uid = 0;
+  uint64_t first = 0;
+  size_t count = 0;
+};
+
+class BlockCompute {
+ public:
+  virtual ~BlockCompute() = default;
+  virtual absl::Status Begin(int copies) = 0;
+  /// What is needed before its unit comes: the rows of a tied table that the batch's tokens have.
+  virtual std::vector<Slice> Wanted() { return {}; }
+  /// The slices, one behind the other, as copy `copy` sees them.
+  virtual absl::Status Gathered(int copy, std::span<const float> values) {
+    (void)copy, (void)values;
+    return absl::OkStatus();
+  }
+  /// `weights`: the unit's parts, one behind the other, as copy `copy` sees them; for this call only.
+  virtual absl::Status Forward(size_t unit, int copy, std::span<const float> weights) = 0;
+  /// One a copy. NaN and infinities are the caller's matter.
+  virtual absl::StatusOr<std::vector<double>> Losses() = 0;
+};
+
+}  // namespace optod::tier

@@ -1,0 +1,128 @@
+#pragma once
+/// Training a model that is larger than the memory: the parameters stream through k working slots, once a step (ZO2,
+/// Wang et al., 2025), from any mixture of device, host and disk.
+///
+///   visit m of unit i, slot s = m mod k             events: one edge for every reason to wait, and no other
+///
+///     read(i)     after free(s), home(i)            home(i): the write of the visit before is done
+///     upload(i)   after read(i), free(s)            (one memory, lossless: nothing to do)
+///     compute(i)  after upload(i)                   catch up with the steps before; per query: theta + eps z, theta - eps z,
+///     offload(i)  after compute(i)                  both forward passes
+///     write(i)    after offload(i) -> home(i)       only each K-th step; else compute(i) -> free(s)
+///
+/// Visit m + k is submitted as soon as that of m is, across steps: the first units of the next step are read while the
+/// last ones of this step are computed. An update is applied when its unit comes by the next time, with the learning rate
+/// of its own step; theta after Flush has the bytes of ZoOptimizer::Step, whatever the tiers, slots and threads.
+///
+/// Calls come from one thread. After an error (CANCELLED too) an object is of no more use: a new one resumes from the
+/// block file or a snapshot, and the history.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "optim/tier/compute.h"
+#include "optim/tier/device.h"
+#include "optim/tier/history.h"
+#include "optim/tier/unit_pass.h"
+#include "optim/tier/unit_store.h"
+
+namespace optod::tier {
+
+struct PipelineOptions {
+  zo::ZoHyper hyper;  ///< rule kPlain, two-sided
+  uint64_t seed = 0;  ///< of the random stream
+  int threads = 1;         ///< of the passes
+  ParallelFor parallel;    ///< instead of a team of `threads`: the process's own pool
+  bool serial = false;  ///< nothing overlaps: for the ablation
+  bool poison = false;  ///< freed slots are filled with NaN: for tests
+};
+
+struct StepLosses {
+  std::vector<double> plus, minus, g;  ///< one a query
+  bool skipped = false;                ///< not finite: the step changes nothing (kMezo: leaves its rounding)
+  std::string reason;
+};
+
+class Pipeline {
+ public:
+  /// `device` is borrowed. `history`: the steps that are done; units that are behind catch up when they come by.
+  /// INVALID_ARGUMENT, UNIMPLEMENTED: hyperparameters that a sweep cannot do; else what UnitStore::Create says.
+  static absl::StatusOr<std::unique_ptr<Pipeline>> Create(std::vector<Unit> units, const Plan& plan,
+                                                          const PipelineOptions& options, Device* device,
+                                                          std::unique_ptr<DirectFile> file, History history,
+                                                          const InitialValues& initial);
+  ~Pipeline();
+
+  /// Step number history().steps() at learning rate `lr`.
+  absl::StatusOr<StepLosses> Step(double lr, BlockCompute& compute);
+  /// A forward pass at theta, every finished step in it; the trajectory is as if it had not been.
+  absl::StatusOr<std::vector<double>> Evaluate(BlockCompute& compute);
+  /// Every finished step applied, written home and synced: the block file alone is a snapshot then.
+  absl::Status Flush();
+  /// The values with every finished step applied, unit after unit: theta, then m, v.
+  using Visitor = std::function<absl::Status(size_t unit, Progress progress, std::span<const float> slot)>;
+  absl::Status ForEachUnit(const Visitor& visitor);
+  /// All units into `file`, as UnitFile has them.
+  absl::Status Snapshot(std::unique_ptr<DirectFile> file);
+  const History& history() const { return history_; }
+  const Plan& plan() const { return plan_; }
+  const std::vector<Unit>& units() const { return units_; }
+  QueueTimes times() const { return device_->times(); }
+
+ private:
+  enum class Kind { kStep, kEvaluate, kFlush, kVisit };
+  struct Task {
+    Kind kind = Kind::kStep;
+    BlockCompute* compute = nullptr;
+    const Visitor* visitor = nullptr;
+  };
+  Pipeline(std::vector<Unit> units, const Plan& plan, const PipelineOptions& options, Device* device, History history);
+  absl::Status Begin(std::unique_ptr<DirectFile> file, const InitialValues& initial);
+  absl::Status CheckHyper() const;
+
+  // scheduling
+  Event Submit(Queue queue, std::vector<Event> after, size_t unit, size_t visit, uint64_t bytes,
+               absl::AnyInvocable<absl::Status()> run);
+  void Issue(size_t visit);
+  absl::Status Sweep(const Task& task);
+  Event VisitInPlace(size_t unit, const Task& task);
+  Event VisitMoving(size_t unit, const Task& task);
+  void WriteBack(size_t unit, size_t visit, Event computed, Progress now);
+  void MaybePoison(size_t slot) {
+    if (options_.poison) store_->Poison(slot);
+  }
+  bool WriteDue(size_t unit, const Task& task, Progress now) const;
+  Progress After(size_t unit, const Task& task) const;
+
+  // computing
+  absl::Status Carry(size_t unit, std::span<float> slot, Progress from, const Task& task);
+  absl::Status Perturbed(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
+  absl::Status Gather(BlockCompute& compute, Kind kind);
+  absl::Status GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from, BlockCompute& compute,
+                         Kind kind);
+  std::pair<size_t, size_t> PartOf(const Slice& slice) const;
+  Values ValuesOf(size_t unit, size_t part, size_t offset, std::span<float> slot) const;
+
+  const std::vector<Unit> units_;
+  const Plan plan_;
+  const PipelineOptions options_;
+  Device* const device_;
+  History history_;
+  ParallelFor team_;
+  UnitPass pass_, pass_here_;
+  std::unique_ptr<UnitStore> store_;
+  std::vector<float> plus_, minus_;
+
+  std::vector<size_t> moving_;       // units that come by a slot, in order
+  std::vector<size_t> moving_slot_;  // of unit: its number in moving_
+  size_t visits_ = 0;                // moving visits whose compute is submitted
+  std::vector<Progress> home_progress_;
+  std::vector<Event> home_ready_;                          // a unit
+  std::vector<Event> slot_free_, staging_free_, uploaded_;  // a slot
+  std::vector<Progress> slot_progress_;
+  Event last_compute_ = kDone;
+};
+
+}  // namespace optod::tier

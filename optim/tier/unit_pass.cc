@@ -1,0 +1,154 @@
+// Compiled without contraction: a product and a sum are two roundings, everywhere.
+#include "optim/tier/unit_pass.h"
+
+#include <algorithm>
+#include <array>
+
+#include "optim/zo/replay.h"
+#include "optim/zo/stream.h"
+
+namespace optod::tier {
+namespace {
+
+constexpr size_t kTile = zo::kChunk;
+
+double SignOf(double x) { return static_cast<double>((x > 0) - (x < 0)); }
+
+}  // namespace
+
+struct UnitPass::Tile {
+  explicit Tile(const Values& v) : values(v) {}
+  const Values& values;
+  size_t at = 0, n = 0;
+  std::array<float, kTile> z, gradient;
+  zo::ZoState<float> state;  // m and v of the tile, for the base optimizer
+
+  uint64_t first() const { return values.first + at; }
+  std::span<float> theta() const { return values.theta.subspan(at, n); }
+  std::span<float> Z() { return {z.data(), n}; }
+};
+
+int UnitPass::StatesOf(const zo::ZoHyper& hyper) {
+  if (hyper.base == zo::Base::kAdam) return 2;
+  return hyper.momentum > 0 ? 1 : 0;
+}
+
+template <class Body>
+void UnitPass::ForTiles(const Values& values, Body body) const {
+  const size_t tiles = (values.theta.size() + kTile - 1) / kTile;
+  parallel_(tiles, [&](size_t begin, size_t end) {
+    Tile tile(values);
+    for (size_t t = begin; t < end; ++t) {
+      tile.at = t * kTile;
+      tile.n = std::min(kTile, values.theta.size() - tile.at);
+      body(tile);
+    }
+  });
+}
+
+void UnitPass::CatchUp(const Values& values, Progress from, uint32_t steps) const {
+  if (from.updates >= steps) return;
+  ForTiles(values, [&](Tile& tile) { UpdateTile(tile, from, steps); });
+}
+
+void UnitPass::Perturb(const Values& values, Progress from, uint32_t steps, int query, Copies copies,
+                       std::span<float> plus, std::span<float> minus) const {
+  const auto eps = static_cast<float>(hyper_.eps);
+  const bool mezo = hyper_.residue == zo::Residue::kMezo;
+  const zo::Direction direction{seed_, steps, static_cast<uint32_t>(query)};
+  ForTiles(values, [&](Tile& tile) {
+    UpdateTile(tile, from, steps);
+    zo::FillNormal(direction, values.uid, tile.first(), tile.Z());
+    float* theta = values.theta.data() + tile.at;
+    float* up = plus.empty() ? nullptr : plus.data() + tile.at;
+    float* down = minus.empty() ? nullptr : minus.data() + tile.at;
+    if (!mezo) {
+      if (copies == Copies::kBoth) {
+        for (size_t i = 0; i < tile.n; ++i) {
+          const float step = eps * tile.z[i];
+          up[i] = theta[i] + step;
+          down[i] = theta[i] - step;
+        }
+      } else if (copies == Copies::kPlus) {
+        for (size_t i = 0; i < tile.n; ++i) up[i] = theta[i] + eps * tile.z[i];
+      } else {
+        for (size_t i = 0; i < tile.n; ++i) down[i] = theta[i] - eps * tile.z[i];
+      }
+      return;
+    }
+    if (copies != Copies::kMinus) {
+      for (size_t i = 0; i < tile.n; ++i) up[i] = theta[i] + eps * tile.z[i];
+    }
+    if (copies == Copies::kPlus) return;
+    const float twice = -2.0f * eps;
+    for (size_t i = 0; i < tile.n; ++i) {
+      down[i] = up[i] + twice * tile.z[i];
+      theta[i] = down[i] + eps * tile.z[i];
+    }
+  });
+}
+
+void UnitPass::UpdateTile(Tile& tile, Progress from, uint32_t steps) const {
+  for (uint32_t step = from.updates; step < steps; ++step) {
+    if (hyper_.residue == zo::Residue::kMezo && from.passes <= step) PassesTile(tile, step);
+    if (!history_[step].skipped) ApplyTile(tile, step);
+  }
+}
+
+// The rounding that the perturbations of a past step left.
+void UnitPass::PassesTile(Tile& tile, uint32_t step) const {
+  const auto eps = static_cast<float>(hyper_.eps);
+  const float scales[] = {eps, -2.0f * eps, eps};
+  float* theta = tile.theta().data();
+  for (int query = 0; query < hyper_.queries; ++query) {
+    zo::FillNormal({seed_, step, static_cast<uint32_t>(query)}, tile.values.uid, tile.first(), tile.Z());
+    for (float scale : scales) {
+      for (size_t i = 0; i < tile.n; ++i) theta[i] += scale * tile.z[i];
+    }
+  }
+}
+
+void UnitPass::ApplyTile(Tile& tile, uint32_t step) const {
+  if (zo::NeedsRule(hyper_))
+    RuleTile(tile, step);
+  else
+    PlainTile(tile, step);
+}
+
+// As ZoUpdate::ApplyPlain.
+void UnitPass::PlainTile(Tile& tile, uint32_t step) const {
+  const StepRecord& record = history_[step];
+  if (hyper_.weight_decay > 0 && tile.values.decay)
+    zo::DecayInPlace(static_cast<float>(record.lr * hyper_.weight_decay), tile.theta());
+  float* theta = tile.theta().data();
+  for (size_t k = 0; k < record.g.size(); ++k) {
+    const double direction = hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k];
+    const float coefficient = -static_cast<float>(record.lr * direction / static_cast<double>(record.g.size()));
+    zo::FillNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), tile.Z());
+    for (size_t i = 0; i < tile.n; ++i) theta[i] += coefficient * tile.z[i];
+  }
+}
+
+// As ZoUpdate::Apply with a base optimizer.
+void UnitPass::RuleTile(Tile& tile, uint32_t step) const {
+  const StepRecord& record = history_[step];
+  const std::span<float> gradient(tile.gradient.data(), tile.n);
+  std::fill(gradient.begin(), gradient.end(), 0.0f);
+  for (size_t k = 0; k < record.g.size(); ++k) {
+    zo::FillNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), tile.Z());
+    const auto scalar = static_cast<float>(hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k]);
+    zo::AddProduct(hyper_.sign == zo::Sign::kElement, scalar, std::span<const float>(tile.Z()), gradient);
+  }
+  const auto rule = zo::RuleScalarsFor<float>(hyper_, record.lr, history_.UpdateNumber(step));
+  const float decay = tile.values.decay ? rule.weight_decay : 0.0f;
+  zo::Average(record.g.size(), decay, std::span<const float>(tile.theta()), gradient);
+  const auto slice = [&](std::span<float> state) { return state.empty() ? state : state.subspan(tile.at, tile.n); };
+  const std::span<float> m = slice(tile.values.m), v = slice(tile.values.v);
+  tile.state.m.assign(m.begin(), m.end());
+  tile.state.v.assign(v.begin(), v.end());
+  zo::BaseStep(hyper_, rule, std::span<const float>(gradient), 0, tile.theta(), &tile.state);
+  std::copy(tile.state.m.begin(), tile.state.m.end(), m.begin());
+  std::copy(tile.state.v.begin(), tile.state.v.end(), v.begin());
+}
+
+}  // namespace optod::tier

@@ -1,0 +1,62 @@
+#pragma once
+/// The arithmetic on a unit at hand: catch up with the history, then form the perturbed copies, tile by tile while the
+/// tile is in the first-level cache. Every element passes through the same operations in the same order as in
+/// ZoOptimizer::Step, so the bytes do not depend on tiers, slots, threads or how far a unit was behind.
+///
+///   theta --(updates p .. t-1)--> theta_t --+eps z--> plus
+///                                         --(-eps z)--> minus          z of a tile is generated once for both
+///
+/// Residue::kMezo: the copies are the in-place passes +1, -2, +1 of MeZO's code, whose rounding stays in theta.
+
+#include <span>
+
+#include "optim/tier/history.h"
+#include "optim/tier/record.h"
+#include "optim/tier/tile_team.h"
+
+namespace optod::tier {
+
+/// A run of one tensor's elements and its optimizer state; m, v empty where there is none.
+struct Values {
+  uint32_t uid = 0;
+  uint64_t first = 0;
+  bool decay = true;
+  std::span<float> theta, m, v;
+};
+
+enum class Copies { kBoth, kPlus, kMinus };
+
+class UnitPass {
+ public:
+  /// `history` is borrowed. `hyper`: two-sided, plain rule.
+  UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel)
+      : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)) {}
+
+  /// Floats of optimizer state beside a parameter: 0, 1 or 2.
+  static int StatesOf(const zo::ZoHyper& hyper);
+
+  /// From `from` to {steps, passes}: updates of steps before `steps`, and before each, with kMezo, the passes of that
+  /// step that are not in `from`.
+  void CatchUp(const Values& values, Progress from, uint32_t steps) const;
+  /// CatchUp, then the copies of direction (steps, query) in the same pass.
+  /// kMezo: kBoth, or kPlus and then kMinus; after the latter theta has the step's rounding. kMinus reads `plus` there.
+  void Perturb(const Values& values, Progress from, uint32_t steps, int query, Copies copies, std::span<float> plus,
+               std::span<float> minus) const;
+
+ private:
+  struct Tile;
+  void UpdateTile(Tile& tile, Progress from, uint32_t steps) const;
+  void PassesTile(Tile& tile, uint32_t step) const;
+  void ApplyTile(Tile& tile, uint32_t step) const;
+  void PlainTile(Tile& tile, uint32_t step) const;
+  void RuleTile(Tile& tile, uint32_t step) const;
+  template <class Body>
+  void ForTiles(const Values& values, Body body) const;
+
+  zo::ZoHyper hyper_;
+  uint64_t seed_;
+  const History& history_;
+  ParallelFor parallel_;
+};
+
+}  // namespace optod::tier

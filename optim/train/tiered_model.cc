@@ -1,0 +1,253 @@
+#include "optim/train/tiered_model.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "base/fs.h"
+#include "base/sha256.h"
+#include "base/status.h"
+#include "optim/nn/checkpoint.h"
+#include "optim/nn/safetensors.h"
+#include "optim/tier/threads_device.h"
+#include "optim/train/learner.h"
+#include "optim/train/tiered_compute.h"
+
+namespace optod::train {
+namespace {
+
+constexpr int kDiskThreads = 8;  // requests in flight
+
+tier::ParallelFor OnTorchThreads() {
+  return [](size_t count, const std::function<void(size_t, size_t)>& body) {
+    at::parallel_for(0, static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
+      body(static_cast<size_t>(begin), static_cast<size_t>(end));
+    });
+  };
+}
+
+/// A model's files cut into units, and where they will be.
+struct Opened {
+  std::unique_ptr<nn::WeightReader> reader;
+  std::vector<tier::Unit> units;
+  zo::ZoHyper hyper;
+  tier::Plan plan;
+};
+
+double SecondsOf(const std::function<void()>& work) {
+  work();  // pages and threads
+  const auto began = std::chrono::steady_clock::now();
+  for (int i = 0; i < 3; ++i) work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() / 3;
+}
+
+/// Seconds a parameter and step: catching up one update, both copies of every query, two products of a layer's matrix a
+/// query.
+double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, int64_t tokens) {
+  at::NoGradGuard no_grad;
+  const at::Tensor x = at::ones({tokens, config.hidden}), w = at::ones({config.inter, config.hidden});
+  const double product = SecondsOf([&] { (void)at::linear(x, w); });
+  std::vector<float> theta(static_cast<size_t>(w.numel())), plus(theta.size()), minus(theta.size());
+  std::vector<float> m(theta.size()), v(theta.size());
+  tier::History history;
+  history.Add({hyper.lr, std::vector<double>(static_cast<size_t>(hyper.queries), 1e-3), false});
+  const tier::UnitPass pass(hyper, 1, history, OnTorchThreads());
+  const int states = tier::UnitPass::StatesOf(hyper);
+  tier::Values values{0, 0, true, theta, {}, {}};
+  if (states > 0) values.m = m;
+  if (states > 1) values.v = v;
+  const double passes = SecondsOf([&] {
+    for (int query = 0; query < hyper.queries; ++query)
+      pass.Perturb(values, {query == 0 ? 0u : 1u, 1}, 1, query, tier::Copies::kBoth, plus, minus);
+  });
+  return (passes + 2 * hyper.queries * product) / static_cast<double>(theta.size());
+}
+
+absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
+  Opened opened;
+  ASSIGN_OR_RETURN(opened.hyper, ZoHyperOf(spec));
+  ASSIGN_OR_RETURN(const tier::TierRequest request, TierRequestOf(spec.tier));
+  ASSIGN_OR_RETURN(opened.reader, nn::OpenModel(spec.model));
+  opened.units = UnitsOf(opened.reader->config(), opened.reader->blocks());
+  RETURN_IF_ERROR(tier::CheckUnits(opened.units, opened.reader->blocks()));
+  tier::Rates rates;
+  if (request.disk && !PosixFs().Exists(spec.tier.disk)) return NotFound("tier.disk: no such folder");
+  if (request.disk && tokens > 0) {
+    ASSIGN_OR_RETURN(rates, tier::MeasureDisk(spec.tier.disk, kDiskThreads));
+  }
+  if (tokens > 0) rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, tokens);
+  ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.units, tier::UnitPass::StatesOf(opened.hyper),
+                                               opened.hyper.residue == zo::Residue::kMezo, request, rates));
+  return opened;
+}
+
+class TieredTorchModel final : public TieredModel {
+ public:
+  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, Opened opened)
+      : seed_(spec.seed),
+        serial_(!spec.tier.overlap),
+        path_(std::move(path)),
+        stop_(std::move(stop)),
+        opened_(std::move(opened)),
+        compute_(opened_.reader->config(), opened_.reader->blocks(), opened_.units, stop_) {}
+
+  const nn::ModelConfig& config() const override { return opened_.reader->config(); }
+  int64_t parameters() const override { return static_cast<int64_t>(opened_.plan.parameters); }
+  const tier::Plan& plan() const override { return opened_.plan; }
+  std::string LayoutText() const override {
+    std::string text;
+    for (const tier::BlockTensor* tensor : Tensors()) text += Cat(tensor->name, ":", tensor->elements(), ";");
+    return text;
+  }
+
+  absl::Status Start(tier::History history) override {
+    pipeline_.reset();
+    device_ = std::make_unique<tier::ThreadsDevice>();
+    std::unique_ptr<tier::DirectFile> file;
+    if (opened_.plan.disk_bytes > 0) {
+      if (history.steps() == 0 && PosixFs().Exists(path_)) RETURN_IF_ERROR(PosixFs().Remove(path_));
+      ASSIGN_OR_RETURN(file, tier::OpenDirectFile(path_, kDiskThreads));
+    }
+    tier::PipelineOptions options;
+    options.hyper = opened_.hyper;
+    options.seed = seed_;
+    options.parallel = OnTorchThreads();
+    options.serial = serial_;
+    ASSIGN_OR_RETURN(pipeline_, tier::Pipeline::Create(
+                                    opened_.units, opened_.plan, options, device_.get(), std::move(file),
+                                    std::move(history), [this](size_t unit, std::span<float> slot) { return Initial(unit, slot); }));
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<tier::StepLosses> Step(double lr, std::span<const Example* const> batch, bool classify) override {
+    compute_.SetExamples(batch, classify);
+    return pipeline_->Step(lr, compute_);
+  }
+
+  absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) override {
+    compute_.SetExamples(examples, false);
+    RETURN_IF_ERROR(pipeline_->Evaluate(compute_).status());
+    return compute_.LogProbabilities(0);
+  }
+
+  absl::Status Flush() override { return pipeline_->Flush(); }
+
+  absl::StatusOr<std::string> Sha256() override {
+    optod::Sha256 hash;
+    RETURN_IF_ERROR(InOrder([&](std::span<const float> values) {
+      hash.Update(std::as_bytes(values));
+      return absl::OkStatus();
+    }));
+    return hash.FinishHex();
+  }
+
+  absl::Status Save(const std::string& folder) override {
+    RETURN_IF_ERROR(PosixFs().CreateDirectories(folder));
+    std::vector<nn::TensorToWrite> tensors;
+    for (const tier::BlockTensor* tensor : Tensors())
+      tensors.push_back({tensor->name, nn::FileType::kF32, tensor->shape, {}});
+    ASSIGN_OR_RETURN(nn::SafetensorsWriter writer,
+                     nn::SafetensorsWriter::Create(folder + "/model.safetensors", tensors, {{"format", "pt"}}));
+    RETURN_IF_ERROR(InOrder([&](std::span<const float> values) { return writer.Append(std::as_bytes(values)); }));
+    RETURN_IF_ERROR(writer.Commit());
+    return nn::SaveConfig(folder, config());
+  }
+
+  std::map<std::string, double> Figures() const override {
+    const tier::QueueTimes t = device_->times();
+    const auto of = [](const auto& array, tier::Queue queue) { return static_cast<double>(array[static_cast<size_t>(queue)]); };
+    const double compute = of(t.busy, tier::Queue::kCompute), elapsed = std::max(t.elapsed, 1e-9);
+    return {{"tier/read_bytes", of(t.bytes, tier::Queue::kRead)},
+            {"tier/written_bytes", of(t.bytes, tier::Queue::kWrite)},
+            {"tier/compute_busy", compute / elapsed},
+            {"tier/disk_busy", std::max(of(t.busy, tier::Queue::kRead), of(t.busy, tier::Queue::kWrite)) / elapsed},
+            {"tier/compute_seconds", compute},
+            {"tier/waited_seconds", t.compute_waited},
+            {"tier/overlap", compute > 0 ? compute / (compute + t.compute_waited) : 1},
+            {"tier/plan_bytes", static_cast<double>(opened_.plan.device_peak + opened_.plan.host_peak)}};
+  }
+
+  void Discard() override {
+    pipeline_.reset();
+    if (opened_.plan.disk_bytes > 0) (void)PosixFs().Remove(path_);
+  }
+
+ private:
+  absl::StatusOr<tier::Progress> Initial(size_t unit, std::span<float> slot) {
+    for (const tier::UnitPart& part : opened_.units[unit].parts) {
+      RETURN_IF_ERROR(opened_.reader->Read(part.uid, part.first, slot.first(part.count)));
+      slot = slot.subspan(part.count);
+    }
+    return tier::Progress{};
+  }
+
+  std::vector<const tier::BlockTensor*> Tensors() const {
+    std::vector<const tier::BlockTensor*> tensors;
+    for (const tier::BlockSpec& block : opened_.reader->blocks()) {
+      for (const tier::BlockTensor& tensor : block.tensors) tensors.push_back(&tensor);
+    }
+    return tensors;
+  }
+
+  /// All values in the order of the tensors. Units come in the order of the forward pass, so it may take a second sweep:
+  /// a tied table is the first tensor and the last unit.
+  absl::Status InOrder(const std::function<absl::Status(std::span<const float>)>& sink) {
+    size_t uid = 0;
+    uint64_t element = 0;
+    const std::vector<const tier::BlockTensor*> tensors = Tensors();
+    while (uid < tensors.size()) {
+      RETURN_IF_ERROR(pipeline_->ForEachUnit([&](size_t unit, tier::Progress, std::span<const float> slot) {
+        for (const tier::UnitPart& part : opened_.units[unit].parts) {
+          const std::span<const float> values = slot.first(part.count);
+          slot = slot.subspan(part.count);
+          if (part.uid != uid || part.first != element) continue;
+          RETURN_IF_ERROR(sink(values));
+          element += part.count;
+          if (element < static_cast<uint64_t>(tensors[uid]->elements())) continue;
+          ++uid;
+          element = 0;
+        }
+        return absl::OkStatus();
+      }));
+    }
+    return absl::OkStatus();
+  }
+
+  const uint64_t seed_;
+  const bool serial_;
+  const std::string path_;
+  const std::function<bool()> stop_;
+  Opened opened_;
+  TieredCompute compute_;
+  std::unique_ptr<tier::ThreadsDevice> device_;
+  std::unique_ptr<tier::Pipeline> pipeline_;
+};
+
+}  // namespace
+
+absl::StatusOr<tier::TierRequest> TierRequestOf(const TierSpec& spec) {
+  tier::TierRequest request;
+  request.device_budget = spec.device_budget;
+  request.host_budget = spec.host_budget;
+  request.disk = !spec.disk.empty();
+  request.slots = static_cast<int>(spec.slots);
+  request.fused = spec.fused;
+  request.write_every = static_cast<int>(spec.write_every);
+  ASSIGN_OR_RETURN(request.codec, tier::ParseCodec(spec.codec));
+  return request;
+}
+
+absl::StatusOr<tier::Plan> PlanOf(const TrainSpec& spec, int64_t tokens) {
+  ASSIGN_OR_RETURN(Opened opened, OpenAndPlan(spec, tokens));
+  return std::move(opened.plan);
+}
+
+absl::StatusOr<std::unique_ptr<TieredModel>> TieredModel::Open(const TrainSpec& spec, const std::string& name,
+                                                               std::function<bool()> stop) {
+  ASSIGN_OR_RETURN(Opened opened, OpenAndPlan(spec, 0));
+  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), std::move(opened));
+}
+
+}  // namespace optod::train

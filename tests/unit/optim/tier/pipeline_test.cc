@@ -1,0 +1,327 @@
+// A tiered run has the bytes of the resident one: whatever the tiers, slots, threads, delays, interruptions.
+#include "optim/tier/pipeline.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tier_testing.h"
+
+namespace optod::tier {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+using zo::Base;
+using zo::Residue;
+using zo::Sign;
+using zo::ZoHyper;
+
+constexpr uint32_t kSteps = 22;
+
+const ZoHyper kSgd{.lr = 1e-2, .weight_decay = 0.1}, kMezo{.residue = Residue::kMezo, .lr = 1e-2},
+    kQueries{.lr = 1e-2, .queries = 3}, kMezoQueries{.residue = Residue::kMezo, .lr = 1e-2, .queries = 2},
+    kMomentum{.lr = 1e-3, .momentum = 0.9}, kAdam{.base = Base::kAdam, .lr = 1e-3, .queries = 2},
+    kSign{.sign = Sign::kScalar, .lr = 1e-3}, kElement{.sign = Sign::kElement, .lr = 1e-3};
+
+TierRequest Ask(bool disk, int slots, int write_every = 1, bool separate = false, bool fused = true) {
+  TierRequest request;
+  request.disk = disk;
+  request.host_budget = disk ? 0 : -1;
+  request.slots = slots;
+  request.write_every = write_every;
+  request.separate_device = separate;
+  request.fused = fused;
+  if (separate) request.device_budget = 24 << 10;
+  return request;
+}
+
+const TierCase kCases[] = {
+    {.name = "resident", .request = Ask(false, 0), .hyper = kSgd},
+    {.name = "host_k1", .request = Ask(false, 1, 1, true), .hyper = kSgd},
+    {.name = "host_k2", .request = Ask(false, 2, 1, true), .hyper = kSgd},
+    {.name = "host_k3_threads", .request = Ask(false, 3, 1, true), .hyper = kSgd, .threads = 3},
+    {.name = "disk_k1", .request = Ask(true, 1), .hyper = kSgd},
+    {.name = "disk_k2", .request = Ask(true, 2), .hyper = kSgd},
+    {.name = "disk_k3_threads", .request = Ask(true, 3), .hyper = kSgd, .threads = 2},
+    {.name = "disk_more_slots_than_units", .request = Ask(true, 20), .hyper = kSgd},
+    {.name = "disk_lazy_7", .request = Ask(true, 3, 7), .hyper = kSgd},
+    {.name = "disk_lazy_7_k1", .request = Ask(true, 1, 7), .hyper = kSgd},
+    {.name = "disk_through_the_host", .request = Ask(true, 2, 1, true), .host_share = 0.6, .hyper = kSgd},
+    {.name = "disk_through_the_host_lazy", .request = Ask(true, 2, 7, true), .host_share = 0.6, .hyper = kSgd},
+    {.name = "mixed", .request = Ask(true, 2), .host_share = 0.5, .hyper = kSgd},
+    {.name = "mixed_three", .request = Ask(true, 2, 1, true), .host_share = 0.7, .device_share = 0.7, .hyper = kSgd},
+    {.name = "unfused", .request = Ask(true, 2, 1, false, false), .hyper = kSgd},
+    {.name = "serial", .request = Ask(true, 1), .hyper = kSgd, .serial = true},
+    {.name = "untied", .request = Ask(true, 2), .hyper = kSgd, .tied = false},
+    {.name = "mezo_resident", .request = Ask(false, 0), .hyper = kMezo},
+    {.name = "mezo_host", .request = Ask(false, 2, 1, true), .hyper = kMezo},
+    {.name = "mezo_disk", .request = Ask(true, 3), .hyper = kMezo},
+    {.name = "mezo_unfused", .request = Ask(true, 1, 1, false, false), .hyper = kMezo},
+    {.name = "mezo_q2", .request = Ask(true, 2), .hyper = kMezoQueries},
+    {.name = "mezo_q2_unfused", .request = Ask(true, 2, 1, false, false), .hyper = kMezoQueries},
+    {.name = "q3_disk", .request = Ask(true, 2), .hyper = kQueries},
+    {.name = "q3_lazy", .request = Ask(true, 2, 7), .hyper = kQueries, .tied = false},
+    {.name = "momentum_disk", .request = Ask(true, 2), .hyper = kMomentum},
+    {.name = "momentum_lazy", .request = Ask(true, 2, 7), .hyper = kMomentum},
+    {.name = "momentum_host", .request = Ask(false, 2, 1, true), .hyper = kMomentum},
+    {.name = "adam_disk", .request = Ask(true, 2), .hyper = kAdam},
+    {.name = "adam_lazy_threads", .request = Ask(true, 3, 7), .hyper = kAdam, .threads = 2},
+    {.name = "sign_disk", .request = Ask(true, 2), .hyper = kSign},
+    {.name = "element_sign_disk", .request = Ask(true, 2, 3), .hyper = kElement},
+};
+class Equality : public testing::TestWithParam<TierCase> {
+ protected:
+  Equality() : model_({.tied = GetParam().tied}) {}
+  const MlpModel model_;
+  TempFolder folder_;
+};
+INSTANTIATE_TEST_SUITE_P(Runs, Equality, testing::ValuesIn(kCases), [](const auto& info) { return info.param.name; });
+
+void ExpectSame(const StepLosses& got, const zo::StepResult& want, uint32_t step) {
+  EXPECT_EQ(got.plus, want.loss_plus) << "step " << step;
+  EXPECT_EQ(got.minus, want.loss_minus) << "step " << step;
+  EXPECT_EQ(got.g, want.projected_grad) << "step " << step;
+}
+
+TEST_P(Equality, LossesEveryStepAndBytesAtTheEnd) {
+  Resident resident(model_, GetParam().hyper);
+  auto run = StartRun(GetParam(), model_, folder_.File("units"));
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const zo::StepResult want = resident.Step();
+    const auto got = run->Step(model_, GetParam().hyper.lr);
+    ASSERT_TRUE(got.ok()) << got.status();
+    ExpectSame(*got, want, step);
+  }
+  EXPECT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty());
+}
+
+TEST_P(Equality, BytesAfterEveryStepWithEvaluationsBetween) {
+  Resident resident(model_, GetParam().hyper);
+  auto run = StartRun(GetParam(), model_, folder_.File("units"));
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const bool nan = step % 9 == 4;  // a skipped step leaves the bytes (or MeZO's rounding)
+    const zo::StepResult want = resident.Step(nan ? NAN : 1);
+    const auto got = run->Step(model_, GetParam().hyper.lr, nan ? NAN : 1);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_EQ(got->skipped, want.skipped);
+    if (!nan) ExpectSame(*got, want, step);
+    ASSERT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "step " << step;
+    MlpCompute compute(model_, 1000 + step);
+    const auto loss = run->pipeline->Evaluate(compute);
+    ASSERT_TRUE(loss.ok()) << loss.status();
+    EXPECT_EQ(*loss, std::vector<double>{MlpCompute(model_, 1000 + step).LossAt(resident.theta())});
+    if (step == 11) {
+      ASSERT_TRUE(run->pipeline->Flush().ok());
+    }
+  }
+}
+
+TEST_P(Equality, RandomDelaysChangeNothing) {
+  Resident resident(model_, GetParam().hyper);
+  auto run = StartRun(GetParam(), model_, folder_.File("units"), {}, nullptr, std::make_unique<DelayedDevice>(3));
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (uint32_t step = 0; step < 6; ++step) {
+    const zo::StepResult want = resident.Step();
+    const auto got = run->Step(model_, GetParam().hyper.lr);
+    ASSERT_TRUE(got.ok()) << got.status();
+    ExpectSame(*got, want, step);
+  }
+  EXPECT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty());
+}
+
+/// Every run is dropped after some step without a word and taken up from the history and what is on disk (runs without a
+/// disk: from the last snapshot).
+TEST_P(Equality, ResumedAtAnyStep) {
+  const TierCase& c = GetParam();
+  for (uint32_t stop = 0; stop < kSteps; stop += 3) {
+    const std::string path = folder_.File("units" + std::to_string(stop)), saved = folder_.File("s" + std::to_string(stop));
+    Resident resident(model_, c.hyper);
+    History history;
+    auto run = StartRun(c, model_, path);
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (uint32_t step = 0; step < stop; ++step) {
+      resident.Step();
+      ASSERT_TRUE(run->Step(model_, c.hyper.lr).ok());
+      if (step + 1 == stop / 2) {
+        ASSERT_TRUE(run->pipeline->Snapshot(*OpenDirectFile(saved, 1)).ok());
+      }
+    }
+    history = run->pipeline->history();
+    run->pipeline.reset();
+    run = absl::InternalError("gone");
+    InitialValues initial = nullptr;
+    std::unique_ptr<UnitFile> snapshot;
+    if (stop / 2 > 0) {
+      std::vector<RecordLayout> layouts;
+      for (const Unit& unit : model_.units()) layouts.emplace_back(unit, UnitPass::StatesOf(c.hyper), Codec::kNone);
+      snapshot = *UnitFile::Open(*OpenDirectFile(saved, 1), model_.units(), layouts, stop);
+      initial = [&snapshot, layouts](size_t unit, std::span<float> slot) -> absl::StatusOr<Progress> {
+        auto buffer = PageBuffer::Create(kPage + layouts[unit].record_bytes());
+        if (absl::Status s = snapshot->Read(unit, buffer->bytes()); !s.ok()) return s;
+        layouts[unit].ToSlot(buffer->bytes().subspan(kPage), slot);
+        return snapshot->progress(unit);
+      };
+    }
+    run = StartRun(c, model_, path, history, initial);
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (uint32_t step = stop; step < stop + 3; ++step) {
+      const zo::StepResult want = resident.Step();
+      const auto got = run->Step(model_, c.hyper.lr);
+      ASSERT_TRUE(got.ok()) << got.status();
+      ExpectSame(*got, want, step);
+    }
+    EXPECT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "stopped after " << stop;
+  }
+}
+
+TEST(Pipeline, FlushLeavesASnapshotOnDisk) {
+  const MlpModel model({});
+  TempFolder folder;
+  const TierCase c{.name = "", .request = Ask(true, 2, 7), .hyper = kSgd};
+  Resident resident(model, c.hyper);
+  History history;
+  {
+    auto run = StartRun(c, model, folder.File("units"));
+    for (int step = 0; step < 5; ++step) {
+      resident.Step();
+      ASSERT_TRUE(run->Step(model, c.hyper.lr).ok());
+    }
+    ASSERT_TRUE(run->pipeline->Flush().ok());
+    history = run->pipeline->history();
+  }
+  size_t asked = 0;
+  auto run = StartRun(c, model, folder.File("units"), history, [&](size_t, std::span<float>) -> absl::StatusOr<Progress> {
+    ++asked;
+    return Progress{};
+  });
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(asked, 0u);
+  EXPECT_THAT(Different(*run, model, resident.theta()), IsEmpty());
+}
+
+/// LoRA's base: what does not train is read and never written, and its values pass unperturbed.
+TEST(Pipeline, FrozenUnitsAreReadOnly) {
+  const MlpModel model({});
+  TempFolder folder;
+  const TierCase c{.name = "", .request = Ask(true, 2), .hyper = kSgd};
+  std::vector<Unit> units = model.units();
+  for (Unit& unit : units) unit.trainable = unit.name == "layers.2";
+  const Plan plan = *MakePlan(units, 0, false, c.request);
+  EXPECT_LT(plan.written, plan.read / 4);
+  size_t writes = 0;
+  ThreadsDevice device;
+  auto file = std::make_unique<FaultyFile>(*OpenDirectFile(folder.File("units"), 1), [&](const std::string& call) {
+    writes += call == "write";
+    return absl::OkStatus();
+  });
+  PipelineOptions options;
+  options.hyper = c.hyper;
+  options.seed = kSeed;
+  auto pipeline = Pipeline::Create(units, plan, options, &device, std::move(file), {},
+                                   [&](size_t unit, std::span<float> slot) -> absl::StatusOr<Progress> {
+                                     model.CopyUnit(unit, model.Start(), slot);
+                                     return Progress{};
+                                   });
+  ASSERT_TRUE(pipeline.ok()) << pipeline.status();
+  const size_t first = writes;
+  for (uint32_t step = 0; step < 5; ++step) {
+    MlpCompute compute(model, step);
+    const auto losses = (*pipeline)->Step(1e-2, compute);
+    ASSERT_TRUE(losses.ok()) << losses.status();
+    EXPECT_NE(losses->plus, losses->minus);
+  }
+  ASSERT_TRUE((*pipeline)->Flush().ok());
+  EXPECT_EQ(writes - first, 5u);  // steps 1..4 and the flush, of one unit
+  const std::vector<float> start = model.Start();
+  ASSERT_TRUE((*pipeline)
+                  ->ForEachUnit([&](size_t unit, Progress, std::span<const float> slot) {
+                    EXPECT_EQ(model.SameBytes(unit, slot, start), !units[unit].trainable) << units[unit].name;
+                    return absl::OkStatus();
+                  })
+                  .ok());
+}
+
+struct CodecCase {
+  const char* name;
+  Codec codec;
+  double tolerance;  ///< of theta after the run, beside the lossless one
+};
+class LossyCodecs : public testing::TestWithParam<CodecCase> {};
+INSTANTIATE_TEST_SUITE_P(Codecs, LossyCodecs,
+                         testing::Values(CodecCase{"bf16", Codec::kBf16, 0.02}, CodecCase{"fp16", Codec::kF16, 0.003},
+                                         CodecCase{"fp8", Codec::kFp8, 0.25}),
+                         [](const auto& info) { return info.param.name; });
+
+/// Not the lossless bytes, but the same ones every time, near the lossless ones, and trained.
+TEST_P(LossyCodecs, AreRepeatableAndNear) {
+  const MlpModel model({});
+  TempFolder folder;
+  std::vector<std::vector<float>> ends;
+  for (const auto& [slots, threads, disk] : {std::tuple(1, 1, true), std::tuple(3, 2, true), std::tuple(2, 1, false)}) {
+    TierCase c{.name = "", .request = Ask(disk, slots, 1, !disk), .hyper = kSgd, .threads = threads};
+    if (disk) c.host_share = slots == 3 ? 1.2 : 0.9;  // most or all of them on the host
+    if (!disk) c.request.device_budget = 4 * 4096;    // slots and copies: no unit lives there, unrounded
+    c.request.codec = GetParam().codec;
+    auto run = StartRun(c, model, folder.File("units" + std::to_string(slots)));
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (uint32_t step = 0; step < 20; ++step) ASSERT_TRUE(run->Step(model, c.hyper.lr).ok());
+    ASSERT_TRUE(run->pipeline->Flush().ok());
+    std::vector<float> end;
+    ASSERT_TRUE(run->pipeline
+                    ->ForEachUnit([&](size_t unit, Progress, std::span<const float> slot) {
+                      end.insert(end.end(), slot.begin(), slot.begin() + static_cast<ptrdiff_t>(model.units()[unit].floats()));
+                      return absl::OkStatus();
+                    })
+                    .ok());
+    ends.push_back(std::move(end));
+  }
+  EXPECT_EQ(ends[0], ends[1]);
+  EXPECT_EQ(ends[0], ends[2]);
+  Resident resident(model, kSgd);
+  for (int step = 0; step < 20; ++step) resident.Step();
+  size_t at = 0;
+  double worst = 0;
+  for (size_t u = 0; u < model.units().size(); ++u) {
+    std::vector<float> want(model.units()[u].floats());
+    model.CopyUnit(u, resident.theta(), want);
+    for (float x : want) worst = std::max(worst, std::fabs(double{x} - ends[0][at++]));
+  }
+  EXPECT_LT(worst, GetParam().tolerance);
+  EXPECT_GT(worst, 0);
+}
+
+TEST(Pipeline, Refuses) {
+  const MlpModel model({});
+  TempFolder folder;
+  const auto refusal = [&](TierCase c) { return StartRun(c, model, folder.File("u")).status().ToString(); };
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.sides = zo::Sides::kOne}}),
+              HasSubstr("optimizer.perturbation: one-side"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kConservative}}),
+              HasSubstr("zo-sgd-cons"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(true, 2, 4), .hyper = kMezo}),
+              HasSubstr("tier.write_every: 4 with optimizer.residue \"mezo\"; must be 1"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.lr = -1}}), HasSubstr("lr: -1"));
+}
+
+/// Rows that lie in no unit as asked: a table cut across them.
+class Crossing final : public BlockCompute {
+ public:
+  absl::Status Begin(int) override { return absl::OkStatus(); }
+  std::vector<Slice> Wanted() override { return {{0, 15 * 12, 24}}; }
+  absl::Status Forward(size_t, int, std::span<const float>) override { return absl::OkStatus(); }
+  absl::StatusOr<std::vector<double>> Losses() override { return std::vector<double>{0, 0}; }
+};
+TEST(Pipeline, SlicesMustLieInOneUnit) {
+  const MlpModel model({});
+  auto run = StartRun({.name = "", .request = Ask(false, 0), .hyper = kSgd}, model, "");
+  ASSERT_TRUE(run.ok());
+  Crossing compute;
+  EXPECT_THAT(run->pipeline->Step(1e-3, compute).status().ToString(), HasSubstr("are not in one unit"));
+}
+
+}  // namespace
+}  // namespace optod::tier

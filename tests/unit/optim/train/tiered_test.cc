@@ -1,0 +1,169 @@
+// Fine-tuning with the parameters over memory tiers gives the losses and the bytes of the resident run.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "base/fs.h"
+#include "optim/nn/checkpoint.h"
+#include "optim/train/tiered_model.h"
+#include "optim/train/trainer.h"
+#include "small_models.h"
+#include "temp_folder.h"
+
+namespace optod::train {
+namespace {
+
+using nn::kSmallModels;
+using nn::TempFolder;
+using testing::HasSubstr;
+
+constexpr char kOnDisk[] = R"({"host_budget": 0, "disk": "FOLDER", "slots": 2})";
+
+/// A folder with a small model, a vocabulary of letters and a task.
+class TieredRuns : public testing::Test {
+ protected:
+  void Make(const char* config) {
+    const nn::ModelFiles model = nn::RandomModel(config);
+    ASSERT_TRUE(SaveModel(folder_.path() + "/m", model.config, model.weights).ok());
+    std::string vocab;
+    for (int i = 0; i < 26; ++i)
+      vocab += std::string(i == 0 ? "" : ", ") + "\"" + static_cast<char>('a' + i) + "\": " + std::to_string(i);
+    folder_.Write("m/tokenizer.json",
+                  R"({"model": {"type": "BPE", "vocab": {)" + vocab +
+                      R"(}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})");
+    std::string rows;
+    for (int i = 0; i < 20; ++i)
+      rows += std::string(1, static_cast<char>('a' + i)) + "bc\t" + std::to_string(i % 2) + "\n";
+    folder_.Write("t.tsv", rows);
+  }
+  /// `tier`: JSON with FOLDER in place of the folder; "" = resident.
+  absl::StatusOr<TrainSpec> Spec(std::string optimizer, std::string tier, const std::string& scheme = "full") const {
+    if (const size_t at = tier.find("FOLDER"); at != std::string::npos) tier.replace(at, 6, folder_.path());
+    const std::string file = folder_.path() + "/t.tsv";
+    return ParseTrainSpec(
+        R"({"model": ")" + folder_.path() + R"(/m", "steps": 12, "batch": 4, "eval_every": 4, "checkpoint_every": 3, "log_every": 1,
+      "seed": 4, "save_model": true, "schedule": "linear", "scheme": ")" + scheme + R"(", "optimizer": )" + optimizer + R"(,
+      "task": {"columns": ["x", "label"], "prompt": "{x}", "options": {"0": "y", "1": "z"}, "train": ")" +
+        file + R"(", "dev": ")" + file + R"(", "test": ")" + file + R"("})" + (tier.empty() ? "" : R"(, "tier": )" + tier) + "}");
+  }
+  struct Outcome {
+    TrainResult result;
+    std::vector<double> losses;
+    std::map<std::string, double> last;
+  };
+  absl::StatusOr<Outcome> Go(const TrainSpec& spec, const std::string& name, int attempt, int64_t stop_after = 1 << 20) {
+    Outcome outcome;
+    int64_t last = 0;
+    TrainHooks hooks;
+    hooks.progress = [&](int64_t step, const auto& metrics) {
+      if (metrics.contains("loss")) outcome.losses.push_back(metrics.at("loss")), outcome.last = metrics;
+      last = step;
+    };
+    hooks.stop = [&] { return last >= stop_after; };
+    auto result = RunTraining(spec, folder_.path() + "/" + name, attempt, hooks);
+    if (!result.ok() && !absl::IsCancelled(result.status())) return result.status();
+    if (result.ok()) outcome.result = *result;
+    return outcome;
+  }
+  std::string ModelBytes(const std::string& name) const {
+    return PosixFs().ReadFile(folder_.path() + "/" + name + "/result/model.safetensors").value_or(name);
+  }
+  size_t BlockFiles() const {
+    size_t count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.path()))
+      count += entry.path().filename().string().starts_with("units-");
+    return count;
+  }
+  TempFolder folder_;
+};
+
+void ExpectSame(const TrainResult& a, const TrainResult& b) {
+  EXPECT_EQ(a.parameters_sha256, b.parameters_sha256);
+  EXPECT_EQ(a.best_step, b.best_step);
+  EXPECT_EQ(a.best_score, b.best_score);
+  EXPECT_EQ(a.test_score, b.test_score);
+}
+
+struct TieredCase {
+  std::string name, tier, optimizer;
+};
+class EveryFamilyTiered : public TieredRuns, public testing::WithParamInterface<nn::SmallModel> {};
+INSTANTIATE_TEST_SUITE_P(Models, EveryFamilyTiered, testing::ValuesIn(kSmallModels),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(EveryFamilyTiered, FromDiskEqualsResident) {
+  Make(GetParam().config);
+  const auto resident = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", ""), "resident", 1);
+  ASSERT_TRUE(resident.ok()) << resident.status();
+  const auto tiered = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", kOnDisk), "tiered", 1);
+  ASSERT_TRUE(tiered.ok()) << tiered.status();
+  EXPECT_EQ(tiered->losses, resident->losses);
+  ExpectSame(tiered->result, resident->result);
+  EXPECT_EQ(ModelBytes("tiered"), ModelBytes("resident"));
+  EXPECT_EQ(BlockFiles(), 0u) << "a finished run leaves no block file";
+  EXPECT_GT(tiered->last.at("tier/read_bytes"), 0);
+}
+
+class EveryTier : public TieredRuns, public testing::WithParamInterface<TieredCase> {};
+INSTANTIATE_TEST_SUITE_P(
+    Tiers, EveryTier,
+    testing::Values(TieredCase{"one_slot", R"({"host_budget": 0, "disk": "FOLDER", "slots": 1})", R"({"name": "zo-sgd", "lr": 1e-3})"},
+                    TieredCase{"mixed_lazy", R"({"host_budget": "20KiB", "disk": "FOLDER", "write_every": 5})", R"({"name": "zo-sgd", "lr": 1e-3, "weight_decay": 0.1})"},
+                    TieredCase{"all_in_memory", R"({})", R"({"name": "zo-sgd", "lr": 1e-3})"},
+                    TieredCase{"q3", kOnDisk, R"({"name": "zo-sgd", "lr": 1e-3, "queries": 3})"},
+                    TieredCase{"mmt", kOnDisk, R"({"name": "zo-sgd-mmt", "lr": 1e-4})"},
+                    TieredCase{"adam", kOnDisk, R"({"name": "zo-adam", "lr": 1e-3})"},
+                    TieredCase{"sign", kOnDisk, R"({"name": "zo-sgd-sign", "lr": 1e-4})"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_P(EveryTier, ResumedEqualsResident) {
+  Make(kSmallModels[1].config);
+  const auto resident = Go(*Spec(GetParam().optimizer, ""), "resident", 1);
+  ASSERT_TRUE(resident.ok()) << resident.status();
+  const auto spec = Spec(GetParam().optimizer, GetParam().tier);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  auto first = Go(*spec, "parts", 1, /*stop_after=*/5), second = Go(*spec, "parts", 2, /*stop_after=*/8),
+       third = Go(*spec, "parts", 3);
+  ASSERT_TRUE(first.ok() && second.ok() && third.ok()) << first.status() << second.status() << third.status();
+  ExpectSame(third->result, resident->result);
+  const auto n = static_cast<ptrdiff_t>(third->losses.size());
+  ASSERT_GE(n, 1);
+  EXPECT_TRUE(std::equal(third->losses.begin(), third->losses.end(), resident->losses.end() - n));
+  EXPECT_EQ(ModelBytes("parts"), ModelBytes("resident"));
+}
+
+TEST_F(TieredRuns, PlansAreMadeWithoutRunning) {
+  Make(kSmallModels[1].config);
+  const auto plan = PlanOf(*Spec(R"({"name": "zo-sgd"})", kOnDisk), 16);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->slots, 2);
+  EXPECT_GT(plan->read, 0u);
+  EXPECT_GT(plan->compute_seconds, 0);
+  EXPECT_GT(plan->disk_seconds, 0);
+  const auto refused = PlanOf(*Spec(R"({"name": "zo-sgd"})", R"({"device_budget": "8KiB", "host_budget": 0, "disk": "FOLDER"})"), 0);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("a perturbed copy of the largest unit"));
+}
+
+struct BadTier {
+  const char *tier, *optimizer, *scheme, *message;
+};
+TEST_F(TieredRuns, BadSpecsAreRefused) {
+  for (const BadTier& c : {
+           BadTier{R"({"codec": "int4"})", R"("zo-sgd")", "full", "tier.codec: \"int4\" is not one of none, bf16, fp16, fp8"},
+           BadTier{R"({"host_budget": "12 parsec"})", R"("zo-sgd")", "full", "tier.host_budget: \"12 parsec\" is not a number of bytes"},
+           BadTier{R"({"host_budget": -1})", R"("zo-sgd")", "full", "tier.host_budget: -1 is not a number of bytes"},
+           BadTier{R"({"slot": 2})", R"("zo-sgd")", "full", "tier: unknown field \"slot\""},
+           BadTier{R"({"write_every": 0})", R"("zo-sgd")", "full", "tier.write_every: 0 must be >= 1"},
+           BadTier{R"({"slots": 65})", R"("zo-sgd")", "full", "tier.slots: 65 must be <= 64"},
+           BadTier{R"({})", R"("adamw")", "full", "needs gradients"},
+           BadTier{R"({})", R"("zo-sgd-cons")", "full", "evaluates other points"},
+           BadTier{R"({})", R"({"name": "zo-sgd", "perturbation": "one-side"})", "full", "use two-side"},
+           BadTier{R"({})", R"("zo-sgd")", "lora", "scheme.name: \"lora\""},
+       })
+    EXPECT_THAT(Spec(c.optimizer, c.tier, c.scheme).status().ToString(), HasSubstr(c.message));
+}
+
+}  // namespace
+}  // namespace optod::train
