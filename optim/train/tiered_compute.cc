@@ -139,7 +139,7 @@ absl::Status TieredCompute::Forward(size_t unit, int copy_number, std::span<cons
                break;
              case Kind::kLayer:
                if (!copy.x.defined()) FinishEmbedding(copy);
- XX
+               Layer(copy, ViewsOf(unit, weights));
                break;
              case Kind::kHead:
                Head(copy, ViewsOf(unit, weights));
