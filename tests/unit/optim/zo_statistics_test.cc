@@ -286,6 +286,8 @@ TEST(MaskedEstimatorTest, MeanIsTheMaskedGradient) {
   for (size_t i = 0; i < d; ++i) v[i] = std::cos(1.7 * static_cast<double>(i)) + 0.2;
   auto mask = std::make_shared<std::vector<uint8_t>>(d);
   ASSERT_TRUE(FillMask({kSeed, 0, 0}, 0, 0, 0.3, MaskLaw::kUniform, *mask).ok());
+  const auto bits = std::make_shared<BitMask>(d);
+  bits->Set(0, *mask);
   double open2 = 0;
   for (size_t i = 0; i < d; ++i) open2 += (*mask)[i] ? 0 : v[i] * v[i];
   const LossFn<double> loss = [&](std::span<const double> t) { return std::inner_product(t.begin(), t.end(), v.begin(), 0.0); };
@@ -293,7 +295,7 @@ TEST(MaskedEstimatorTest, MeanIsTheMaskedGradient) {
   ZoOptimizer<double> optimizer(layout, {.lr = 1, .eps = 1e-3});
   for (uint32_t draw = 0; draw < kDraws; ++draw) {
     std::vector<double> theta(d);
-    optimizer.Step(theta, MaskedDirection<double>(std::make_shared<StreamDirection<double>>(kSeed, draw, layout), mask), loss);
+    optimizer.Step(theta, MaskedDirection<double>(std::make_shared<StreamDirection<double>>(kSeed, draw, layout), bits), loss);
     for (size_t i = 0; i < d; ++i) mean[i] -= theta[i] / kDraws;
   }
   for (size_t i = 0; i < d; ++i) {

@@ -191,7 +191,9 @@ TEST(SupportTest, MaskedSgdHasTheBytesOfTheOptimizerWithThatMask) {
       ASSERT_TRUE(FillMask({kSeed, step, kMaskQuery}, static_cast<uint32_t>(t), 0, layout.tensor(t).mask_ratio, MaskLaw::kUniform,
                            std::span(*mask).subspan(layout.offset(t), layout.tensor(t).size)).ok());
     const auto z = std::make_shared<StreamDirection<float>>(kSeed, step, layout);
-    const StepResult result = optimizer.Step(want, MaskedDirection<float>(z, mask), Bowl);
+    const auto bits = std::make_shared<BitMask>(layout.size());
+    bits->Set(0, *mask);
+    const StepResult result = optimizer.Step(want, MaskedDirection<float>(z, bits), Bowl);
     UpdateScalars update{{}, static_cast<float>(hyper.lr * hyper.weight_decay), {}};
     for (uint32_t i = 0; i < 2; ++i)
       update.terms.push_back({step, i, static_cast<float>(hyper.lr * result.projected_grad[i] / 2)});
