@@ -98,7 +98,7 @@ def task_of(config: Mapping[str, Any]) -> Dict[str, Any]:
     if config["task"] == "copa":        # 400 / 100 rows; choices are made on the mirrored ones, so that the 100 stay unseen
         return {"name": "copa", "train": f"{data}/copa/train.tsv", "dev": f"{data}/copa/mirrored.tsv", "test": f"{data}/copa/dev.tsv",
                 "train_examples": 400 // part, "dev_examples": 200 // part, "test_examples": 100 // part}
-    return {"name": "sst2", **{name: f"{data}/sst2/{name}.tsv" for name in ("train", "dev", "test")},
+    return {"name": "sst2", **{name: f"{data}/sst2/{name}.tsv" for name in ("train", "dev", "test")}, "max_tokens": 64,
             "train_examples": 1000 // part, "dev_examples": 200 // part, "test_examples": 400 // part}
 
 
