@@ -25,16 +25,12 @@ def write(folder: pathlib.Path, study: Any, best: Mapping[str, Any]) -> List[str
     table = folder / f"{study.NAME}.csv"
     with open(table, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["setting", "lr", "step", _shown(study)])
+        writer.writerow(["setting", "lr", "step", study.METRIC])
         for label, points in curves.items():
             writer.writerows([label, best[label].lr, x, y] for x, y in points)
     panels = _panels(study, curves)
     picture = _matplotlib(folder, study, panels) or _svg(folder, study, panels)
     return [str(table), str(picture)]
-
-
-def _shown(study: Any) -> str:
-    return getattr(study, "CURVE", study.METRIC)
 
 
 def _panels(study: Any, curves: Curves) -> Dict[str, Curves]:
@@ -69,7 +65,7 @@ def _matplotlib(folder: pathlib.Path, study: Any, panels: Mapping[str, Curves]) 
     for axes, (title, curves) in zip(grid.flat, panels.items()):
         for i, (label, points) in enumerate(curves.items()):
             axes.plot([x for x, _ in points], [y for _, y in points], label=label, color=_COLOURS[i % len(_COLOURS)])
-        axes.set(xlabel="step", ylabel=_shown(study), title=title or study.TITLE, yscale="log")
+        axes.set(xlabel="step", ylabel=study.METRIC, title=title or study.TITLE, yscale="log")
         if axes is grid.flat[0]:
             axes.legend(fontsize="small")
     if len(panels) > 1:
@@ -89,7 +85,7 @@ def _svg(folder: pathlib.Path, study: Any, panels: Mapping[str, Curves]) -> path
            f'<rect width="100%" height="100%" fill="white"/><text x="60" y="20">{html.escape(study.TITLE)}</text>']
     for i, (title, curves) in enumerate(panels.items()):
         out.append(f'<g transform="translate({i % columns * width},{i // columns * height + 20})">')
-        out += _svg_panel(title, _shown(study), curves, width, height, right=170 if len(panels) == 1 else 20)
+        out += _svg_panel(title, study.METRIC, curves, width, height, right=170 if len(panels) == 1 else 20)
         out.append("</g>")
     first = next(iter(panels.values()), {})
     out += [f'<text x="{columns * width + (10 if legend else -160)}" y="{75 + 15 * i}" fill="{_COLOURS[i % len(_COLOURS)]}">{html.escape(label)}</text>'
