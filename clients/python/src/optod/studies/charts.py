@@ -22,7 +22,7 @@ def write(folder: pathlib.Path, study: Any, best: Mapping[str, Any]) -> List[str
     for label, b in best.items():
         middle = sorted(b.runs, key=lambda run: run["metric"])[len(b.runs) // 2]
         curves[label] = [(float(x), float(y)) for x, y in middle.get("curve", [])]
-    metric = getattr(study, "CURVE", study.METRIC)
+    metric = study.METRIC
     table = folder / f"{study.NAME}.csv"
     with open(table, "w", newline="") as file:
         writer = csv.writer(file)

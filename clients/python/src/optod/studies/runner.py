@@ -8,7 +8,7 @@ A study is a module with
     run(client, config)        {"metric": float, "curve": [[step, value], ...], ...} of one (setting, lr, seed)
     claims(best, client, args, say)   [Claim] from {label: Best}
     report(study, best)        optional: its own tables, as text; figures(best): more of a setting for the JSON document
-    CURVE, panel(label)        optional: what the curves show, when it is not METRIC; the picture in which a setting's curve is drawn
+    panel(label)               optional: the picture in which a setting's curve is drawn
 """
 
 from __future__ import annotations
