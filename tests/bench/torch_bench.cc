@@ -48,9 +48,10 @@ constexpr char kShape[] = R"({"model_type": "llama", "vocab_size": 49152, "hidde
   "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": true})";
 
 at::Tensor Loss(const nn::Model& model, const std::vector<nn::Weights>& blocks, const nn::Batch& batch) {
-  at::Tensor x = model.Embed(at::embedding(blocks[0][0], batch.ids), {}, {}, blocks[0]);
-  for (size_t b = 1; b + 1 < blocks.size(); ++b) x = model.Layer(blocks[b], x, batch);
-  return nn::Model::Logits(model.Final(blocks.back(), x), blocks[0][0], {}).to(at::kFloat).logsumexp(-1).sum();
+  const auto ops = [&](size_t block) { return nn::PlainOps(model.config(), blocks[block]); };
+  at::Tensor x = model.Embed(at::embedding(blocks[0][0], batch.ids), {}, {}, ops(0));
+  for (size_t b = 1; b + 1 < blocks.size(); ++b) x = model.Layer(ops(b), x, batch);
+  return nn::Model::Logits(model.Final(ops(blocks.size() - 1), x), blocks[0][0], {}).to(at::kFloat).logsumexp(-1).sum();
 }
 
 void Model135(at::ScalarType type, int64_t tokens, int repeats, std::map<std::string, double>* out,
