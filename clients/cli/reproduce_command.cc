@@ -101,6 +101,8 @@ int RunToEnd(const std::vector<std::string>& command) {
 int RunStudy(App& app, const Study& study, const std::vector<std::string>& more) {
   RUN_OR_FAIL(const std::vector<std::string> command, CommandOf(study, app, more));
   setenv("OPTOD_BIN_DIR", ProgramFolder().c_str(), 0);  // where a study finds `optod`
+  const std::string local_model = ProgramFolder() + "/../../deploy/local-llm.sh";  // of a build in the source tree
+  if (access(local_model.c_str(), X_OK) == 0) setenv("OPTOD_LOCAL_LLM", local_model.c_str(), 0);
   if (study.own_server && !app.AddressGiven()) {
     unsetenv("OPTOD_TOKEN");
     return RunToEnd(command);
