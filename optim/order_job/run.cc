@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
@@ -20,6 +21,13 @@ constexpr std::chrono::milliseconds kBetweenReports{200};
 constexpr size_t kMostInline = 4096;  // numbers of an array that the result itself carries
 
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+/// Of all threads of this process: what work costs, however busy the machine is.
+double CpuSeconds() {
+  timespec now;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 double Median(std::vector<double> values) {
   if (values.empty()) return 0.0;
@@ -174,11 +182,14 @@ class Run {
     RETURN_IF_ERROR(SaveOrders(std::span(orders).first(static_cast<size_t>(count))));
     // The first reads the terms from the disk; then what one order costs, then all of them together.
     ASSIGN_OR_RETURN(const double first, TimeOne(orders[0]));
-    std::vector<double> single;
+    std::vector<double> single, single_cpu;
     for (int i = 0; i < 9; ++i) {
+      const double cpu = CpuSeconds();
       ASSIGN_OR_RETURN(single.emplace_back(), TimeOne(orders[0]));
+      single_cpu.push_back(CpuSeconds() - cpu);
     }
     const auto begin = Clock::now();
+    const double begin_cpu = CpuSeconds();
     Control control = Quietly();
     control.progress = [this](int64_t done, int64_t, double) {
       if (spec_.estimate.loss == LossMode::kForward) Report(base_ + done, {{"orders", static_cast<double>(done)}}, false);
@@ -187,8 +198,10 @@ class Run {
                      study_->Losses(orders, MetricOf(spec_), spec_.estimate.loss, spec_.estimation, control));
     Json part = {{"orders", count},
                  {"seconds", SecondsSince(begin)},
+                 {"cpu_seconds", CpuSeconds() - begin_cpu},
                  {"first_seconds", first},
                  {"single_seconds", Median(single)},
+                 {"single_cpu_seconds", Median(single_cpu)},
                  {"best", *std::min_element(values.begin(), values.end())},
                  {"median", Median(values)},
                  {"worst", *std::max_element(values.begin(), values.end())}};
@@ -260,7 +273,7 @@ class Run {
     if (!part.is_object() || !part.contains("retrained"))
       part = {{"retrained", Json::array()}, {"estimated", Json::array()}, {"zeroth", Json::array()},
               {"error", Json::array()},     {"error_zeroth", Json::array()}, {"error_guess", Json::array()},
-              {"training_seconds", Json::array()}};
+              {"training_seconds", Json::array()}, {"training_cpu_seconds", Json::array()}};
     for (int i = static_cast<int>(part["retrained"].size()); i < count; ++i) {
       RETURN_IF_ERROR(Going());
       RETURN_IF_ERROR(Check(orders[static_cast<size_t>(i)], &part));
@@ -274,8 +287,10 @@ class Run {
 
   absl::Status Check(const Order& order, Json* part) {
     const auto begin = Clock::now();
+    const double cpu = CpuSeconds();
     ASSIGN_OR_RETURN(const TrainingRun run, study_->Retrain(order, Quietly()));
     (*part)["training_seconds"].push_back(SecondsSince(begin));
+    (*part)["training_cpu_seconds"].push_back(CpuSeconds() - cpu);
     const Metric metric = MetricOf(spec_);
     const std::vector<double> guess = study_->trajectory().Row(study_->positions());
     EstimateOptions zeroth = spec_.estimation;
@@ -313,6 +328,7 @@ class Run {
     (*part)["pearson"] = agreement.pearson;
     (*part)["spearman"] = agreement.spearman;
     (*part)["seconds_per_training"] = Median(numbers("training_seconds"));
+    (*part)["cpu_seconds_per_training"] = Median(numbers("training_cpu_seconds"));
     return Save("retrained", retrained, {static_cast<int64_t>(retrained.size())}, part);
   }
 
