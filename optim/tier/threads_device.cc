@@ -1,8 +1,8 @@
 #include "optim/tier/threads_device.h"
 
 #include <array>
-#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <set>
@@ -29,9 +29,7 @@ struct ThreadsDevice::Impl {
   };
 
   mutable std::mutex mutex;
-  // Counted up at every change, under the mutex. Waiting on an atomic instead of a condition variable: with many waiters
-  // of different conditions and a broadcast a piece of work, glibc's (up to 2.40, bug 25847) was seen to lose a wake-up.
-  std::atomic<uint32_t> changes{0};
+  std::condition_variable changed;
   std::array<std::deque<Item>, kQueues> waiting;
   std::set<Event> open;  // submitted, not happened
   Event last = kDone;
@@ -48,26 +46,11 @@ struct ThreadsDevice::Impl {
     return true;
   }
 
-  template <class Condition>
-  void WaitFor(std::unique_lock<std::mutex>& lock, Condition condition) {
-    while (!condition()) {
-      const uint32_t seen = changes.load(std::memory_order_relaxed);
-      lock.unlock();
-      changes.wait(seen);
-      lock.lock();
-    }
-  }
-  /// With the mutex held.
-  void Changed() {
-    changes.fetch_add(1);
-    changes.notify_all();
-  }
-
   // Called with the lock held; runs without it.
   void RunOne(std::unique_lock<std::mutex>& lock, Item item) {
     const auto queue = static_cast<size_t>(item.work.queue);
     const Clock::time_point asked = Clock::now();
-    WaitFor(lock, [&] { return Happened(item.work.after); });
+    changed.wait(lock, [&] { return Happened(item.work.after); });
     if (item.work.queue == Queue::kCompute) times.compute_waited += Since(asked);
     if (error.ok()) {
       lock.unlock();
@@ -81,13 +64,13 @@ struct ThreadsDevice::Impl {
       if (error.ok() && !status.ok()) error = std::move(status);
     }
     open.erase(item.event);
-    Changed();
+    changed.notify_all();
   }
 
   void Serve(size_t queue) {
     std::unique_lock lock(mutex);
     while (true) {
-      WaitFor(lock, [&] { return closing || !waiting[queue].empty(); });
+      changed.wait(lock, [&] { return closing || !waiting[queue].empty(); });
       if (waiting[queue].empty()) return;
       Item item = std::move(waiting[queue].front());
       waiting[queue].pop_front();
@@ -107,8 +90,8 @@ ThreadsDevice::~ThreadsDevice() {
   {
     std::lock_guard lock(impl_->mutex);
     impl_->closing = true;
-    impl_->Changed();
   }
+  impl_->changed.notify_all();
   for (std::thread& thread : impl_->threads) thread.join();
 }
 
@@ -122,20 +105,21 @@ Event ThreadsDevice::Submit(Work work) {
     impl_->RunOne(lock, std::move(item));
   } else {
     impl_->waiting[queue].push_back(std::move(item));
-    impl_->Changed();
+    lock.unlock();
+    impl_->changed.notify_all();
   }
   return event;
 }
 
 absl::Status ThreadsDevice::Wait(Event event) {
   std::unique_lock lock(impl_->mutex);
-  impl_->WaitFor(lock, [&] { return !impl_->open.contains(event); });
+  impl_->changed.wait(lock, [&] { return !impl_->open.contains(event); });
   return impl_->error;
 }
 
 absl::Status ThreadsDevice::Drain() {
   std::unique_lock lock(impl_->mutex);
-  impl_->WaitFor(lock, [&] { return impl_->open.empty(); });
+  impl_->changed.wait(lock, [&] { return impl_->open.empty(); });
   return impl_->error;
 }
 

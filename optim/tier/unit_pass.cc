@@ -6,6 +6,7 @@
 
 #include "optim/zo/replay.h"
 #include "optim/zo/stream.h"
+#include "optim/zo/stream_pair.h"
 
 namespace optod::tier {
 namespace {
@@ -58,34 +59,29 @@ void UnitPass::Perturb(const Values& values, Progress from, uint32_t steps, int 
   const zo::Direction direction{seed_, steps, static_cast<uint32_t>(query)};
   ForTiles(values, [&](Tile& tile) {
     UpdateTile(tile, from, steps);
-    zo::FillNormal(direction, values.uid, tile.first(), tile.Z());
-    float* theta = values.theta.data() + tile.at;
-    float* up = plus.empty() ? nullptr : plus.data() + tile.at;
-    float* down = minus.empty() ? nullptr : minus.data() + tile.at;
-    if (!mezo) {
-      if (copies == Copies::kBoth) {
-        for (size_t i = 0; i < tile.n; ++i) {
-          const float step = eps * tile.z[i];
-          up[i] = theta[i] + step;
-          down[i] = theta[i] - step;
-        }
-      } else if (copies == Copies::kPlus) {
-        for (size_t i = 0; i < tile.n; ++i) up[i] = theta[i] + eps * tile.z[i];
-      } else {
-        for (size_t i = 0; i < tile.n; ++i) down[i] = theta[i] - eps * tile.z[i];
-      }
-      return;
-    }
-    if (copies != Copies::kMinus) {
-      for (size_t i = 0; i < tile.n; ++i) up[i] = theta[i] + eps * tile.z[i];
-    }
-    if (copies == Copies::kPlus) return;
-    const float twice = -2.0f * eps;
-    for (size_t i = 0; i < tile.n; ++i) {
-      down[i] = up[i] + twice * tile.z[i];
-      theta[i] = down[i] + eps * tile.z[i];
+    const auto part = [&](std::span<float> copy) { return copy.subspan(tile.at, tile.n); };
+    const std::span<float> theta = tile.theta();
+    if (!mezo && copies == Copies::kBoth) {
+      zo::AddScaledNormalPair(direction, values.uid, tile.first(), eps, theta, part(plus), part(minus));
+    } else if (!mezo) {
+      const bool up = copies == Copies::kPlus;
+      zo::AddScaledNormalTo(direction, values.uid, tile.first(), up ? eps : -eps, theta, part(up ? plus : minus));
+    } else {
+      zo::FillNormal(direction, values.uid, tile.first(), tile.Z());
+      MezoTile(tile, copies, part(plus), part(minus));
     }
   });
+}
+
+// MeZO's passes on the way, in place: +1, -2, +1.
+void UnitPass::MezoTile(Tile& tile, Copies copies, std::span<float> up, std::span<float> down) const {
+  const auto eps = static_cast<float>(hyper_.eps), twice = -2.0f * eps;
+  float* theta = tile.theta().data();
+  for (size_t i = 0; i < tile.n && copies != Copies::kMinus; ++i) up[i] = theta[i] + eps * tile.z[i];
+  for (size_t i = 0; i < tile.n && copies != Copies::kPlus; ++i) {
+    down[i] = up[i] + twice * tile.z[i];
+    theta[i] = down[i] + eps * tile.z[i];
+  }
 }
 
 void UnitPass::UpdateTile(Tile& tile, Progress from, uint32_t steps) const {
@@ -120,12 +116,10 @@ void UnitPass::PlainTile(Tile& tile, uint32_t step) const {
   const StepRecord& record = history_[step];
   if (hyper_.weight_decay > 0 && tile.values.decay)
     zo::DecayInPlace(static_cast<float>(record.lr * hyper_.weight_decay), tile.theta());
-  float* theta = tile.theta().data();
   for (size_t k = 0; k < record.g.size(); ++k) {
     const double direction = hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k];
     const float coefficient = -static_cast<float>(record.lr * direction / static_cast<double>(record.g.size()));
-    zo::FillNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), tile.Z());
-    for (size_t i = 0; i < tile.n; ++i) theta[i] += coefficient * tile.z[i];
+    zo::AddScaledNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), coefficient, tile.theta());
   }
 }
 

@@ -47,6 +47,7 @@ class UnitPass {
   struct Tile;
   void UpdateTile(Tile& tile, Progress from, uint32_t steps) const;
   void PassesTile(Tile& tile, uint32_t step) const;
+  void MezoTile(Tile& tile, Copies copies, std::span<float> up, std::span<float> down) const;
   void ApplyTile(Tile& tile, uint32_t step) const;
   void PlainTile(Tile& tile, uint32_t step) const;
   void RuleTile(Tile& tile, uint32_t step) const;

@@ -82,12 +82,6 @@ void TieredCompute::SetExamples(std::span<const Example* const> examples, bool c
   batch_ = std::make_unique<nn::Batch>(model_.config(), packed_->ids, packed_->lengths);
 }
 
-int64_t TieredCompute::ActivationFloats(const nn::ModelConfig& c, int64_t tokens, int copies) {
-  const int64_t widest = std::max({2 * c.inter, c.q_width() + 2 * c.kv_width(), c.hidden});
-  return tokens * (copies * c.hidden * 2 + 2 * widest + c.heads * std::min<int64_t>(tokens, c.max_positions)) +
-         tokens * static_cast<int64_t>(kPieceRows);
-}
-
 absl::Status TieredCompute::Begin(int copies) {
   copies_.clear();
   copies_.resize(static_cast<size_t>(copies));

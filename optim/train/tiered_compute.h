@@ -6,6 +6,7 @@
 ///   embed: rows of the tables       ├─> x per copy ─> layers.0 ... ─> head: rows that are asked ─> pieces of the vocabulary
 ///                                   ┘
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -31,8 +32,6 @@ class TieredCompute final : public tier::BlockCompute {
   void SetExamples(std::span<const Example* const> examples, bool classify);
   /// Log-probabilities of the picks of copy `copy`, in the order of Judge, after a sweep.
   std::vector<double> LogProbabilities(int copy) const;
-  /// Floats that a sweep with `copies` copies of `tokens` tokens keeps, about: hidden states and one layer's work.
-  static int64_t ActivationFloats(const nn::ModelConfig& config, int64_t tokens, int copies);
 
   absl::Status Begin(int copies) override;
   std::vector<tier::Slice> Wanted() override;

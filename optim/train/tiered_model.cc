@@ -47,7 +47,7 @@ double SecondsOf(const std::function<void()>& work) {
 /// query.
 double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, int64_t tokens) {
   at::NoGradGuard no_grad;
-  const at::Tensor x = at::full({tokens, config.hidden}, 1.0f), w = at::full({config.inter, config.hidden}, 1.0f);
+  const at::Tensor x = at::zeros({tokens, config.hidden}, at::kFloat), w = at::zeros({config.inter, config.hidden}, at::kFloat);
   const double product = SecondsOf([&] { (void)at::linear(x, w); });
   std::vector<float> theta(static_cast<size_t>(w.numel())), plus(theta.size()), minus(theta.size());
   std::vector<float> m(theta.size()), v(theta.size());

@@ -36,7 +36,7 @@ struct Measured {
 Measured Run(const MlpShape& shape, int64_t device_budget, uint32_t steps, bool limit) {
   Measured measured;
   const MlpModel model(shape);
-  TempFolder folder;
+  TempFolder folder(/*on_disk=*/true);
   TierCase c{.name = "", .request = {.device_budget = device_budget, .host_budget = 0, .disk = true}, .hyper = {.lr = 1e-4}};
   const absl::StatusOr<Plan> plan = PlanOf(c, model);
   if (!plan.ok()) return measured;

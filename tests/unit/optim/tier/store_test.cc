@@ -182,7 +182,7 @@ TEST(Plans, BytesMovedAreThePlans) {
 }
 
 TEST(Plans, TheDiskCanBeMeasured) {
-  TempFolder folder;
+  TempFolder folder(/*on_disk=*/true);
   const auto rates = MeasureDisk(folder.path(), 2);
   ASSERT_TRUE(rates.ok()) << rates.status();
   EXPECT_GT(rates->disk_read, 1e6);
@@ -254,7 +254,7 @@ void Corrupt(const std::string& path, off_t at) {
 
 TEST(BlockFile, BytesChangedUnderneathAreSeen) {
   const MlpModel model({});
-  TempFolder folder;
+  TempFolder folder(/*on_disk=*/true);
   auto run = StartRun(kOnDisk, model, folder.File("units"));
   for (int step = 0; step < 3; ++step) ASSERT_TRUE(run->Step(model, 1e-2).ok());
   ASSERT_TRUE(run->pipeline->Flush().ok());

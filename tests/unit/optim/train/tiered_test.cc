@@ -31,7 +31,7 @@ class TieredRuns : public testing::Test {
       vocab += std::string(i == 0 ? "" : ", ") + "\"" + static_cast<char>('a' + i) + "\": " + std::to_string(i);
     folder_.Write("m/tokenizer.json",
                   R"({"model": {"type": "BPE", "vocab": {)" + vocab +
-                      R"(}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})");
+                      R"(, "<mask>": 26}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}})");
     std::string rows;
     for (int i = 0; i < 20; ++i)
       rows += std::string(1, static_cast<char>('a' + i)) + "bc\t" + std::to_string(i % 2) + "\n";
