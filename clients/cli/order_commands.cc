@@ -1,5 +1,7 @@
 // optoctl order show | estimate | search | matrix | export JOB: what another order of the batches would have given. The
 // job is of kind sample_order (optoctl job submit).
+#include "clients/cli/order_commands.h"
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -8,7 +10,6 @@
 
 #include "base/status.h"
 #include "clients/cli/app.h"
-#include "clients/cli/order_commands.h"
 #include "clients/cli/output.h"
 #include "clients/cpp/orders.h"
 
@@ -76,7 +77,8 @@ int Show(App& app, const Asked& asked) {
       {"model", study.model()},
       {"parameters", Cat(study.parameters(), " (float", study.precision_bits(), ")")},
       {"batches", Cat(study.batches(), ", ", study.positions(), " positions, ", study.evaluations(), " held-out sets")},
-      {"terms", Cat(BytesText(study.cost().terms_bytes()), ", ", study.files_filled(), " of ", study.files(), " files")},
+      {"terms",
+       Cat(BytesText(study.cost().terms_bytes()), ", ", study.files_filled(), " of ", study.files(), " files")},
       {"reference loss", Digits(study.reference_loss())}};
   for (const char* key : {"optimizer", "lr", "curvature", "storage", "epochs", "probes"})
     fields.emplace_back(key, study.options().at(key));
@@ -149,7 +151,8 @@ int Many(App& app, client::OrderClient& client, const Asked& asked) {
       },
       [&](const v1::EstimateOrdersResponse& response) {
         std::string text;
-        for (const double value : response.values()) text += Digits(value) + "  " + OrderText(orders[answered++]) + "\n";
+        for (const double value : response.values())
+          text += Digits(value) + "  " + OrderText(orders[answered++]) + "\n";
         app.Print(response, text);
         return absl::OkStatus();
       });

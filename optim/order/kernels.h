@@ -4,9 +4,9 @@
 /// direction by the same operations, so that the identity order adds exactly nothing. Serial; thread-safe.
 ///
 /// An estimate computes in T, the width of the stored terms: with float the division and the square root of Adam, which
-/// dominate, take a quarter of the time, and a deviation is known to 1e-7 of itself, far below what any curvature leaves
-/// open. (A float32 gradient above 1e19 squares to infinity there and counts as one that moves nothing.) Training computes
-/// in double.
+/// dominate, take a quarter of the time, and a deviation is known to 1e-7 of itself, far below what any curvature
+/// leaves open. (A float32 gradient above 1e19 squares to infinity there and counts as one that moves nothing.)
+/// Training computes in double.
 
 #include <cstddef>
 
@@ -28,18 +28,18 @@ Step MakeStep(const Optimizer& optimizer, double lr, int position);
 /// n elements of each; T is float or double.
 template <typename T>
 struct Piece {
-  const T* g = nullptr;                 // gradient of the batch at theta_t
-  const T* h = nullptr;                 // diagonal curvature, or null
-  const T* q = nullptr;                 // its slope along the diagonal (second order), or null; needs h
-  const T* product = nullptr;           // H d in place of h, or null
-  const T* theta = nullptr;             // theta_t; read when the step decays
-  const T* direction = nullptr;         // the reference's Gamma at this position
-  const T* m_reference = nullptr;       // moments of the reference before this position: held, when not null
+  const T* g = nullptr;            // gradient of the batch at theta_t
+  const T* h = nullptr;            // diagonal curvature, or null
+  const T* q = nullptr;            // its slope along the diagonal (second order), or null; needs h
+  const T* product = nullptr;      // H d in place of h, or null
+  const T* theta = nullptr;        // theta_t; read when the step decays
+  const T* direction = nullptr;    // the reference's Gamma at this position
+  const T* m_reference = nullptr;  // moments of the reference before this position: held, when not null
   const T* v_reference = nullptr;
   T* m = nullptr;  // the estimated run's moments, advanced when the former are null
   T* v = nullptr;
-  T* d = nullptr;  // gamma - theta, advanced
-  double cap = 0.0;     // |h + q d / 2| is clipped to it
+  T* d = nullptr;    // gamma - theta, advanced
+  double cap = 0.0;  // |h + q d / 2| is clipped to it
 };
 
 struct Table {
@@ -48,8 +48,7 @@ struct Table {
   void (*advance_float)(const Step&, const Piece<float>&, size_t n);
   void (*advance_double)(const Step&, const Piece<double>&, size_t n);
   /// direction = Gamma(g), m and v advanced: the reference run's own step (double), or the estimate's view of it.
-  void (*direct_float)(const Step&, const float* g, const float* theta, float* m, float* v, float* direction,
-                       size_t n);
+  void (*direct_float)(const Step&, const float* g, const float* theta, float* m, float* v, float* direction, size_t n);
   void (*direct_double)(const Step&, const double* g, const double* theta, double* m, double* v, double* direction,
                         size_t n);
 };

@@ -1,5 +1,6 @@
 #pragma once
-/// Arrays as files that NumPy, PyTorch and transformers read: .npy (format 1.0) and safetensors, little-endian, row-major.
+/// Arrays as files that NumPy, PyTorch and transformers read: .npy (format 1.0) and safetensors, little-endian,
+/// row-major.
 
 #include <cstddef>
 #include <cstdint>
@@ -22,8 +23,8 @@ struct NamedPart {
   std::vector<int64_t> shape;
 };
 
-/// The bytes in front of the numbers: .npy of one array, or safetensors of consecutive parts. `narrow`: float32 follows,
-/// else float64. The length is a multiple of 64 (npy) or 8.
+/// The bytes in front of the numbers: .npy of one array, or safetensors of consecutive parts. `narrow`: float32
+/// follows, else float64. The length is a multiple of 64 (npy) or 8.
 std::string NpyHeader(const std::vector<int64_t>& shape, const char* dtype);
 std::string SafetensorsHeader(std::span<const NamedPart> parts, bool narrow);
 

@@ -14,7 +14,8 @@
 namespace optod::order {
 namespace {
 
-constexpr size_t kSmall = size_t{16} << 20;  // parameters; above it a second copy of the model is worth more than a thread
+constexpr size_t kSmall =
+    size_t{16} << 20;  // parameters; above it a second copy of the model is worth more than a thread
 
 using train::Example;
 
@@ -209,8 +210,8 @@ absl::StatusOr<LanguageProblem> MakeLanguageProblem(const SampleOrderSpec& spec,
   log(Cat(spec.task.name, ": ", data->task.train.size(), " train, ", data->task.dev.size(), " held-out examples; ",
           seats[0]->engine->layout().size(), " of ", files.weights.parameters(), " parameters train (",
           spec.scheme.name, "); ", together, " gradients at a time"));
-  auto model = std::make_shared<LanguageModel>(std::move(data), std::move(seats), spec.batch,
-                                               std::max(1, threads / together));
+  auto model =
+      std::make_shared<LanguageModel>(std::move(data), std::move(seats), spec.batch, std::max(1, threads / together));
   model->Describe(spec.scheme);
   model->SetStop(stop);
   problem.model = std::move(model);

@@ -72,22 +72,17 @@ class Run {
   /// What it will take, before it starts.
   absl::Status Announce() {
     ASSIGN_OR_RETURN(const Cost cost, study_->PredictCost(/*measure=*/!study_->complete()));
-    result_ = {{"parameters", study_->parameters()},
-               {"batches", study_->batches()},
-               {"positions", study_->positions()},
-               {"terms_bytes", cost.terms_bytes},
-               {"reference_bytes", cost.reference_bytes},
-               {"gradients", cost.gradients},
-               {"hessian_products", cost.hessian_products},
-               {"predicted_seconds", cost.seconds}};
+    result_ = {{"parameters", study_->parameters()},        {"batches", study_->batches()},
+               {"positions", study_->positions()},          {"terms_bytes", cost.terms_bytes},
+               {"reference_bytes", cost.reference_bytes},   {"gradients", cost.gradients},
+               {"hessian_products", cost.hessian_products}, {"predicted_seconds", cost.seconds}};
     hooks_.log(Cat("sample order: ", study_->parameters(), " parameters, ", study_->batches(), " batches, ",
                    study_->positions(), " positions, curvature ", NameOf(spec_.study.curvature), ", storage ",
                    NameOf(spec_.study.storage)));
     hooks_.log(Cat("takes ", Megabytes(cost.terms_bytes), " of terms, ", Megabytes(cost.reference_bytes),
                    " of the reference run, ", cost.gradients, " gradients and ", cost.hessian_products,
                    " Hessian products: about ", std::ceil(cost.seconds * 10) / 10, " s"));
-    Report(0,
-           {{"predicted_seconds", cost.seconds}, {"predicted_bytes", static_cast<double>(cost.terms_bytes)}}, true);
+    Report(0, {{"predicted_seconds", cost.seconds}, {"predicted_bytes", static_cast<double>(cost.terms_bytes)}}, true);
     return absl::OkStatus();
   }
 
@@ -192,7 +187,8 @@ class Run {
     const double begin_cpu = CpuSeconds();
     Control control = Quietly();
     control.progress = [this](int64_t done, int64_t, double) {
-      if (spec_.estimate.loss == LossMode::kForward) Report(base_ + done, {{"orders", static_cast<double>(done)}}, false);
+      if (spec_.estimate.loss == LossMode::kForward)
+        Report(base_ + done, {{"orders", static_cast<double>(done)}}, false);
     };
     ASSIGN_OR_RETURN(const std::vector<double> values,
                      study_->Losses(orders, MetricOf(spec_), spec_.estimate.loss, spec_.estimation, control));
@@ -226,8 +222,8 @@ class Run {
     };
     const auto begin = Clock::now();
     ASSIGN_OR_RETURN(const SearchResult found, SearchOrder(*study_, fs_, options, control));
-    Json part = {{"order", found.order},   {"estimated", found.estimated},     {"best", found.best},
-                 {"mean", found.mean},     {"evaluations", found.evaluations}, {"seconds", SecondsSince(begin)}};
+    Json part = {{"order", found.order}, {"estimated", found.estimated},     {"best", found.best},
+                 {"mean", found.mean},   {"evaluations", found.evaluations}, {"seconds", SecondsSince(begin)}};
     if (found.retrained) part["retrained"] = *found.retrained;
     RETURN_IF_ERROR(Baselines(&part));
     return Finish("search", std::move(part), options.generations);
@@ -271,8 +267,9 @@ class Run {
     const std::vector<Order> orders = RandomOrders(count);
     Json part = Earlier("retrain_checks");
     if (!part.is_object() || !part.contains("retrained"))
-      part = {{"retrained", Json::array()}, {"estimated", Json::array()}, {"zeroth", Json::array()},
-              {"error", Json::array()},     {"error_zeroth", Json::array()}, {"error_guess", Json::array()},
+      part = {{"retrained", Json::array()},        {"estimated", Json::array()},
+              {"zeroth", Json::array()},           {"error", Json::array()},
+              {"error_zeroth", Json::array()},     {"error_guess", Json::array()},
               {"training_seconds", Json::array()}, {"training_cpu_seconds", Json::array()}};
     for (int i = static_cast<int>(part["retrained"].size()); i < count; ++i) {
       RETURN_IF_ERROR(Going());

@@ -24,7 +24,8 @@
 namespace optod::order {
 
 struct RunHooks {
-  /// Units done of TotalUnits(spec), with figures: reference_steps, terms, seconds_left, generation, best, trainings ...
+  /// Units done of TotalUnits(spec), with figures: reference_steps, terms, seconds_left, generation, best, trainings
+  /// ...
   std::function<void(int64_t units, const std::map<std::string, double>& metrics)> progress = [](int64_t, const auto&) {
   };
   std::function<void(const std::string& line)> log = [](const std::string&) {};

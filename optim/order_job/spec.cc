@@ -79,9 +79,7 @@ absl::Status Read(const Json& json, const std::string& path, const std::map<std:
   return absl::OkStatus();
 }
 Take Object(std::map<std::string, Take> fields) {
-  return [fields = std::move(fields)](const Json& value, const std::string& name) {
-    return Read(value, name, fields);
-  };
+  return [fields = std::move(fields)](const Json& value, const std::string& name) { return Read(value, name, fields); };
 }
 
 /// Numbers, words, switches and lists of numbers, as ParseStudyOptions takes them.
@@ -137,8 +135,8 @@ Take SearchPart(std::optional<SearchOptions>* out) {
   return [=](const Json& json, const std::string& path) -> absl::Status {
     SearchOptions& s = out->emplace();
     return Read(json, path,
-                {{"method", Choice<SearchMethod>(&s.method, {{"genetic", SearchMethod::kGenetic},
-                                                             {"local", SearchMethod::kLocal}})},
+                {{"method", Choice<SearchMethod>(
+                                &s.method, {{"genetic", SearchMethod::kGenetic}, {"local", SearchMethod::kLocal}})},
                  {"population", Int(&s.population, 2, 100'000)},
                  {"generations", Int(&s.generations, 1, 100'000)},
                  {"tournament", Int(&s.tournament, 1, 100'000)},
@@ -190,7 +188,8 @@ absl::Status CheckTogether(const Json& json, const SampleOrderSpec& spec) {
     return InvalidArgument("study.epochs: ", spec.study.epochs, " of ", spec.batches,
                            " batches are more than 100000 positions");
   if (Positions(spec) * spec.batches > 100'000'000)
-    return InvalidArgument("batches: ", spec.batches, " at ", Positions(spec), " positions are more than 100000000 terms");
+    return InvalidArgument("batches: ", spec.batches, " at ", Positions(spec),
+                           " positions are more than 100000000 terms");
   if (spec.builtin) {
     if (json.contains("task")) return InvalidArgument("task: belongs to a language model; this job has a built-in one");
     if (spec.builtin->name == "logistic" && spec.builtin->data.classes != 2)

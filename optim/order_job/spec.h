@@ -61,8 +61,8 @@ struct SampleOrderSpec {
   int evaluations = 1;       ///< 1 .. 1000
   int threads = 0;           ///< 0 = all CPUs
   StudyOptions study;
-  bool perplexity = false;       ///< metric.perplexity: exp of the loss
-  EstimateOptions estimation;    ///< estimate.expansion, estimate.moments: of all parts
+  bool perplexity = false;     ///< metric.perplexity: exp of the loss
+  EstimateOptions estimation;  ///< estimate.expansion, estimate.moments: of all parts
   EstimatePart estimate;
   std::optional<SearchOptions> search;
   std::optional<MatrixOptions> matrix;

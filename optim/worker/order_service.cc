@@ -73,9 +73,7 @@ absl::StatusOr<order::LossMode> LossOf(const v1::OrderEstimateOptions& message) 
   return InvalidArgument("options.loss: ", static_cast<int>(message.loss()), " is no choice");
 }
 
-void SetOrder(const Order& order, v1::SampleOrder* out) {
-  out->mutable_batches()->Assign(order.begin(), order.end());
-}
+void SetOrder(const Order& order, v1::SampleOrder* out) { out->mutable_batches()->Assign(order.begin(), order.end()); }
 
 absl::StatusOr<order::SearchOptions> SearchOf(const v1::SearchOrdersRequest& request) {
   order::SearchOptions options;
@@ -104,7 +102,8 @@ absl::StatusOr<order::SearchOptions> SearchOf(const v1::SearchOrdersRequest& req
 
 std::string KeyOf(const Metric& metric) {
   std::string key = metric.perplexity ? "p" : "l";
-  for (const order::DataRef& data : metric.data) key += Cat(data.part == order::DataRef::Part::kBatch ? " b" : " e", data.index);
+  for (const order::DataRef& data : metric.data)
+    key += Cat(data.part == order::DataRef::Part::kBatch ? " b" : " e", data.index);
   return key;
 }
 

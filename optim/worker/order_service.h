@@ -32,8 +32,7 @@ class OrderService final : public v1::OrderService::Service {
   grpc::Status GetStudy(grpc::ServerContext*, const v1::GetStudyRequest*, v1::OrderStudy*) override;
   grpc::Status EstimateOrder(grpc::ServerContext*, const v1::EstimateOrderRequest*, v1::OrderEstimate*) override;
   grpc::Status EstimateOrders(
-      grpc::ServerContext*,
-      grpc::ServerReaderWriter<v1::EstimateOrdersResponse, v1::EstimateOrdersRequest>*) override;
+      grpc::ServerContext*, grpc::ServerReaderWriter<v1::EstimateOrdersResponse, v1::EstimateOrdersRequest>*) override;
   grpc::Status SearchOrders(grpc::ServerContext*, const v1::SearchOrdersRequest*,
                             grpc::ServerWriter<v1::SearchOrdersResponse>*) override;
   grpc::Status EstimateMatrix(grpc::ServerContext*, const v1::EstimateMatrixRequest*,

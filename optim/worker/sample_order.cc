@@ -75,15 +75,17 @@ absl::StatusOr<std::string> RunSampleOrderJob(const std::string& spec_json, cons
 }
 
 absl::Status ServeOrders(const OrderServeOptions& options) {
-  prctl(PR_SET_PDEATHSIG, SIGTERM);  // of the thread that started us: kill -9 of the server; the idle time does the rest
+  prctl(PR_SET_PDEATHSIG,
+        SIGTERM);  // of the thread that started us: kill -9 of the server; the idle time does the rest
   ASSIGN_OR_RETURN(const std::string text, PosixFs().ReadFile(options.folder + "/spec.json"));
   OrderFolder folder{options.folder, options.name, {}, nullptr, {}};
   ASSIGN_OR_RETURN(folder.spec, order::ParseSampleOrderSpec(text));
   RETURN_IF_ERROR(Guarded([&]() -> absl::Status {
     nn::UseCachingAllocator();
     zo::SetStreamThreads(nn::SetThreads(folder.spec.threads));
-    ASSIGN_OR_RETURN(order::LanguageProblem problem, MakeProblem(folder.spec, [] { return g_end.load(); },
-                                                                 [](const std::string&) {}));
+    ASSIGN_OR_RETURN(order::LanguageProblem problem,
+                     MakeProblem(
+                         folder.spec, [] { return g_end.load(); }, [](const std::string&) {}));
     folder.model = std::move(problem.model);
     folder.tensors = std::move(problem.tensors);
     return absl::OkStatus();

@@ -1,6 +1,6 @@
 #pragma once
-/// optod.v1.OrderService for clients: checks who asks and whose study it is, then passes the question to the study's own
-/// process (study_processes.h) and its answers back. The server itself computes nothing.
+/// optod.v1.OrderService for clients: checks who asks and whose study it is, then passes the question to the study's
+/// own process (study_processes.h) and its answers back. The server itself computes nothing.
 ///
 /// A pool of threads that may block does the passing: one a call under way. Streams go in lock-step: one message of the
 /// client, one of the process.

@@ -110,7 +110,8 @@ absl::Status StudyProcesses::MakeRoom() {
     if (oldest == nullptr || entry->process->used < oldest->process->used) oldest = entry.get();
   }
   if (running < options_.most) return absl::OkStatus();
-  if (oldest == nullptr) return ResourceExhausted("study: ", running, " other studies are being asked; try again later");
+  if (oldest == nullptr)
+    return ResourceExhausted("study: ", running, " other studies are being asked; try again later");
   launcher_.Kill(oldest->handle);
   std::erase_if(entries_, [&](const auto& item) { return item.second.get() == oldest; });
   return absl::OkStatus();
@@ -126,8 +127,8 @@ absl::Status StudyProcesses::Launch(const std::string& name, const std::string& 
   entry.socket = Cat(sockets_, "/", ++launched_);
   entry.process = std::make_shared<StudyProcess>();
   jobs::LaunchSpec spec;
-  spec.argv = {options_.worker, "order-serve", "--folder", folder,           "--socket", entry.socket,
-               "--name",        name,          "--idle-seconds", std::to_string(options_.idle_seconds)};
+  spec.argv = {options_.worker, "order-serve", "--folder", folder,           "--socket",
+               entry.socket,    "--name",      name,       "--idle-seconds", std::to_string(options_.idle_seconds)};
   spec.environment = options_.environment;
   spec.environment.emplace_back("OMP_WAIT_POLICY", "PASSIVE");
   spec.log_path = folder + "/order-serve.log";

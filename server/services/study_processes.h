@@ -60,8 +60,8 @@ struct StudyProcessOptions {
   std::vector<std::pair<std::string, std::string>> environment;  ///< of every process
   std::string socket_root;                                       ///< folder in which a private one is made: short
   int idle_seconds = 300;
-  int most = 4;              ///< at once
-  int start_seconds = 120;   ///< until it listens
+  int most = 4;             ///< at once
+  int start_seconds = 120;  ///< until it listens
 };
 
 class StudyProcesses {

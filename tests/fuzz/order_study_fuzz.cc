@@ -1,6 +1,6 @@
-// Files of a sample-order study: any options text, study.txt, reference.bin and term file is refused or opened, and what
-// is opened answers without leaving its buffers. The first byte chooses the file; study.txt gets its checksum put right,
-// so that what lies behind it is reached; files are replaced, or patched at places that the input names.
+// Files of a sample-order study: any options text, study.txt, reference.bin and term file is refused or opened, and
+// what is opened answers without leaving its buffers. The first byte chooses the file; study.txt gets its checksum put
+// right, so that what lies behind it is reached; files are replaced, or patched at places that the input names.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>

@@ -116,9 +116,9 @@ TEST_F(StudyProcessesTest, OneProcessAStudyInAPrivateFolder) {
 }
 
 TEST_F(StudyProcessesTest, AnEndIsSaidAndTheNextQuestionStartsAnother) {
-  for (const auto& [exit, how] : {std::pair{jobs::ExitStatus{-1, SIGKILL}, "killed by signal 9"},
-                                  std::pair{jobs::ExitStatus{3, 0}, "ended with code 3"},
-                                  std::pair{jobs::ExitStatus{0, 0}, "(idle)"}}) {
+  for (const auto& [exit, how] :
+       {std::pair{jobs::ExitStatus{-1, SIGKILL}, "killed by signal 9"},
+        std::pair{jobs::ExitStatus{3, 0}, "ended with code 3"}, std::pair{jobs::ExitStatus{0, 0}, "(idle)"}}) {
     auto lease = Acquire("a");
     ASSERT_TRUE(lease.ok()) << lease.status();
     launcher_.End(launcher_.started.size() - 1, exit);

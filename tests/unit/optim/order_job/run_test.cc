@@ -17,7 +17,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* kJob = R"({"kind": "sample_order", "model": {"builtin": "mlp", "features": 5, "classes": 3, "rows": 6, "evaluation_rows": 20,
+constexpr const char* kJob =
+    R"({"kind": "sample_order", "model": {"builtin": "mlp", "features": 5, "classes": 3, "rows": 6, "evaluation_rows": 20,
   "hidden": 4, "drift": 0.5, "ragged": true}, "batches": 6, "threads": 1, "study": {"optimizer": "adam", "lr": 0.02, "curvature": "diag", "probes": 2,
   "segment_bytes": 2000}, "estimate": {"random_orders": 12, "seed": 3}, "search": {"generations": 3, "population": 6}, "matrix": {"spot_checks": 2},
   "retrain_checks": 3, "metric": {"perplexity": true}})";
@@ -34,7 +35,9 @@ class RunTest : public testing::Test {
     if (!model.ok()) return model.status();
     return RunSampleOrder(PosixFs(), root_ + "/" + folder, text, *spec, *model, hooks);
   }
-  std::string File(const std::string& name) { return PosixFs().ReadFile(root_ + "/" + name).value_or("absent: " + name); }
+  std::string File(const std::string& name) {
+    return PosixFs().ReadFile(root_ + "/" + name).value_or("absent: " + name);
+  }
 
   const std::string root_;
 };
@@ -93,14 +96,17 @@ TEST_F(RunTest, StoppedAnywhereItGoesOnToTheSameResult) {
     const auto again = Run(folder, kJob);  // a finished run is told again
     ASSERT_TRUE(again.ok()) << again.status();
     EXPECT_EQ(WithoutTimes(*again), WithoutTimes(*whole)) << folder;
-    for (const char* file : {"/study/reference.bin", "/result/estimates.npy", "/result/matrix.npy", "/result/retrained.npy"})
+    for (const char* file :
+         {"/study/reference.bin", "/result/estimates.npy", "/result/matrix.npy", "/result/retrained.npy"})
       EXPECT_EQ(File(folder + file), File(std::string("whole") + file)) << file;
   }
 }
 
 TEST_F(RunTest, AnotherSpecInTheSameFolderIsRefused) {
-  ASSERT_TRUE(Run("a", R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"optimizer": "adam", "lr": 0.1}})").ok());
-  const auto other = Run("a", R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"optimizer": "sgd", "lr": 0.1}})");
+  ASSERT_TRUE(
+      Run("a", R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"optimizer": "adam", "lr": 0.1}})").ok());
+  const auto other =
+      Run("a", R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"optimizer": "sgd", "lr": 0.1}})");
   EXPECT_EQ(other.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(other.status().message()), testing::HasSubstr("optimizer: sgd was asked, adam is recorded"));
 }
@@ -109,7 +115,9 @@ TEST_F(RunTest, BudgetsAreRules) {
   const auto disk = Run("a", R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"disk_budget": 100}})");
   EXPECT_EQ(disk.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(disk.status().message()), testing::HasSubstr("disk_budget: 100 bytes; this study takes"));
-  const auto memory = Run("b", R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"memory_budget": 64}, "estimate": {"random_orders": 1}})");
+  const auto memory = Run(
+      "b",
+      R"({"model": {"builtin": "logistic"}, "batches": 4, "study": {"memory_budget": 64}, "estimate": {"random_orders": 1}})");
   EXPECT_EQ(memory.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(memory.status().message()), testing::HasSubstr("memory_budget: 64 bytes"));
 }

@@ -27,9 +27,11 @@ const Refused kRefused[] = {
     {"field", R"({"model": {"builtin": "mlp"}, "bathces": 8})", "job: unknown field \"bathces\""},
     {"model_field", R"({"model": {"builtin": "mlp", "width": 3}, "batches": 8})", "model: unknown field \"width\""},
     {"lr", R"({"model": {"builtin": "mlp"}, "batches": 8, "study": {"lr": -1}})", "study.lr: -1"},
-    {"option", R"({"model": {"builtin": "mlp"}, "batches": 8, "study": {"optmizer": "sgd"}})", "did you mean optimizer"},
+    {"option", R"({"model": {"builtin": "mlp"}, "batches": 8, "study": {"optmizer": "sgd"}})",
+     "did you mean optimizer"},
     {"option_kind", R"({"model": {"builtin": "mlp"}, "batches": 8, "study": {"lr": {}}})", "study.lr: not a number"},
-    {"epochs", R"({"model": {"builtin": "mlp"}, "batches": 1000, "study": {"epochs": 101}})", "more than 100000 positions"},
+    {"epochs", R"({"model": {"builtin": "mlp"}, "batches": 1000, "study": {"epochs": 101}})",
+     "more than 100000 positions"},
     {"task", R"({"model": {"builtin": "mlp"}, "batches": 8, "task": {}})", "task: belongs to a language model"},
     {"no_task", R"({"model": "/m", "batches": 8})", "task: missing"},
     {"task_train", R"({"model": "/m", "batches": 8, "task": {"name": "text", "dev": "/d"}})", "task.train: missing"},
@@ -50,7 +52,8 @@ TEST_P(RefusedSpec, SaysFieldAndRule) {
   EXPECT_EQ(spec.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(spec.status().message()), HasSubstr(GetParam().message));
 }
-INSTANTIATE_TEST_SUITE_P(Specs, RefusedSpec, testing::ValuesIn(kRefused), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Specs, RefusedSpec, testing::ValuesIn(kRefused),
+                         [](const auto& info) { return info.param.name; });
 
 SampleOrderSpec Spec(const std::string& more) {
   auto spec = ParseSampleOrderSpec(std::string("{") + kSmall + more + "}");
@@ -63,7 +66,8 @@ TEST(Spec, DefaultsAndUnits) {
   EXPECT_EQ(TotalUnits(plain), 8 + 64);
   EXPECT_TRUE(PathsOf(plain).empty());
   EXPECT_FALSE(plain.search || plain.matrix);
-  const SampleOrderSpec all = Spec(R"(, "study": {"epochs": 2, "optimizer": "sgd", "lr": [0.1]}, "estimate": {"random_orders": 5, "expansion": 0},
+  const SampleOrderSpec all = Spec(
+      R"(, "study": {"epochs": 2, "optimizer": "sgd", "lr": [0.1]}, "estimate": {"random_orders": 5, "expansion": 0},
                                       "search": {"generations": 3}, "matrix": {}, "retrain_checks": 2, "metric": {"perplexity": true}, "threads": 3)");
   EXPECT_EQ(TotalUnits(all), 16 * 9 + 5 + 3 + 64 + 2);
   EXPECT_EQ(all.study.optimizer.rule, Rule::kSgd);
@@ -73,7 +77,8 @@ TEST(Spec, DefaultsAndUnits) {
 }
 
 TEST(Spec, PathsOfALanguageModel) {
-  const auto spec = ParseSampleOrderSpec(R"({"model": "/m", "batches": 4, "task": {"name": "text", "train": "/a", "dev": "/b"}})");
+  const auto spec =
+      ParseSampleOrderSpec(R"({"model": "/m", "batches": 4, "task": {"name": "text", "train": "/a", "dev": "/b"}})");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(PathsOf(*spec), (std::vector<std::string>{"/m", "/a", "/b"}));
 }
@@ -104,7 +109,8 @@ TEST_P(RefusedTable, SaysLineAndColumn) {
   ASSERT_FALSE(data.ok());
   EXPECT_THAT(std::string(data.status().message()), HasSubstr(GetParam().message));
 }
-INSTANTIATE_TEST_SUITE_P(Tables, RefusedTable, testing::ValuesIn(kTables), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Tables, RefusedTable, testing::ValuesIn(kTables),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(Table, RowsBecomeBatchesAndHeldOutSets) {
   SampleOrderSpec spec;
