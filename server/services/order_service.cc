@@ -76,8 +76,11 @@ class AnswerStream final : public grpc::ServerWriteReactor<Response> {
                Open open)
       : parts_(parts), studies_(studies), context_(context), request_(request), open_(open) {
     caller_ = parts.authenticator->Authenticate(*context);
-    if (!caller_.ok()) return this->Finish(ToGrpc(caller_.status(), context_));
-    parts_.pool->Post([this] { Begin(); });
+    if (caller_.ok()) {
+      parts_.pool->Post([this] { Begin(); });
+    } else {
+      this->Finish(ToGrpc(caller_.status(), context_));
+    }
   }
   void OnWriteDone(bool ok) override {
     if (!ok) upstream_.Cancel();
@@ -116,8 +119,11 @@ class OrdersStream final : public grpc::ServerBidiReactor<v1::EstimateOrdersRequ
   OrdersStream(const OrderParts& parts, const Studies& studies, CallbackServerContext* context)
       : parts_(parts), studies_(studies), context_(context) {
     caller_ = parts.authenticator->Authenticate(*context);
-    if (!caller_.ok()) return Finish(ToGrpc(caller_.status(), context_));
-    StartRead(&request_);
+    if (caller_.ok()) {
+      StartRead(&request_);
+    } else {
+      Finish(ToGrpc(caller_.status(), context_));
+    }
   }
   void OnReadDone(bool ok) override {
     parts_.pool->Post([this, ok] { ok ? Ask() : Last(); });
