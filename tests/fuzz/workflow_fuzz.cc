@@ -1,11 +1,10 @@
-// Bytes as a workflow file, a data set, an expression, a schema with a value, the answer of a sandbox, and a stream of
+// Bytes as a workflow file, a data set, an expression, the answer of a sandbox, and a stream of
 // a model: every input must end in a value or an error.
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "trace/llm/chat_stream.h"
-#include "trace/workflow/json_schema.h"
 #include "trace/workflow/python_call.h"
 #include "trace/workflow/workflow.h"
 
@@ -19,8 +18,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       static const std::string value = "{\"x\":[1]}";
       return &value;
     });
-  if (CheckJsonSchema(text).ok()) (void)JsonSchemaViolation(text, "{\"x\":[1,\"y\"]}");
-  (void)JsonSchemaViolation("{\"type\":\"object\",\"properties\":{\"x\":{\"minimum\":1}}}", text);
   (void)ReadPythonResult(text);
   ChatStream stream;
   (void)stream.Feed(text.substr(0, size / 2));

@@ -70,7 +70,8 @@ class Run {
         rows_(rows),
         edges_(EdgesOf(workflow)),
         runner_(services, &stop_),
-        slots_(workflow.parallel) {
+        slots_(workflow.parallel),
+        spare_threads_(workflow.parallel) {
     result_.rows.resize(rows.size());
   }
 
@@ -180,10 +181,8 @@ class Run {
 
   // ---- one step
 
-  Expression::Lookup LookupOf(const OpenRow& row, const std::string* extra_name = nullptr,
-                              const std::string* extra_value = nullptr) const {
-    return [this, &row, extra_name, extra_value](const std::string& name) -> const std::string* {
-      if (extra_name != nullptr && name == *extra_name) return extra_value;
+  Expression::Lookup LookupOf(const OpenRow& row) const {
+    return [this, &row](const std::string& name) -> const std::string* {
       if (const auto found = input_.parameters.find(name); found != input_.parameters.end()) return &found->second;
       if (workflow_.has_data && name == "item") return &row.item;
       if (workflow_.has_data && name == "index") return &row.index;
@@ -204,15 +203,19 @@ class Run {
   }
 
   StepOutcome RunStep(const OpenRow& row, const Step& step, bool* skipped) {
-    const Expression::Lookup lookup = LookupOf(row);
+    return RunStep(step, LookupOf(row), step.retries, skipped);
+  }
+
+  /// `lookup` knows the entries of the maps around the step.
+  StepOutcome RunStep(const Step& step, const Expression::Lookup& lookup, int64_t retries, bool* skipped) {
     if (step.when) {
       const auto when = step.when->Evaluate(lookup);
       if (!when.ok()) return BadStatus(when.status());
       *skipped = !IsTruthy(*when);
       if (*skipped) return Good("null");
     }
-    if (const auto* map = std::get_if<MapStep>(&step.work)) return RunMap(row, *map, step.retries);
-    return Attempts(step, step.retries, lookup);
+    if (const auto* map = std::get_if<MapStep>(&step.work)) return RunMap(*map, lookup, retries);
+    return Attempts(step, retries, lookup);
   }
 
   StepOutcome Attempts(const Step& step, int64_t retries, const Expression::Lookup& lookup) {
@@ -231,9 +234,10 @@ class Run {
     }
   }
 
-  /// The entries at once, as slots allow; the thread that waits for them holds none.
-  StepOutcome RunMap(const OpenRow& row, const MapStep& map, int64_t retries) {
-    const auto over = map.over.Evaluate(LookupOf(row));
+  /// The entries at once, as slots allow; the thread that waits for them holds none. Maps, inner ones too, share
+  /// `parallel` further threads.
+  StepOutcome RunMap(const MapStep& map, const Expression::Lookup& lookup, int64_t retries) {
+    const auto over = map.over.Evaluate(lookup);
     if (!over.ok()) return BadStatus(over.status());
     const Json list = ReadJson(*over);
     if (!list.is_array()) return Bad("TypeError", "map.over: " + over->substr(0, 60) + " is not a list", false);
@@ -242,14 +246,19 @@ class Run {
     std::vector<StepOutcome> outcomes(entries.size());
     std::atomic<size_t> next{0};
     const auto work = [&] {
-      for (size_t i = next++; i < entries.size(); i = next++)
-        outcomes[i] = Attempts(*map.step, std::max(retries, map.step->retries), LookupOf(row, &map.as, &entries[i]));
+      for (size_t i = next++; i < entries.size(); i = next++) {
+        const Expression::Lookup inside = [&, i](const std::string& name) {
+          return name == map.as ? &entries[i] : lookup(name);
+        };
+        bool skipped = false;
+        outcomes[i] = RunStep(*map.step, inside, std::max(retries, map.step->retries), &skipped);
+      }
     };
     std::vector<std::thread> threads;
-    const size_t count = std::min(entries.size(), static_cast<size_t>(workflow_.parallel));
-    for (size_t i = 1; i < count; ++i) threads.emplace_back(work);
+    while (threads.size() + 1 < entries.size() && TakeThread()) threads.emplace_back(work);
     work();
     for (std::thread& thread : threads) thread.join();
+    spare_threads_ += static_cast<int64_t>(threads.size());
     Json values = Json::array();
     for (size_t i = 0; i < outcomes.size(); ++i) {
       if (!outcomes[i].ok) {
@@ -259,6 +268,13 @@ class Run {
       values.push_back(ReadJson(outcomes[i].value));
     }
     return Good(Dump(values));
+  }
+
+  bool TakeThread() {
+    int64_t left = spare_threads_;
+    while (left > 0 && !spare_threads_.compare_exchange_weak(left, left - 1)) {
+    }
+    return left > 0;
   }
 
   Verdict Judge(const OpenRow& row) {
@@ -385,6 +401,7 @@ class Run {
   std::atomic<bool> stop_{false};
   StepRunner runner_;
   std::counting_semaphore<64> slots_;
+  std::atomic<int64_t> spare_threads_;  // for the entries of maps
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Task> ready_;

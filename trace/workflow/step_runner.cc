@@ -1,5 +1,7 @@
 #include "trace/workflow/step_runner.h"
 
+#include <re2/re2.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -7,7 +9,8 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "trace/llm/json_parse.h"
-#include "trace/workflow/json_schema.h"
+#include "trace/optimizers/json_schema.h"
+#include "trace/optimizers/json_value.h"
 #include "trace/workflow/operators.h"
 #include "trace/workflow/python_call.h"
 
@@ -110,11 +113,17 @@ Verdict Numeric(const Guide& guide, const std::string& got, const std::string& w
   return Scored(good ? 1 : 0, good ? "correct" : Cat("wrong: got ", Quoted(got), ", expected ", Quoted(want)));
 }
 
+/// "" when the value follows the schema: `$.items[2]: -1 is below the minimum 0`.
+std::string Violation(const std::string& schema, const Json& value) {
+  const auto parsed = ParseJson(Dump(value));
+  return parsed ? CheckJsonSchema(schema, *parsed, "$") : "$: is nested too deeply to check";
+}
+
 Verdict Schema(const Guide& guide, const std::string& got) {
   // A text is checked as the JSON that it holds: replies of models are texts.
   Json value = ReadJson(got);
   if (value.is_string()) value = ObjectIn(value.get<std::string>());
-  const std::string broken = value.is_discarded() ? "is not JSON" : JsonSchemaViolation(guide.schema, Dump(value));
+  const std::string broken = value.is_discarded() ? "is not JSON" : Violation(guide.schema, value);
   return Scored(broken.empty() ? 1 : 0,
                 broken.empty() ? "follows the schema" : "does not follow the schema: " + broken);
 }
@@ -219,7 +228,7 @@ StepOutcome StepRunner::Llm(const LlmStep& step, int64_t timeout_ms, const Expre
   Json value = ReadJson(text);
   if (!value.is_structured()) value = ObjectIn(text);
   if (value.is_discarded()) return Bad("ValueError", "the reply is not JSON: " + End(text, 300));
-  const std::string broken = step.schema.empty() ? "" : JsonSchemaViolation(step.schema, Dump(value));
+  const std::string broken = step.schema.empty() ? "" : Violation(step.schema, value);
   return broken.empty() ? Good(Dump(value)) : Bad("ValueError", "the reply does not follow the schema: " + broken);
 }
 
@@ -393,7 +402,7 @@ Verdict StepRunner::Judge(const Guide& guide, const Expression::Lookup& lookup) 
       verdict = Exact(guide, *got, *want);
       break;
     case Guide::Kind::kRegex: {
-      auto found = MatchesRegex(guide.pattern, PlainText(*got));
+      const bool found = RE2::PartialMatch(PlainText(*got), RE2(guide.pattern, RE2::Quiet));
       verdict =
           Scored(found ? 1 : 0, found ? "matches" : Cat("wrong: ", Quoted(*got), " does not match ", guide.pattern));
       break;

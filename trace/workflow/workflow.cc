@@ -6,13 +6,14 @@
 
 #include "base/status.h"
 #include "trace/llm/json_parse.h"
-#include "trace/workflow/json_schema.h"
+#include "trace/optimizers/json_schema.h"
 #include "trace/workflow/operators.h"
 
 namespace optod::trace {
 namespace {
 
 constexpr size_t kMaxSteps = 256, kMaxRows = 100'000;
+constexpr int kMaxMaps = 4;
 const std::vector<std::string> kKinds = {"template", "llm", "command", "python", "http", "op", "map"};
 
 bool IsName(const std::string& name) {
@@ -66,7 +67,7 @@ absl::Status ReadSchema(const DocMap& map, const std::string& field, std::string
   const DocNode* node = map.Find(field);
   if (node == nullptr) return absl::OkStatus();
   *out = DocToJson(*node);
-  const absl::Status checked = CheckJsonSchema(*out);
+  const absl::Status checked = ValidateJsonSchema(*out, "schema");
   return checked.ok() ? checked : map.Error(field, std::string(checked.message()));
 }
 
@@ -166,9 +167,9 @@ absl::StatusOr<OpStep> ReadOp(const DocMap& map, const Reader& reader) {
 }
 
 absl::StatusOr<Step> ReadStep(const DocMap& steps, const std::string& name, int64_t default_timeout_ms,
-                              bool inside_map);
+                              int maps_around);
 
-absl::StatusOr<MapStep> ReadMapStep(const DocMap& map, const Reader& reader, int64_t timeout_ms,
+absl::StatusOr<MapStep> ReadMapStep(const DocMap& map, const Reader& reader, int64_t timeout_ms, int maps_around,
                                     std::set<std::string>* uses) {
   RETURN_IF_ERROR(map.CheckFields({"over", "as", "step"}));
   MapStep step;
@@ -177,7 +178,7 @@ absl::StatusOr<MapStep> ReadMapStep(const DocMap& map, const Reader& reader, int
   RETURN_IF_ERROR(map.Read("as", &step.as));
   if (!IsName(step.as)) return map.Error("as", "must be a name of letters, digits and _");
   if (!map.Has("step")) return map.Error("step", "missing");
-  ASSIGN_OR_RETURN(Step inner, ReadStep(map, "step", timeout_ms, /*inside_map=*/true));
+  ASSIGN_OR_RETURN(Step inner, ReadStep(map, "step", timeout_ms, maps_around + 1));
   std::set<std::string> outer = inner.uses;
   outer.erase(step.as);
   uses->insert(outer.begin(), outer.end());
@@ -192,7 +193,7 @@ absl::Status Store(absl::StatusOr<T> parsed, Step* step) {
   return absl::OkStatus();
 }
 
-absl::Status ReadWork(const DocMap& map, const std::string& kind, const Reader& reader, bool inside_map, Step* step) {
+absl::Status ReadWork(const DocMap& map, const std::string& kind, const Reader& reader, int maps_around, Step* step) {
   if (kind == "template") {
     TemplateStep work;
     RETURN_IF_ERROR(reader.Read(map, "template", &work.value));
@@ -214,12 +215,12 @@ absl::Status ReadWork(const DocMap& map, const std::string& kind, const Reader& 
   if (kind == "command") return Store(ReadCommand(inner, reader), step);
   if (kind == "python") return Store(ReadPython(inner, reader), step);
   if (kind == "http") return Store(ReadHttp(inner, reader), step);
-  if (inside_map) return map.Error(kind, "a map inside a map is not possible; map twice");
-  return Store(ReadMapStep(inner, reader, step->timeout_ms, &step->uses), step);
+  if (maps_around == kMaxMaps) return map.Error(kind, Cat("maps nest at most ", kMaxMaps, " deep"));
+  return Store(ReadMapStep(inner, reader, step->timeout_ms, maps_around, &step->uses), step);
 }
 
 absl::StatusOr<Step> ReadStep(const DocMap& steps, const std::string& name, int64_t default_timeout_ms,
-                              bool inside_map) {
+                              int maps_around) {
   ASSIGN_OR_RETURN(const DocMap map, steps.Map(name));
   std::vector<std::string> known = {"when", "after", "retries", "timeout", "description", "arguments"};
   known.insert(known.end(), kKinds.begin(), kKinds.end());
@@ -242,7 +243,7 @@ absl::StatusOr<Step> ReadStep(const DocMap& steps, const std::string& name, int6
   }
   if (kind.empty()) return steps.Error(name, "needs one of template, llm, command, python, http, op, map");
   if (map.Has("arguments") && kind != "op") return map.Error("arguments", "belongs into `" + kind + "`, or to an `op`");
-  RETURN_IF_ERROR(ReadWork(map, kind, reader, inside_map, &step));
+  RETURN_IF_ERROR(ReadWork(map, kind, reader, maps_around, &step));
   if (map.Has("when")) RETURN_IF_ERROR(reader.Read(map, "when", &step.when.emplace()));
   return step;
 }
@@ -389,7 +390,7 @@ absl::StatusOr<Workflow> ParseWorkflow(const DocMap& map, const std::set<std::st
     if (name == "item" || name == "index")
       return steps.Error(name, "is the name of the data set's row; choose another");
     if (parameters.count(name)) return steps.Error(name, "is the name of a parameter; choose another");
-    ASSIGN_OR_RETURN(Step step, ReadStep(steps, name, timeout_ms, false));
+    ASSIGN_OR_RETURN(Step step, ReadStep(steps, name, timeout_ms, /*maps_around=*/0));
     RETURN_IF_ERROR(CheckNames(steps, parameters, step.uses, name, &workflow));
     workflow.steps.push_back(std::move(step));
   }

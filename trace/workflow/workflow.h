@@ -9,11 +9,12 @@
 ///   steps:
 ///     ask:    {template: "{{prompt}}\n{{item.question}}"}
 ///     answer: {llm: {prompt: "{{ask}}", system: "...", endpoint: default, temperature: 0, max_tokens: 64}, retries: 2}
-///     code:   {python: {source: "{{solve}}", function: solve, arguments: ["{{item.x}}"]}}        # always in the
-///     sandbox check:  {command: {run: "grep -c yes", input: "{{answer}}", result: number}}              # in the
-///     sandbox unless `sandbox: false` page:   {http: {url: "https://.../{{item.id}}", json: true}} short:  {op: lower,
-///     arguments: ["{{answer}}"], when: "{{item.lower}}"}                     # null when `when` is false all:    {map:
-///     {over: "{{item.parts}}", as: part, step: {template: "<{{part}}>"}}}
+///     code:   {python: {source: "{{solve}}", function: solve, arguments: ["{{item.x}}"]}}   # always in the sandbox
+///     check:  {command: {run: "grep -c yes", input: "{{answer}}", result: number}}   # there too unless `sandbox: false`
+///     page:   {http: {url: "https://.../{{item.id}}", json: true}}
+///     short:  {op: lower, arguments: ["{{answer}}"], when: "{{item.lower}}"}   # null when `when` is false
+///     all:    {map: {over: "{{item.parts}}", as: part, step: {template: "<{{part}}>", when: "{{part}}"}}}   # a list, an
+///             # entry null when its `when` is false; the step may be a map too, at most 4 deep
 ///   guide: {exact: {got: "{{answer}}", want: "{{item.label}}"}}
 ///
 /// Names in {{...}} are parameters, steps, `item`, `index` and a map's `as`. A step runs when what it uses is there;
@@ -90,7 +91,7 @@ struct Step;
 struct MapStep {
   Expression over;
   std::string as;
-  std::shared_ptr<const Step> step;  ///< no map, no llm budget of its own
+  std::shared_ptr<const Step> step;  ///< for each entry; no llm budget of its own
 };
 
 struct Step {

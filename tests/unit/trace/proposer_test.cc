@@ -402,7 +402,16 @@ INSTANTIATE_TEST_SUITE_P(
         SchemaCase{R"({"oneOf":[{"minimum":1},{"minimum":2}]})", "3", "fits 2 schemas"},
         SchemaCase{R"({"allOf":[{"minimum":1},{"maximum":2}]})", "3", "above the maximum"},
         SchemaCase{R"({"not":{"type":"string"}})", "\"x\"", "not"}, SchemaCase{"false", "1", "is not allowed"},
+        SchemaCase{"true", "1", ""}, SchemaCase{R"({"maxLength":2})", "\"äö\"", ""},
+        SchemaCase{R"({"uniqueItems":true})", "[1,{\"a\":1},{\"a\":1.0}]", "stands twice"},
+        SchemaCase{R"({"minimum":5,"minLength":3})", "[]", ""},
         SchemaCase{R"({"title":"t","minimum":1})", "1", ""}));
+
+TEST(SchemaItself, TheRootHasANameWhereOneIsGiven) {
+  const char* schema = R"({"properties":{"a":{"items":{"minimum":0}}}})";
+  EXPECT_EQ(CheckJsonSchema(schema, *ParseJson(R"({"a":[1,-1]})"), "$"), "$.a[1]: -1 is below the minimum 0");
+  EXPECT_EQ(CheckJsonSchema("false", *ParseJson("1"), "$"), "$: is not allowed");
+}
 
 TEST(SchemaItself, WhatIsNotEnforcedIsRefused) {
   for (const char* schema :

@@ -202,6 +202,32 @@ steps:
   EXPECT_EQ(TextOf(run.rows[0], "exception_bad"), "(ValueError) entry 1: sub: \"x\" is not a number");
 }
 
+TEST_F(WorkflowTest, AnEntryOfAMapMayBeSkipped) {
+  const auto run = Go(R"(
+data: {rows: [[1, 0, 3], [0]]}
+steps:
+  some: {map: {over: "{{item}}", as: n, step: {op: mul, arguments: ["{{n}}", 10], when: "{{n}}"}}}
+  broken: {map: {over: "{{item}}", step: {template: x, when: "{{each.there}}"}}}
+)");
+  EXPECT_EQ(TextOf(run.rows[0], "some"), "[10,null,30]");
+  EXPECT_EQ(TextOf(run.rows[1], "some"), "[null]");
+  EXPECT_NE(TextOf(run.rows[0], "exception_broken").find("entry 0: "), std::string::npos);
+}
+
+TEST_F(WorkflowTest, MapsNest) {
+  const auto run = Go(R"(
+parallel: 2
+data: {rows: [[[1, 2], [], [3, 0]]]}
+steps:
+  pairs: {map: {over: "{{item}}", as: row, step: {map: {over: "{{row}}", as: n, step: {template: ["{{n}}", "{{row.0}}"], when: "{{n}}"}}}}}
+  same_name: {map: {over: [[1], [2]], step: {map: {over: "{{each}}", step: {op: neg, arguments: ["{{each}}"]}}}}}
+  bad: {map: {over: [[1], [x]], step: {map: {over: "{{each}}", step: {op: neg, arguments: ["{{each}}"]}}}}}
+)");
+  EXPECT_EQ(TextOf(run.rows[0], "pairs"), "[[[1,1],[2,1]],[],[[3,3],null]]");
+  EXPECT_EQ(TextOf(run.rows[0], "same_name"), "[[-1],[-2]]");
+  EXPECT_EQ(TextOf(run.rows[0], "exception_bad"), "(ValueError) entry 1: entry 0: sub: \"x\" is not a number");
+}
+
 TEST_F(WorkflowTest, RetriesOfWhatMayPass) {
   std::atomic<int> calls{0};
   replies_ = [&](const ChatRequest&) -> absl::StatusOr<std::string> {
@@ -227,7 +253,7 @@ TEST_F(WorkflowTest, RepliesWithASchema) {
       "{llm: {prompt: '{{p}}', schema: {type: object, properties: {n: {type: integer}}, required: [n]}}}";
   EXPECT_EQ(TextOf(Go("steps:\n  a: " + step, {{"p", R"("so: {\"n\": 3}.")"}}).rows[0], "a"), "{\"n\":3}");
   EXPECT_EQ(TextOf(Go("steps:\n  a: " + step, {{"p", R"("{\"n\": 3.5}")"}}).rows[0], "exception_a"),
-            "(ValueError) the reply does not follow the schema: $.n: 3.5 is not of type \"integer\"");
+            "(ValueError) the reply does not follow the schema: $.n: 3.5 is not of type integer");
   EXPECT_EQ(TextOf(Go("steps:\n  a: " + step, {{"p", "\"no\""}}).rows[0], "exception_a"),
             "(ValueError) the reply is not JSON: no");
 }
@@ -316,7 +342,7 @@ TEST_F(WorkflowTest, Guides) {
   EXPECT_EQ(verdict("{numeric: {got: '{{a}}', want: 1}}"), "0 wrong: got \" Yes \", which is not a number; expected 1");
   EXPECT_EQ(verdict("{numeric: {got: 1, want: '{{a}}'}}"), "(ValueError) want: number: \" Yes \" is not a number");
   EXPECT_EQ(verdict("{schema: {got: '{\"n\": 1}', schema: {required: [m]}}}"),
-            "0 does not follow the schema: $: has no member m");
+            "0 does not follow the schema: $: member m is missing");
   EXPECT_EQ(verdict("{score: 0.25, feedback: 'said {{a}}'}"), "0.25 said  Yes ");
   EXPECT_EQ(verdict("{score: '{{a}}'}"), "(ValueError) number: \" Yes \" is not a number");
   replies_ = [](const ChatRequest& request) -> absl::StatusOr<std::string> {

@@ -1,9 +1,8 @@
-// Expressions, operators, JSON schemas, and results that come out of a sandbox.
+// Expressions, operators, and results that come out of a sandbox.
 #include <map>
 
 #include "gtest/gtest.h"
 #include "trace/workflow/expression.h"
-#include "trace/workflow/json_schema.h"
 #include "trace/workflow/operators.h"
 #include "trace/workflow/python_call.h"
 
@@ -119,44 +118,6 @@ TEST(Operators, AreSortedAndUsable) {
   for (const OperatorRow& row : Operators())
     EXPECT_TRUE(CheckOperator(row.name, static_cast<size_t>(row.min_arguments)).ok());
 }
-
-struct SchemaCase {
-  const char* name;
-  const char* schema;
-  const char* value;
-  const char* want;  ///< "" = follows it
-};
-class SchemaTest : public ::testing::TestWithParam<SchemaCase> {};
-TEST_P(SchemaTest, Judges) {
-  ASSERT_TRUE(CheckJsonSchema(GetParam().schema).ok()) << CheckJsonSchema(GetParam().schema);
-  EXPECT_EQ(JsonSchemaViolation(GetParam().schema, GetParam().value), GetParam().want);
-}
-const SchemaCase kSchemas[] = {
-    {"any", "true", "1", ""},
-    {"none", "false", "1", "$: is not allowed"},
-    {"type", R"({"type":"string"})", "1", "$: 1 is not of type \"string\""},
-    {"types", R"({"type":["string","null"]})", "null", ""},
-    {"integer_as_real", R"({"type":"integer"})", "2.0", ""},
-    {"integer_no", R"({"type":"integer"})", "2.5", "$: 2.5 is not of type \"integer\""},
-    {"required", R"({"required":["a"]})", "{}", "$: has no member a"},
-    {"deep", R"({"properties":{"a":{"items":{"minimum":0}}}})", R"({"a":[1,-1]})", "$.a[1]: -1 is below the minimum 0"},
-    {"additional", R"({"properties":{"a":true},"additionalProperties":false})", R"({"a":1,"b":2})",
-     "$: member b is not allowed"},
-    {"enum", R"({"enum":[1,"x"]})", "\"y\"", "$: \"y\" is none of [1,\"x\"]"},
-    {"const", R"({"const":{"a":1}})", R"({"a":1})", ""},
-    {"pattern", R"({"pattern":"^a+$"})", "\"ab\"", "$: \"ab\" does not match \"^a+$\""},
-    {"length_in_characters", R"({"maxLength":2})", "\"\u00e4\u00f6\"", ""},
-    {"exclusive", R"({"exclusiveMaximum":1})", "1", "$: 1 is not below 1"},
-    {"multiple", R"({"multipleOf":0.1})", "0.3", ""},
-    {"unique", R"({"uniqueItems":true})", "[1,2,1]", "$: 1 occurs twice"},
-    {"any_of", R"({"anyOf":[{"type":"string"},{"minimum":5}]})", "3",
-     "$: follows none of the schemas of anyOf ($: 3 is not of type \"string\")"},
-    {"one_of_two", R"({"oneOf":[true,true]})", "3", "$: follows 2 of the schemas of oneOf instead of one"},
-    {"not", R"({"not":{"type":"null"}})", "null", "$: follows a schema that it must not"},
-    {"other_types_are_free", R"({"minimum":5,"minLength":3})", "[]", ""},
-};
-INSTANTIATE_TEST_SUITE_P(All, SchemaTest, ::testing::ValuesIn(kSchemas),
-                         [](const auto& info) { return info.param.name; });
 
 const Case kResults[] = {
     {"length_that_does_not_fit", "0000001300000000", "!"},
