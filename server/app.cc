@@ -58,6 +58,7 @@
 #include "server/store/directory_lock.h"
 #include "server/store/memory_store.h"
 #include "server/store/sqlite_store.h"
+#include "server/usage_report.h"
 #include "server/web/http_server.h"
 #include "server/web/metrics.h"
 #include "server/web/status_page.h"
@@ -261,7 +262,8 @@ absl::Status App::Impl::StartEngine() {
   llm_pool = std::make_unique<ThreadPool>(kLlmThreads);
   operations = std::make_unique<engine::Operations>(*store, clock, *pool, *timers);
   if (absl::Status ended = operations->AbortUnfinished(); !ended.ok()) return Explain("operations", ended);
-  trace = {models.gateway.get(), models.cassette.get(), llm_pool.get(), operations.get()};
+  trace = {models.gateway.get(), models.cassette.get(), llm_pool.get(), operations.get(),
+           [this](const std::string& user, int64_t count) { spending->CountEvaluations(user, count); }};
   context.trace = &trace;
   engine = std::make_unique<engine::Engine>(context, Families());
   engine->SetMemoryBudget(config.memory_budget_bytes);
@@ -329,7 +331,10 @@ services::ServerState App::Impl::State() {
 
 void App::Impl::MakeServices() {
   transfers = std::make_unique<services::ByteBudget>(std::max(kTransferBudgetBytes, config.max_artifact_bytes));
-  services::AdminParts admin{authenticator.get(), store.get(), blobs.get(), &fs, &clock, care.get(), queue.get(), config.data_dir};
+  services::AdminParts admin{authenticator.get(), store.get(), blobs.get(), &fs, &clock, care.get(), queue.get(), config.data_dir,
+                             [this](const engine::Caller& caller, const v1::GetUsageRequest& request, v1::GetUsageResponse* response) {
+                               return ReportUsage(*spending, caller, request, response);
+                             }};
   services::ArtifactParts artifact{
       authenticator.get(), store.get(), blobs.get(), &clock, care.get(), transfers.get(), config.max_artifact_bytes};
   events = services::MakeEventService(*authenticator, *store, *care, *care_timers);
@@ -354,6 +359,7 @@ absl::Status App::Impl::StartJobs() {
   options.max_workers = config.max_workers;
   options.lease_ms = config.worker_lease_ms;
   options.file_roots = config.job_files;
+  options.on_attempt_end = [this](const std::string& user, int64_t wall_ms) { spending->CountJob(user, wall_ms); };
   // What a worker needs of this process's environment; keys of language models are none of its business.
   for (const char* name : {"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}) {
     if (auto value = environment.get_env(name)) options.environment.emplace_back(name, *value);
@@ -377,6 +383,7 @@ absl::Status App::Impl::StartJobs() {
 void App::Impl::ScheduleJobs() {
   care_timers->After(kJobTick, [this] {
     queue->Tick();
+    spending->Flush();
     ScheduleJobs();
   });
 }
@@ -548,6 +555,7 @@ void App::Shutdown(int64_t grace_ms) {
   if (parts.timers != nullptr) parts.timers->Stop();
   parts.pool.reset();
   parts.timers.reset();
+  if (parts.spending != nullptr) parts.spending->Flush();
   if (parts.store != nullptr) {
     absl::Status closed = parts.store->Close();
     if (!closed.ok()) log::Error("store_close_failed", {{"message", std::string(closed.message())}});

@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "server/log/log.h"
+#include "server/store/meta_range.h"
 #include "trace/llm/error.h"
 
 namespace optod::server {
@@ -13,6 +14,7 @@ namespace {
 using nlohmann::json;
 
 constexpr char kEverybody[] = "*";
+const std::string kRows = "llm-usage/";
 
 std::string DayOf(int64_t unix_ms) {
   const std::time_t seconds = static_cast<std::time_t>(unix_ms / 1000);
@@ -40,6 +42,24 @@ trace::BudgetUse UseOf(const json& object) {
   return use;
 }
 
+std::string RowOf(const DayOfUse& day) {
+  json row = ToJson(day.llm);
+  for (const auto& [name, use] : day.endpoints) row["endpoints"][name] = ToJson(use);
+  row["evaluations"] = day.evaluations;
+  row["job_ms"] = day.job_ms;
+  return row.dump();
+}
+
+void ReadRow(const std::string& text, DayOfUse* day) {
+  const json row = json::parse(text, nullptr, false);
+  day->llm = UseOf(row);
+  if (!row.is_object()) return;
+  day->evaluations = row.value("evaluations", int64_t{0});
+  day->job_ms = row.value("job_ms", int64_t{0});
+  if (row.contains("endpoints") && row["endpoints"].is_object())
+    for (const auto& [name, use] : row["endpoints"].items()) day->endpoints[name] = UseOf(use);
+}
+
 void Add(const trace::ChatUsage& usage, trace::BudgetUse* use) {
   ++use->calls;
   use->prompt_tokens += usage.prompt_tokens;
@@ -65,24 +85,24 @@ absl::Status CheckLimits(const std::string& whose, const trace::BudgetLimits& li
 
 /// Under the lock. Reads what an earlier process left.
 Spending::Total& Spending::Of(const std::string& user) {
-  const std::string today = DayOf(clock_.NowUnixMs());
+  const std::string today = DayNow();
   if (today != day_) {
+    for (const std::string& name : unsaved_) Save(name, totals_[name]);
+    unsaved_.clear();
     // Calls under way at midnight are charged to the new day.
     std::map<std::string, Total> carried;
     for (const auto& [name, total] : totals_)
-      if (total.under_way > 0) carried[name].under_way = total.under_way;
+      if (total.under_way > 0) carried[name] = Total{{today, name, {}, {}, 0, 0}, total.under_way};
     totals_ = std::move(carried);
     day_ = today;
   }
   const auto found = totals_.find(user);
   if (found != totals_.end()) return found->second;
   Total& total = totals_[user];
-  const auto row = store_.GetMeta("llm-usage/" + day_ + "/" + user);
-  if (!row.ok()) return total;
-  const json saved = json::parse(*row, nullptr, false);
-  total.use = UseOf(saved);
-  if (saved.is_object() && saved.contains("endpoints") && saved["endpoints"].is_object())
-    for (const auto& [name, use] : saved["endpoints"].items()) total.endpoints[name] = UseOf(use);
+  total.use.day = day_;
+  total.use.user = user;
+  const auto row = store_.GetMeta(kRows + day_ + "/" + user);
+  if (row.ok()) ReadRow(*row, &total.use);
   return total;
 }
 
@@ -90,8 +110,8 @@ absl::Status Spending::Begin(const std::string& user) {
   std::lock_guard lock(mutex_);
   Total& own = Of(user);
   Total& all = Of(kEverybody);
-  if (!user.empty()) RETURN_IF_ERROR(CheckLimits("user " + user, limits_.user_day, own.use, own.under_way));
-  RETURN_IF_ERROR(CheckLimits("this server", limits_.day, all.use, all.under_way));
+  if (!user.empty()) RETURN_IF_ERROR(CheckLimits("user " + user, limits_.user_day, own.use.llm, own.under_way));
+  RETURN_IF_ERROR(CheckLimits("this server", limits_.day, all.use.llm, all.under_way));
   ++own.under_way;
   ++all.under_way;
   return absl::OkStatus();
@@ -102,8 +122,9 @@ void Spending::Charge(const std::string& user, const std::string& endpoint, cons
   for (const std::string& whose : {user, std::string(kEverybody)}) {
     Total& total = Of(whose);
     --total.under_way;
-    Add(usage, &total.use);
-    Add(usage, &total.endpoints[endpoint]);
+    Add(usage, &total.use.llm);
+    Add(usage, &total.use.endpoints[endpoint]);
+    unsaved_.erase(whose);
     Save(whose, total);
   }
 }
@@ -116,10 +137,8 @@ void Spending::Release(const std::string& user) {
 
 /// Under the lock, so that rows are queued in the order of the calls.
 void Spending::Save(const std::string& user, const Total& total) {
-  json row = ToJson(total.use);
-  for (const auto& [name, use] : total.endpoints) row["endpoints"][name] = ToJson(use);
   store::Batch batch;
-  batch.mutations.push_back(store::SetMeta{"llm-usage/" + day_ + "/" + user, row.dump()});
+  batch.mutations.push_back(store::SetMeta{kRows + day_ + "/" + user, RowOf(total.use)});
   store_.Commit(std::move(batch), [](absl::Status status) {
     if (!status.ok()) log::Warn("llm_usage_not_saved", {{"message", std::string(status.message())}});
   });
@@ -127,7 +146,52 @@ void Spending::Save(const std::string& user, const Total& total) {
 
 trace::BudgetUse Spending::Today(const std::string& user) {
   std::lock_guard lock(mutex_);
-  return Of(user).use;
+  return Of(user).use.llm;
+}
+
+std::string Spending::DayNow() const { return DayOf(clock_.NowUnixMs()); }
+
+void Spending::CountEvaluations(const std::string& user, int64_t evaluations) {
+  std::lock_guard lock(mutex_);
+  for (const std::string& whose : {user, std::string(kEverybody)}) {
+    Of(whose).use.evaluations += evaluations;
+    unsaved_.insert(whose);
+  }
+}
+
+void Spending::CountJob(const std::string& user, int64_t wall_ms) {
+  std::lock_guard lock(mutex_);
+  for (const std::string& whose : {user, std::string(kEverybody)}) {
+    Of(whose).use.job_ms += wall_ms;
+    unsaved_.insert(whose);
+  }
+}
+
+void Spending::Flush() {
+  std::lock_guard lock(mutex_);
+  for (const std::string& user : unsaved_) Save(user, totals_[user]);
+  unsaved_.clear();
+}
+
+absl::StatusOr<std::vector<DayOfUse>> Spending::Days(const std::string& user, const std::string& first,
+                                                     const std::string& last) {
+  std::lock_guard lock(mutex_);  // what is in memory is newer than its row: neither moves meanwhile
+  ASSIGN_OR_RETURN(const auto rows, store::ListMeta(store_, kRows + first + "/", kRows + last + "0"));  // '0' follows '/'
+  std::map<std::pair<std::string, std::string>, DayOfUse> days;
+  for (const auto& [key, text] : rows) {
+    const size_t slash = key.find('/', kRows.size());
+    if (slash == std::string::npos) continue;
+    DayOfUse day{key.substr(kRows.size(), slash - kRows.size()), key.substr(slash + 1), {}, {}, 0, 0};
+    ReadRow(text, &day);
+    days[{day.day, day.user}] = std::move(day);
+  }
+  for (const auto& [name, total] : totals_)
+    if (day_ >= first && day_ <= last && total.use.llm.calls + total.use.evaluations + total.use.job_ms > 0)
+      days[{day_, name}] = total.use;
+  std::vector<DayOfUse> out;
+  for (auto& [key, day] : days)
+    if (user.empty() ? day.user != kEverybody : day.user == user) out.push_back(std::move(day));
+  return out;
 }
 
 }  // namespace optod::server

@@ -1,12 +1,15 @@
 #pragma once
-/// What users have spent on language models, by day (UTC) and by endpoint, and what they may. Kept in the store (meta
-/// rows `llm-usage/DAY/USER`; user
-/// `*` is everybody), so that a restart forgets nothing; a row is written after each call that was paid. Thread-safe.
+/// What users have used, by day (UTC): language models (by endpoint), evaluations, seconds of jobs; and what they may
+/// spend on models. Kept in the store (meta rows `llm-usage/DAY/USER`; user `*` is everybody), so that a restart forgets
+/// nothing: a row is written after each call that was paid, what else is counted with the next Flush. Thread-safe.
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "server/store/store.h"
 #include "trace/llm/gateway.h"
@@ -18,6 +21,15 @@ struct SpendingLimits {
   trace::BudgetLimits day;       ///< of all together
 };
 
+/// One user on one day.
+struct DayOfUse {
+  std::string day, user;                             ///< "2026-01-31"
+  trace::BudgetUse llm;                              ///< of all endpoints
+  std::map<std::string, trace::BudgetUse> endpoints;
+  int64_t evaluations = 0;                           ///< scores and probe results told
+  int64_t job_ms = 0;                                ///< wall time of workers
+};
+
 class Spending final : public trace::UsageLedger {
  public:
   /// `store` and `clock` must outlive it.
@@ -27,13 +39,21 @@ class Spending final : public trace::UsageLedger {
   void Charge(const std::string& user, const std::string& endpoint, const trace::ChatUsage& usage) override;
   void Release(const std::string& user) override;
 
+  void CountEvaluations(const std::string& user, int64_t evaluations);
+  void CountJob(const std::string& user, int64_t wall_ms);
+  /// Writes what was counted since. Cheap when there is nothing.
+  void Flush();
+
   /// Of today. `user` "*" = all.
   trace::BudgetUse Today(const std::string& user);
+  std::string DayNow() const;
+  /// Days first..last ("2026-01-31"), by day, then user; "" = every user (without `*`). A read of one row a user and day.
+  absl::StatusOr<std::vector<DayOfUse>> Days(const std::string& user, const std::string& first,
+                                             const std::string& last);
 
  private:
   struct Total {
-    trace::BudgetUse use;
-    std::map<std::string, trace::BudgetUse> endpoints;
+    DayOfUse use;
     int64_t under_way = 0;
   };
   Total& Of(const std::string& user);
@@ -45,6 +65,7 @@ class Spending final : public trace::UsageLedger {
   std::mutex mutex_;
   std::string day_;
   std::map<std::string, Total> totals_;
+  std::set<std::string> unsaved_;  ///< users of totals_ whose row is behind
 };
 
 }  // namespace optod::server

@@ -1,7 +1,8 @@
-// optoctl user | token | backup | doctor | version
+// optoctl user | token | usage | backup | doctor | version
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
@@ -13,7 +14,7 @@ namespace optod::cli {
 namespace {
 
 struct Flags {
-  std::string argument, role = "user", label, ttl;
+  std::string argument, role = "user", label, ttl, from, to;
 };
 
 std::string RoleText(v1::User::Role role) {
@@ -113,6 +114,40 @@ int Backup(App& app, const Flags& flags) {
                                    {"integrity", result.integrity_ok() ? "ok" : "DAMAGED"}}));
 }
 
+std::string Dollars(int64_t micro_usd) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6f", static_cast<double>(micro_usd) / 1e6);
+  return text;
+}
+
+std::vector<std::string> UsageCells(const std::string& day, const std::string& user, const std::string& model, const v1::ModelUsage& llm) {
+  return {day, user, model, std::to_string(llm.calls()), std::to_string(llm.prompt_tokens()), std::to_string(llm.completion_tokens()),
+          Dollars(llm.micro_usd()), "", ""};
+}
+
+/// A line for what a user used on a day, below it one a model; the last line is the sum.
+int Usage(App& app, const Flags& flags) {
+  RUN_OR_FAIL(client::Client * client, app.Connect());
+  v1::GetUsageRequest request;
+  if (!flags.argument.empty()) request.set_user(UserName(flags.argument));
+  request.set_from_day(flags.from);
+  request.set_to_day(flags.to);
+  RUN_OR_FAIL(const v1::GetUsageResponse usage, client->GetUsage(request));
+  std::vector<std::vector<std::string>> rows;
+  const auto add = [&](const std::string& day, const std::string& user, const v1::UsageCounts& counts) {
+    rows.push_back(UsageCells(day, user, "", counts.llm()));
+    rows.back()[7] = std::to_string(counts.evaluations());
+    rows.back()[8] = std::to_string(counts.job_seconds());
+  };
+  for (const v1::DayUsage& day : usage.days()) {
+    add(day.day(), ShortName(day.user()), day.total());
+    for (const auto& [name, model] : std::map<std::string, v1::ModelUsage>(day.models().begin(), day.models().end()))
+      rows.push_back(UsageCells("", "", name, model));
+  }
+  if (!rows.empty()) add("all", "", usage.total());
+  return app.Print(usage, Table({"DAY", "USER", "MODEL", "CALLS", "PROMPT", "COMPLETION", "USD", "EVALUATIONS", "JOB SECONDS"}, rows));
+}
+
 struct LocalCheck {
   const char* program;
   const char* needed_for;
@@ -192,6 +227,10 @@ void AddAdminCommands(CLI::App& root, App& app) {
   token_create->add_option("--ttl", f->ttl, "how long it is valid, for example 720h (default: for ever)");
   add(token, "list", "tokens of a user", &TokenList)->add_option("user", f->argument, "default: the caller");
   add(token, "revoke", "revoke a token", &TokenRevoke)->add_option("name", f->argument, "users/U/tokens/T")->required();
+  auto* usage = add(&root, "usage", "what users have used, by day (UTC) and model", &Usage);
+  usage->add_option("--user", f->argument, "default: everybody for admins, else the caller");
+  usage->add_option("--from", f->from, "first day, YYYY-MM-DD (default: --to)");
+  usage->add_option("--to", f->to, "last day, included (default: today)");
   add(&root, "backup", "a consistent copy of the server's data", &Backup)
       ->add_option("name", f->argument, "default: the server picks one");
   add(&root, "doctor", "what works here and what is missing", &Doctor);

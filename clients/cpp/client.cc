@@ -175,6 +175,7 @@ OPTOD_DEFINE(DeleteUser, AdminService, admin, DeleteUserRequest, User, kSafe)
 OPTOD_DEFINE(CreateToken, AdminService, admin, CreateTokenRequest, CreateTokenResponse, kOnce)
 OPTOD_DEFINE(ListTokens, AdminService, admin, ListTokensRequest, ListTokensResponse, kSafe)
 OPTOD_DEFINE(RevokeToken, AdminService, admin, RevokeTokenRequest, Token, kSafe)
+OPTOD_DEFINE(GetUsage, AdminService, admin, GetUsageRequest, GetUsageResponse, kSafe)
 OPTOD_DEFINE(Backup, AdminService, admin, BackupRequest, Operation, kSafe)
 OPTOD_DEFINE(Drain, AdminService, admin, DrainRequest, DrainResponse, kOnce)
 #undef OPTOD_DEFINE

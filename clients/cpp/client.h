@@ -130,6 +130,7 @@ class Client {
   OPTOD_CALL(CreateToken, CreateTokenRequest, CreateTokenResponse);
   OPTOD_CALL(ListTokens, ListTokensRequest, ListTokensResponse);
   OPTOD_CALL(RevokeToken, RevokeTokenRequest, Token);
+  OPTOD_CALL(GetUsage, GetUsageRequest, GetUsageResponse);
   OPTOD_CALL(Backup, BackupRequest, Operation);
   OPTOD_CALL(Drain, DrainRequest, DrainResponse);
 #undef OPTOD_CALL

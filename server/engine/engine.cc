@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "google/protobuf/util/time_util.h"
 #include "server/engine/engine_impl.h"
+#include "server/engine/trace_services.h"
 
 namespace optod::engine {
 namespace {
@@ -51,6 +52,24 @@ store::Mutation EventOf(const std::string& user, const std::string& type, const 
   row.detail_json = detail_json;
   row.time_ms = now_ms;
   return store::AppendEvent{std::move(row)};
+}
+
+int64_t HistoryBytes(store::BlobStore* blobs, const std::vector<store::Mutation>& mutations) {
+  int64_t bytes = 0;
+  for (const store::Mutation& mutation : mutations) {
+    if (const auto* version = std::get_if<store::InsertVersion>(&mutation)) {
+      bytes += static_cast<int64_t>(version->row.payload.size());
+      if (!version->row.blob.empty() && blobs != nullptr) bytes += blobs->Size(version->row.blob).value_or(0);
+    } else if (const auto* nodes = std::get_if<store::InsertNodes>(&mutation)) {
+      for (const store::NodeRow& row : nodes->rows) bytes += static_cast<int64_t>(row.payload.size());
+    }
+  }
+  return bytes;
+}
+
+void CountStored(Context& context, LiveSession& live, const std::vector<store::Mutation>& mutations) {
+  const int64_t bytes = HistoryBytes(context.blobs, mutations);
+  if (bytes > 0) live.proto.mutable_usage()->set_stored_bytes(live.proto.usage().stored_bytes() + bytes);
 }
 
 // ---- Impl
@@ -237,6 +256,7 @@ void Engine::Impl::EvictIdle() {
     Effects effects;
     if (!victim->family->Flush(*victim, &effects).ok()) return;
     if (!effects.mutations.empty()) {
+      CountStored(context, *victim, effects.mutations);
       victim->SyncRow(NowMs());
       effects.mutations.push_back(store::UpdateSession{victim->row});
       store::Batch batch;
@@ -277,6 +297,7 @@ void Engine::Drain() {
     live->strand.Post([&, this] {
       Effects effects;
       if (live->loaded && !live->poisoned && live->family->Flush(*live, &effects).ok() && !effects.mutations.empty()) {
+        CountStored(context_, *live, effects.mutations);
         live->SyncRow(impl_->NowMs());
         effects.mutations.push_back(store::UpdateSession{live->row});
         store::Batch batch;
@@ -318,6 +339,13 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
   BytesWork work;
   Done<std::string> done;
   int attempts = 0;
+  int64_t evaluations = 0;   ///< that the work added to the session's usage
+
+  /// To whoever counts by user and day.
+  void CountEvaluations() {
+    if (evaluations > 0 && impl->context.trace != nullptr && impl->context.trace->on_evaluations)
+      impl->context.trace->on_evaluations(name.user, evaluations);
+  }
 
   void Answer(absl::StatusOr<std::string> result) {
     done(std::move(result));
@@ -326,7 +354,11 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
 
   void Start() {
     SessionPtr live = impl->Acquire(name);
-    live->strand.Post([self = shared_from_this(), live] { self->Run(live); });
+    (void)impl->Enter(/*internal=*/true);   // the work goes on for a moment after its answer left: a drain waits for that too
+    live->strand.Post([self = shared_from_this(), live] {
+      self->Run(live);
+      self->impl->Leave();
+    });
   }
 
   void Run(const SessionPtr& live) {
@@ -346,8 +378,10 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
       }
     }
     std::string bytes;
+    const int64_t before = live->proto.usage().evaluations();
     auto effects = work(*live, &bytes);
     if (!effects.ok()) return Answer(effects.status());
+    evaluations = live->proto.usage().evaluations() - before;
     impl->NoteResident(*live);
     if (effects->mutations.empty() && !effects->row_changed && request_id.empty()) {
       impl->AfterDurable(live, [self = shared_from_this(), bytes = std::move(bytes)](absl::Status status) mutable {
@@ -355,6 +389,7 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
       });
     } else if (!effects->wait_for_commit && effects->mutations.empty()) {
       Remember(*live, bytes);
+      CountEvaluations();
       Answer(std::move(bytes));
     } else {
       Commit(live, *std::move(effects), std::move(bytes));
@@ -380,6 +415,7 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
     const bool early_answer = !effects.wait_for_commit;
     store::Batch batch;
     batch.mutations = std::move(effects.mutations);
+    CountStored(impl->context, *live, batch.mutations);
     live->SyncRow(now_ms);
     batch.mutations.push_back(store::UpdateSession{live->row});
     std::string key;
@@ -405,6 +441,7 @@ struct Engine::Mutation : std::enable_shared_from_this<Engine::Mutation> {
     if (early_answer) done(bytes);
     impl->context.store->Commit(std::move(batch), [self = shared_from_this(), live, key, early_answer, bytes = std::move(bytes)](absl::Status status) {
       if (!status.ok()) self->impl->Drop(live);
+      if (status.ok()) self->CountEvaluations();
       --live->commits_in_flight;
       if (!key.empty()) {
         std::lock_guard lock(live->recent_mutex);

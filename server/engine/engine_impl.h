@@ -63,6 +63,10 @@ struct Engine::Impl {
   int64_t NowMs() { return context.clock->NowUnixMs(); }
 };
 
+/// Usage.stored_bytes of what a batch adds to a session's history: versions with their snapshots, and trace nodes. `blobs` may be null.
+int64_t HistoryBytes(store::BlobStore* blobs, const std::vector<store::Mutation>& mutations);
+/// Adds them to the session's usage; before SyncRow.
+void CountStored(Context& context, LiveSession& live, const std::vector<store::Mutation>& mutations);
 /// Whether `caller` may see (and, for `change`, alter) sessions of `name.user`. NOT_FOUND for what may not be seen.
 absl::Status CheckAccess(const Caller& caller, const SessionName& name, bool change);
 /// Raw SHA-256 of bytes.

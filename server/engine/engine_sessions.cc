@@ -154,12 +154,13 @@ void Engine::CreateSession(const Caller& caller, v1::CreateSessionRequest reques
     row.spec = FixedFields(session);
     scratch.row = row;
     scratch.proto = std::move(session);
+    effects.mutations.insert(effects.mutations.begin(), store::InsertVersion{version0});
+    CountStored(impl->context, scratch, effects.mutations);
     scratch.SyncRow(now_ms);
     const v1::Session created = scratch.ToProto();
     if (request.validate_only()) return answer(created);
     store::Batch batch;
     batch.mutations.push_back(store::InsertSession{scratch.row});
-    batch.mutations.push_back(store::InsertVersion{version0});
     for (store::Mutation& mutation : effects.mutations) {
       if (auto* observation = std::get_if<store::PutObservation>(&mutation)) observation->row.session_uid = row.uid;
       if (auto* nodes = std::get_if<store::InsertNodes>(&mutation))
@@ -345,9 +346,10 @@ void Engine::ForkSession(const Caller& caller, v1::ForkSessionRequest request, D
         Effects family_effects;
         RETURN_IF_ERROR(factory.fork(impl->context, live, version, fork, &version0, &family_effects));
         fork.row.spec = FixedFields(fork.proto);
+        family_effects.mutations.insert(family_effects.mutations.begin(), store::InsertVersion{version0});
+        CountStored(impl->context, fork, family_effects.mutations);
         fork.SyncRow(now_ms);
         effects.mutations.push_back(store::InsertSession{fork.row});
-        effects.mutations.push_back(store::InsertVersion{version0});
         for (store::Mutation& mutation : family_effects.mutations) effects.mutations.push_back(std::move(mutation));
         effects.mutations.push_back(EventOf(name.user, "session.created", name.Full(), "{\"forked_from\":\"" + fork.proto.forked_from() + "\"}", now_ms));
         *out = fork.ToProto();

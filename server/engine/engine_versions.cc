@@ -4,6 +4,7 @@
 #include "base/status.h"
 #include "google/protobuf/util/json_util.h"
 #include "google/protobuf/util/time_util.h"
+#include "google/protobuf/util/type_resolver_util.h"
 #include "optod/v1/trace.pb.h"
 #include "server/engine/engine_impl.h"
 
@@ -11,6 +12,19 @@ namespace optod::engine {
 namespace {
 
 bool Better(double a, double b, v1::Direction direction) { return direction == v1::MINIMIZE ? a < b : a > b; }
+
+/// JSON with the proto's field names and map entries sorted: equal messages, equal text. (MessageToJsonString prints maps
+/// in the order of their hashes, which differs from copy to copy.)
+std::string CanonicalJson(const google::protobuf::Message& message) {
+  static google::protobuf::util::TypeResolver* const types = google::protobuf::util::NewTypeResolverForDescriptorPool(
+      "type.googleapis.com", google::protobuf::DescriptorPool::generated_pool());
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  (void)google::protobuf::util::BinaryToJsonString(types, "type.googleapis.com/" + message.GetDescriptor()->full_name(),
+                                                   CanonicalBytes(message), &json, options);
+  return json;
+}
 
 }  // namespace
 
@@ -164,13 +178,9 @@ void Engine::ExportSession(const Caller& caller, v1::ExportSessionRequest reques
       [impl, sink = std::move(sink), done = std::move(done)](absl::StatusOr<Ends> ends) mutable {
         if (!ends.ok()) return done(ends.status());
         impl->context.pool->Post([impl, sink = std::move(sink), done = std::move(done), ends = *std::move(ends)]() mutable {
-          google::protobuf::util::JsonPrintOptions options;
-          options.preserve_proto_field_names = true;
           const SessionName name{ends.session.name().substr(6, ends.session.name().find('/', 6) - 6), ends.session.name().substr(ends.session.name().rfind('/') + 1)};
           auto line = [&](const std::string& kind, const google::protobuf::Message& message) {
-            std::string json;
-            (void)google::protobuf::util::MessageToJsonString(message, &json, options);
-            return sink("{\"" + kind + "\":" + json + "}\n");
+            return sink("{\"" + kind + "\":" + CanonicalJson(message) + "}\n");
           };
           if (!sink("{\"format\":\"optod-session\",\"format_version\":1}\n") || !line("session", ends.session)) return done(false);
           for (int64_t first = 0; first < ends.versions; first += 1000) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "trace/llm/gateway.h"
 #include "server/engine/engine_impl.h"
 #include "server/engine/trace_search.h"
 #include "trace/optimizers/constraint_check.h"

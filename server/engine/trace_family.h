@@ -8,12 +8,14 @@
 
 #include "optod/v1/trace.pb.h"
 #include "server/engine/engine.h"
+#include "server/engine/operations.h"
 #include "server/engine/proposal_spec.h"
 #include "server/engine/reply_journal.h"
 #include "server/engine/trace_services.h"
 #include "server/engine/trace_values.h"
 #include "trace/backward/feedback.h"
 #include "trace/graph/graph.h"
+#include "trace/llm/budget.h"
 #include "trace/optimizers/optoprime.h"
 
 namespace optod::engine {

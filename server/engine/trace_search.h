@@ -68,6 +68,7 @@ class TraceSearches {
   /// It could not be evaluated: it is free again. `pause` not "": why the search pauses.
   void Release(const Evaluating& work, const std::string& pause);
 
+  // ---- proposals (search_proposals.cc)
   /// One proposal that a search waits for and that nobody works on.
   struct Work {
     int64_t search = 0;

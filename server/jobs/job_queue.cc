@@ -490,6 +490,8 @@ void JobQueue::OnExit(Key key, int32_t attempt, ExitStatus exit) {
 
 /// From now on nothing that the attempt's worker says counts.
 void JobQueue::Fence(Entry& entry) {
+  if (!entry.token.empty() && options_.on_attempt_end)
+    options_.on_attempt_end(entry.record.user(), (clock_.NowMonotonicNs() - entry.launched_ns) / 1'000'000);
   entry.token.clear();
   if (entry.channel != nullptr) channels_.erase(entry.channel);
   entry.channel = nullptr;

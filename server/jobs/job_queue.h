@@ -34,6 +34,8 @@ struct QueueOptions {
   int64_t lease_ms = 30'000;         ///< a worker that sends nothing for so long is taken for dead
   int64_t start_ms = 60'000;         ///< ... before its first message
   int64_t cancel_grace_ms = 10'000;  ///< then it is killed
+  /// Told when an attempt ends, however it ends: the user and the wall time of its worker. Under the queue's lock; may be empty.
+  std::function<void(const std::string& user, int64_t wall_ms)> on_attempt_end;
 };
 inline constexpr int kMaxCrashes = 3;
 

@@ -135,6 +135,14 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
+  ServerUnaryReactor* GetUsage(CallbackServerContext* context, const v1::GetUsageRequest* request,
+                               v1::GetUsageResponse* response) override {
+    return RunOnPool(context, [this, request, response](const Caller& caller) -> absl::Status {
+      if (!parts_.usage) return Unimplemented("this server counts no usage");
+      return parts_.usage(caller, *request, response);
+    });
+  }
+
   ServerUnaryReactor* Backup(CallbackServerContext* context, const v1::BackupRequest* request,
                              v1::Operation* response) override {
     return RunForAdmin(

@@ -2,6 +2,7 @@
 /// optod.v1.AdminService: what runs here, users, tokens, backups, draining. Everything that may block runs on `care`, a
 /// small pool of its own, so that a long backup delays no session.
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,11 @@ namespace grpc {
 class Service;
 }
 
+namespace optod::v1 {
+class GetUsageRequest;
+class GetUsageResponse;
+}  // namespace optod::v1
+
 namespace optod::services {
 
 /// All borrowed; must outlive the service.
@@ -30,6 +36,8 @@ struct AdminParts {
   ThreadPool* care = nullptr;
   jobs::JobQueue* queue = nullptr;
   std::string data_dir;  ///< backups go to data_dir/backups
+  /// Answers GetUsage. May block on the store.
+  std::function<absl::Status(const engine::Caller&, const v1::GetUsageRequest&, v1::GetUsageResponse*)> usage;
 };
 
 std::unique_ptr<grpc::Service> MakeAdminService(AdminParts parts, ServerState state);

@@ -2,6 +2,7 @@
 
 #include "base/status.h"
 #include "server/engine/trace_services.h"
+#include "trace/llm/gateway.h"
 
 namespace optod::services {
 namespace {

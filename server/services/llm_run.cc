@@ -4,6 +4,7 @@
 
 #include "base/sha256.h"
 #include "base/status.h"
+#include "trace/llm/gateway.h"
 
 namespace optod::services {
 

@@ -12,12 +12,15 @@
 #include "base/sha256.h"
 #include "base/status.h"
 #include "server/engine/trace_search.h"
+#include "server/engine/operations.h"
 #include "server/engine/trace_services.h"
 #include "server/services/completion.h"
 #include "server/services/workflow_on_server.h"
 #include "trace/llm/chat_json.h"
 #include "trace/llm/error.h"
+#include "trace/llm/gateway.h"
 #include "trace/optimizers/python_text.h"
+#include "trace/workflow/record.h"
 
 namespace optod::services {
 namespace {
@@ -223,7 +226,7 @@ class EvaluationRun : public std::enable_shared_from_this<EvaluationRun> {
       for (const auto& [key, value] : work_->version.values())
         parameters[NameOf(key)] = family.graph().FindByName(NameOf(key) + ":0");
       v1::RecordNodesResponse recorded;
-      RETURN_IF_ERROR(family.RecordNodes(session, NodesOf(trace, parameters), &recorded, effects));
+      RETURN_IF_ERROR(family.RecordNodes(session, trace::NodesOf(trace, [&](const std::string& name) { return parameters.at(name); }), &recorded, effects));
       output = recorded.nodes(trace.output).id();
     }
     const std::string feedback = trace.feedback.empty() ? run_.failure : trace.feedback;

@@ -1,14 +1,9 @@
 #pragma once
-/// What every run of a declared workflow in this server shares: whether it may run here, and how its trace is recorded.
+/// What every run of a declared workflow in this server shares: whether it may run here, and with what.
 /// Internal to server/services.
 
-#include <map>
-#include <string>
-
 #include "absl/status/status.h"
-#include "optod/v1/trace.pb.h"
 #include "server/services/workflow_service.h"
-#include "trace/graph/graph.h"
 #include "trace/workflow/executor.h"
 
 namespace optod::services {
@@ -18,9 +13,5 @@ absl::Status CheckExecutor(const WorkflowParts& parts);
 
 /// What steps may reach in this server, but for model calls.
 trace::WorkflowServices ServicesHere(const WorkflowParts& parts);
-
-/// The nodes for TraceFamily::RecordNodes. `parameters`: the graph's node of each name.
-v1::RecordNodesRequest NodesOf(const trace::WorkflowTrace& trace,
-                               const std::map<std::string, trace::NodeId>& parameters);
 
 }  // namespace optod::services

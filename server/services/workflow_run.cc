@@ -5,11 +5,14 @@
 
 #include "base/status.h"
 #include "server/engine/trace_family.h"
+#include "server/engine/operations.h"
 #include "server/engine/trace_services.h"
+#include "trace/llm/gateway.h"
 #include "server/services/completion.h"
 #include "server/services/workflow_on_server.h"
 #include "server/services/workflow_service.h"
 #include "trace/workflow/executor.h"
+#include "trace/workflow/record.h"
 
 namespace optod::services {
 namespace {
@@ -124,7 +127,7 @@ class WorkflowRunTask : public std::enable_shared_from_this<WorkflowRunTask> {
     if (trace.output < 0) return absl::OkStatus();
     ASSIGN_OR_RETURN(TraceFamily * family, engine::AsTrace(session));
     v1::RecordNodesResponse recorded;
-    RETURN_IF_ERROR(family->RecordNodes(session, NodesOf(trace, nodes_), &recorded, effects));
+    RETURN_IF_ERROR(family->RecordNodes(session, trace::NodesOf(trace, [this](const std::string& name) { return nodes_.at(name); }), &recorded, effects));
     response->set_output_node(recorded.nodes(trace.output).id());
     response->set_feedback(trace.feedback);
     return absl::OkStatus();

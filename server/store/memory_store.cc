@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "server/store/commit_queue.h"
 #include "server/store/memory_tables.h"
+#include "server/store/meta_range.h"
 #include "server/store/store_errors.h"
 
 namespace optod::store {
@@ -48,7 +49,7 @@ auto NewestFirst(const Map& map, const std::string& user, int64_t before_ms, con
   return rows;
 }
 
-class MemoryStore final : public Store {
+class MemoryStore final : public Store, public MetaRange {
  public:
   MemoryStore() : queue_(kMaxGroup, [this](std::span<PendingBatch> group) { Process(group); }) {}
   ~MemoryStore() override { queue_.Close(); }
@@ -200,6 +201,13 @@ class MemoryStore final : public Store {
   }
 
   absl::StatusOr<std::string> GetMeta(const std::string& key) override { return Find(tables_.meta, key, "meta ", key); }
+
+  absl::StatusOr<MetaEntries> ListMeta(const std::string& first, const std::string& end) override {
+    std::lock_guard lock(mutex_);
+    MetaEntries rows;
+    for (auto it = tables_.meta.lower_bound(first); it != tables_.meta.end() && it->first < end; ++it) rows.push_back(*it);
+    return rows;
+  }
 
   absl::StatusOr<std::vector<std::string>> LiveBlobs() override {
     std::lock_guard lock(mutex_);

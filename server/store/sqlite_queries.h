@@ -84,6 +84,7 @@ namespace optod::store {
   /* meta, blobs */ \
   X(kSetMeta, "INSERT OR REPLACE INTO meta(key, value) VALUES(?,?)") \
   X(kGetMeta, "SELECT value FROM meta WHERE key=?") \
+  X(kListMeta, "SELECT key, value FROM meta WHERE key>=? AND key<? ORDER BY key") \
   X(kLiveBlobs, "SELECT blob FROM versions WHERE blob IS NOT NULL UNION SELECT blob FROM observations WHERE blob IS NOT NULL " \
                 "UNION SELECT sha256 FROM artifacts ORDER BY 1")
 // clang-format on

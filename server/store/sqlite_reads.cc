@@ -107,6 +107,7 @@ ArtifactRow DecodeArtifact(const Cursor& c) {
 
 int64_t DecodeInt(const Cursor& c) { return c.Int(0); }
 std::string DecodeText(const Cursor& c) { return c.Text(0); }
+std::pair<std::string, std::string> DecodeMeta(const Cursor& c) { return {c.Text(0), c.Text(1)}; }
 
 }  // namespace
 
@@ -260,6 +261,10 @@ absl::StatusOr<std::string> SqliteStore::GetMeta(const std::string& key) {
   ASSIGN_OR_RETURN(auto value, One<std::string>(Query::kGetMeta, DecodeText, key));
   if (!value) return NotFound("meta ", key, " does not exist");
   return *std::move(value);
+}
+
+absl::StatusOr<MetaEntries> SqliteStore::ListMeta(const std::string& first, const std::string& end) {
+  return All<std::pair<std::string, std::string>>(Query::kListMeta, DecodeMeta, first, end);
 }
 
 absl::StatusOr<std::vector<std::string>> SqliteStore::LiveBlobs() {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "server/store/commit_queue.h"
+#include "server/store/meta_range.h"
 #include "server/store/sqlite_checkpointer.h"
 #include "server/store/sqlite_readers.h"
 #include "server/store/sqlite_store.h"
@@ -17,7 +18,7 @@
 
 namespace optod::store {
 
-class SqliteStore final : public Store {
+class SqliteStore final : public Store, public MetaRange {
  public:
   SqliteStore(const SqliteOptions& options, std::unique_ptr<Connection> connection, int64_t first_uid,
               double commits_per_second);
@@ -56,6 +57,7 @@ class SqliteStore final : public Store {
                                                          const std::string& before_sha256) override;
   absl::StatusOr<int64_t> OldestRequestMs() override;
   absl::StatusOr<std::string> GetMeta(const std::string& key) override;
+  absl::StatusOr<MetaEntries> ListMeta(const std::string& first, const std::string& end) override;
   absl::StatusOr<std::vector<std::string>> LiveBlobs() override;
 
   absl::Status BackupTo(const std::string& path) override;

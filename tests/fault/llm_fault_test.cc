@@ -47,6 +47,14 @@ EndpointConfig To(const ScriptedHttpServer& server, const std::string& name = "d
   return config;
 }
 
+/// A gateway over TCP whose waits take no time.
+struct Door {
+  explicit Door(GatewayOptions options = {}) : gateway(*transport, clock, options) {}
+  const std::unique_ptr<HttpTransport> transport = MakeCurlTransport();
+  FakeClock clock;
+  LlmGateway gateway;
+};
+
 struct Fault {
   const char* name;
   std::vector<std::string> answers;
@@ -98,9 +106,8 @@ const Fault kFaults[] = {
 class LlmFaultTest : public ::testing::TestWithParam<Fault> {};
 TEST_P(LlmFaultTest, IsTold) {
   const ScriptedHttpServer server(GetParam().answers);
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;  // waits take no time
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   EndpointConfig config = To(server);
   config.timeout = milliseconds(GetParam().timeout_ms);
   ASSERT_TRUE(gateway.SetEndpoint(config).ok());
@@ -138,9 +145,8 @@ const StreamFault kStreams[] = {
 class StreamFaultTest : public ::testing::TestWithParam<StreamFault> {};
 TEST_P(StreamFaultTest, IsTold) {
   const ScriptedHttpServer server(GetParam().answers);
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   ASSERT_TRUE(gateway.SetEndpoint(To(server)).ok());
   std::string shown;
   CallOptions options;
@@ -158,9 +164,8 @@ INSTANTIATE_TEST_SUITE_P(All, StreamFaultTest, ::testing::ValuesIn(kStreams),
 TEST(LlmStream, CutAfterTextIsNotTriedAgain) {
   const std::string text(200, 'x');  // more than is held back for redaction
   const ScriptedHttpServer server({Stream(Event(text)), kWholeStream});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   ASSERT_TRUE(gateway.SetEndpoint(To(server)).ok());
   std::string shown;
   CallOptions options;
@@ -173,9 +178,8 @@ TEST(LlmStream, CutAfterTextIsNotTriedAgain) {
 
 TEST(LlmStream, UsageComesFromTheLastEvent) {
   const ScriptedHttpServer server({kWholeStream});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   EndpointConfig config = To(server);
   config.usd_per_million_prompt_tokens = 1'000'000;
   ASSERT_TRUE(gateway.SetEndpoint(config).ok());
@@ -191,9 +195,8 @@ TEST(LlmStream, UsageComesFromTheLastEvent) {
 
 TEST(LlmStream, ASecretInTwoPiecesStaysIn) {
   const ScriptedHttpServer server({Stream(Event("a key-cana") + Event("ry-7781 b") + "data: [DONE]\n\n")});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   ASSERT_TRUE(gateway.SetEndpoint(To(server)).ok());
   std::string shown;
   CallOptions options;
@@ -209,11 +212,10 @@ TEST(LlmStream, CancelEndsIt) {
   std::string events;
   for (int i = 0; i < 20'000; ++i) events += Event("xxxxxxxxxxxxxxxxxxxxxxxx");
   const ScriptedHttpServer server({Stream(events)});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
   GatewayOptions limits;
   limits.max_reply_bytes = 64u << 20;
-  LlmGateway gateway(*transport, clock, limits);
+  Door door(limits);
+  LlmGateway& gateway = door.gateway;
   ASSERT_TRUE(gateway.SetEndpoint(To(server)).ok());
   CallOptions options;
   options.cancelled = &cancelled;
@@ -225,9 +227,8 @@ TEST(LlmStream, CancelEndsIt) {
 
 TEST(LlmFallback, TheNextIsAskedAndNamed) {
   const ScriptedHttpServer broken({HttpAnswer(500, "down")}), busy({HttpAnswer(429, "busy")}), good({kGood});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   EndpointConfig first = To(broken);
   first.fallback = {"busy", "good"};
   ASSERT_TRUE(gateway.SetEndpoint(first).ok());
@@ -244,9 +245,8 @@ TEST(LlmFallback, TheNextIsAskedAndNamed) {
 
 TEST(LlmFallback, WhenAllFailTheErrorNamesThemAll) {
   const ScriptedHttpServer broken({HttpAnswer(500, "down")}), busy({HttpAnswer(429, "busy")});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   EndpointConfig first = To(broken);
   first.fallback = {"busy"};
   ASSERT_TRUE(gateway.SetEndpoint(first).ok());
@@ -260,9 +260,8 @@ TEST(LlmFallback, WhenAllFailTheErrorNamesThemAll) {
 
 TEST(LlmFallback, ABadRequestGoesNoFurther) {
   const ScriptedHttpServer strict({HttpAnswer(400, "no")}), good({kGood});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   EndpointConfig first = To(strict);
   first.fallback = {"good"};
   ASSERT_TRUE(gateway.SetEndpoint(first).ok());
@@ -273,9 +272,8 @@ TEST(LlmFallback, ABadRequestGoesNoFurther) {
 
 TEST(LlmCache, EqualRequestsArePaidOnce) {
   const ScriptedHttpServer server({kGood});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   EndpointConfig config = To(server);
   config.cache = true;
   ASSERT_TRUE(gateway.SetEndpoint(config).ok());
@@ -312,9 +310,8 @@ class CountingLedger : public UsageLedger {
 
 TEST(LlmLedger, IsAskedBeforeAndToldAfter) {
   const ScriptedHttpServer server({HttpAnswer(400, ""), kGood});
-  const auto transport = MakeCurlTransport();
-  FakeClock clock;
-  LlmGateway gateway(*transport, clock);
+  Door door;
+  LlmGateway& gateway = door.gateway;
   CountingLedger ledger;
   gateway.SetLedger(&ledger);
   ASSERT_TRUE(gateway.SetEndpoint(To(server)).ok());

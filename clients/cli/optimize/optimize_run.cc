@@ -8,6 +8,7 @@
 #include "clients/cli/optimize/unified_diff.h"
 #include "clients/cli/optimize/wire_values.h"
 #include "clients/cli/optimize/workflow_runner.h"
+#include "trace/workflow/record.h"
 
 namespace optod::cli {
 namespace {
@@ -307,7 +308,7 @@ class Run {
     v1::RecordNodesRequest record;
     const auto& trace = best_evaluation_.trace;
     if (trace != nullptr)
-      record = NodesOf(*trace, nodes_);
+      record = trace::NodesOf(*trace, [this](const std::string& name) { return nodes_.at(name); });
     else
       *record.add_nodes() = EvaluationNode(file_, nodes_, best_evaluation_);
     record.set_session(session_.name());

@@ -47,7 +47,4 @@ class WorkflowRunner {
   std::unique_ptr<HttpTransport> http_;
 };
 
-/// The nodes for RecordNodes, and at `output` what feedback belongs to. `parameters`: id of each parameter's node.
-v1::RecordNodesRequest NodesOf(const trace::WorkflowTrace& trace, const std::map<std::string, int64_t>& parameters);
-
 }  // namespace optod::cli

@@ -82,6 +82,12 @@ def test_versions_rollback_fork_export(client, tmp_path):
     assert len(lines) >= 8 and lines == [json.loads(line) for line in session.export().splitlines()]
 
 
+def test_exports_of_one_session_are_the_same_bytes(client):
+    session = client.sessions.create("optoprime", parameters={f"p{i}": i for i in range(12)}, labels={f"l{i}": "x" for i in range(12)})
+    session.tell_score(0.5, version=0, feedback="better")
+    assert len({session.export() for _ in range(8)}) == 1
+
+
 def test_push_and_pull_of_tensors_larger_than_a_message(client):
     rng = np.random.default_rng(0)
     params = {"half": rng.standard_normal(1_000_003).astype(np.float16), "embedding": rng.standard_normal((3000, 1000), dtype=np.float32),

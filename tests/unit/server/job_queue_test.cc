@@ -114,6 +114,24 @@ class QueueTest : public testing::Test {
   std::unique_ptr<JobQueue> queue_;
 };
 
+TEST_F(QueueTest, EveryAttemptIsToldOnceWithItsWallTime) {
+  std::vector<std::pair<std::string, int64_t>> told;
+  options_.on_attempt_end = [&](const std::string& user, int64_t wall_ms) { told.emplace_back(user, wall_ms); };
+  Restart();
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  clock_.Advance(std::chrono::seconds(3));
+  launcher_.started[0].on_exit({-1, SIGKILL});  // dies without a word
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 1, &channel, 2).ok());
+  clock_.Advance(std::chrono::seconds(5));
+  Done(&channel, absl::StatusCode::kOk);
+  clock_.Advance(std::chrono::seconds(7));
+  launcher_.started[1].on_exit({0, 0});
+  EXPECT_EQ(told, (std::vector<std::pair<std::string, int64_t>>{{"u", 3000}, {"u", 5000}}));
+}
+
 TEST_F(QueueTest, AJobRunsFromSubmitToSuccess) {
   auto job = Submit("a");
   ASSERT_TRUE(job.ok()) << job.status();

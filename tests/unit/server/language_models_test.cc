@@ -2,6 +2,7 @@
 #include <map>
 
 #include "base/clock.h"
+#include "base/status.h"
 #include "gtest/gtest.h"
 #include "server/llm_file.h"
 #include "server/spending.h"
@@ -137,6 +138,35 @@ TEST_F(SpendingTest, ANewDayBeginsAtZeroWithWhatIsUnderWay) {
   EXPECT_EQ(spending.Today("ann").calls, 1);
   ASSERT_TRUE(store_->CommitAndWait({}).ok());
   EXPECT_TRUE(store_->GetMeta("llm-usage/2023-11-15/ann").ok());
+}
+
+TEST_F(SpendingTest, DaysAreReadFromTheStoreAndFromMemory) {
+  const auto told = [this](Spending& spending, const std::string& user) {
+    const auto days = spending.Days(user, "2023-11-14", "2023-11-15");
+    std::string text;
+    for (const DayOfUse& d : *days)
+      text += Cat(d.day, " ", d.user, " ", d.llm.calls, " ", d.endpoints.size(), " ", d.evaluations, " ", d.job_ms, "\n");
+    return text;
+  };
+  const std::string first = "2023-11-14 ann 1 1 3 0\n", second = "2023-11-15 bob 0 0 0 1500\n";
+  {
+    Spending spending(*store_, clock_, limits_);
+    Pay(spending, "ann", 60);
+    spending.CountEvaluations("ann", 3);
+    clock_.Advance(std::chrono::hours(24));  // what was not flushed is, before the new day begins
+    spending.CountJob("bob", 1500);
+    ASSERT_TRUE(store_->CommitAndWait({}).ok());
+    EXPECT_EQ(told(spending, ""), first + second);
+    EXPECT_EQ(told(spending, "*"), "2023-11-14 * 1 1 3 0\n2023-11-15 * 0 0 0 1500\n");
+    Spending crashed(*store_, clock_, limits_);
+    EXPECT_EQ(told(crashed, ""), first);
+    spending.Flush();
+  }
+  ASSERT_TRUE(store_->CommitAndWait({}).ok());
+  Spending again(*store_, clock_, limits_);
+  EXPECT_EQ(told(again, ""), first + second);
+  EXPECT_EQ(told(again, "bob"), second);
+  EXPECT_TRUE(again.Days("", "2023-11-16", "2023-11-20")->empty());
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "server/store/memory_store.h"
+#include "server/store/meta_range.h"
 #include "server/store/sqlite_store.h"
 #include "store_test_util.h"
 
@@ -125,6 +126,13 @@ TEST_P(StoreConformance, EmptyAndBinaryBytesSurvive) {
   EXPECT_EQ(store_->GetVersion(uid_, 0)->blob, "");
   EXPECT_EQ(store_->ListObservations(uid_, "k", 0, 9)->at(0).payload, std::string("\0\xff\0", 3));
   EXPECT_EQ(*store_->GetMeta("key"), std::string("\0", 1));
+}
+
+TEST_P(StoreConformance, MetaIsListedByRangeOfKeys) {
+  ASSERT_TRUE(Do(SetMeta{"u/2/b", "3"}, SetMeta{"u/1/a", "1"}, SetMeta{"u/2/*", "2"}, SetMeta{"u/3/a", "4"}, SetMeta{"v", "5"}).ok());
+  EXPECT_EQ(*ListMeta(*store_, "u/1/", "u/3/"), (MetaEntries{{"u/1/a", "1"}, {"u/2/*", "2"}, {"u/2/b", "3"}}));
+  EXPECT_EQ(*ListMeta(*store_, "u/3/a", "v"), (MetaEntries{{"u/3/a", "4"}}));
+  EXPECT_EQ(*ListMeta(*store_, "w", "z"), MetaEntries{});
 }
 
 TEST_P(StoreConformance, OperationsArtifactsByTimeWithTies) {

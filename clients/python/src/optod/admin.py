@@ -14,7 +14,7 @@ __all__ = ["Admin", "Events", "Artifacts"]
 
 
 class Admin:
-    """``client.admin``. All but ``info`` need the role ADMIN (PermissionDenied)."""
+    """``client.admin``. All but ``info`` and ``usage`` need the role ADMIN (PermissionDenied)."""
 
     def __init__(self, client: Any) -> None:
         self._client, self._transport = client, client.transport
@@ -55,6 +55,11 @@ class Admin:
     def revoke_token(self, name: str) -> admin_pb2.Token:
         """Acts on the next call."""
         return self._transport.call(self._stub.RevokeToken, admin_pb2.RevokeTokenRequest(name=name))
+
+    def usage(self, user: str = "", first_day: str = "", last_day: str = "") -> admin_pb2.GetUsageResponse:
+        """What was used, by day (UTC), user and model: calls, tokens, micro-dollars, evaluations, seconds of jobs.  Days: YYYY-MM-DD, the last
+        included; "" = today.  user: "" = everybody for admins, the caller for others."""
+        return self._transport.call(self._stub.GetUsage, admin_pb2.GetUsageRequest(user=user, from_day=first_day, to_day=last_day))
 
     def backup(self, backup_id: str = "", timeout: float = 600.0, progress: Optional[Progress] = None) -> admin_pb2.BackupResult:
         """A consistent copy of database, blobs and jobs into DIR/backups/<name>; waits until it is there."""
