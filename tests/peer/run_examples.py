@@ -4,7 +4,7 @@
     OPTOD_DATA=... tests/peer/run_examples.py --checkout DIR [--only greeting battleship bbh] [--llm scripted|environment] [--verbose]
 
 DIR: a checkout of microsoft/Trace; it is read, nothing of it is kept.  Each example runs in a process of its own against a private server (or OPTOD_ADDRESS).
---llm environment takes the model of OPTOD_LLM_URL, OPTOD_LLM_MODEL, OPTOD_LLM_KEY instead of scripted_model.py.  What the examples import beside the peer
+--llm environment takes the model of OPTOD_LLM_URL, OPTOD_LLM_MODEL, OPTOD_LLM_KEY instead of answering_model.py.  What the examples import beside the peer
 (autogen, ray, datasets, notebook widgets) is stood in for by modules of a few lines here; the data set is OPTOD_DATA/bbh.  Exit status: 0 when all ran to the end.
 """
 
@@ -114,7 +114,7 @@ def main():
         return child(options.child, checkout)
     environment = dict(os.environ)
     if options.llm == "scripted":
-        from scripted_model import ScriptedModel
+        from answering_model import ScriptedModel
         model = ScriptedModel()
         environment.update(OPTOD_LLM_URL=model.url, OPTOD_LLM_MODEL="scripted", OPTOD_LLM_KEY="none")
     failed = 0

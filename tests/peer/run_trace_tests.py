@@ -5,7 +5,7 @@
 
 DIR: tests/unit_tests of a checkout of microsoft/Trace (dialect trace) or AgentOpt/OpenTrace (dialect opentrace, the default); it is read, nothing of it is kept.
 Files with test functions run under pytest; what such a file does when it is imported counts as one more test, "(import)".  Files without run as programs,
-each one test.  A private server is used unless OPTOD_ADDRESS is set; the model is scripted_model.py (so the tests that need one run too) unless --model none.
+each one test.  A private server is used unless OPTOD_ADDRESS is set; the model is answering_model.py (so the tests that need one run too) unless --model none.
 Exit status: 0 when all that ran passed.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 
-from scripted_model import ScriptedModel
+from answering_model import ScriptedModel
 
 PLUGIN = "import optod.compat\noptod.compat.install({dialect!r})\n"
 

@@ -9,7 +9,7 @@ import pytest
 from live_server import BINARY, ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "peer"))
-from scripted_model import ScriptedModel  # noqa: E402
+from answering_model import ScriptedModel  # noqa: E402
 
 OPTOCTL = BINARY.parent / "optoctl"
 

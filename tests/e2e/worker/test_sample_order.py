@@ -222,7 +222,7 @@ BAD = {
     "search_count": (lambda s: s.search(generations=-1), INVALID, "generations: -1"),
     "matrix_base": (lambda s: s.matrix(base=[0, 1, 2]), INVALID, "order"),
     "matrix_spots": (lambda s: s.matrix(spot_checks=37), INVALID, "spot_checks: 37"),
-    "export": (lambda s: s.export("/dev/null/x", [1, 1, 1, 1, 1, 1]), OSError, ""),
+    "export": (lambda s: s.export("/dev/null/x", [1, 1, 1, 1, 1, 1]), OSError, "Not a directory"),
     "moments": (lambda s: s.estimate(range(T), moments="old"), ValueError, "not one of replay, reference"),
 }
 
