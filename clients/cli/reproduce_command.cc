@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -103,7 +104,8 @@ int RunStudy(App& app, const Study& study, const std::vector<std::string>& more)
   setenv("OPTOD_BIN_DIR", ProgramFolder().c_str(), 0);  // where a study finds `optod`
   const std::string local_model = ProgramFolder() + "/../../deploy/local-llm.sh";  // of a build in the source tree
   if (access(local_model.c_str(), X_OK) == 0) setenv("OPTOD_LOCAL_LLM", local_model.c_str(), 0);
-  if (study.own_server && !app.AddressGiven()) {
+  const bool only_help = std::ranges::any_of(more, [](const std::string& word) { return word == "-h" || word == "--help"; });
+  if (only_help || (study.own_server && !app.AddressGiven())) {
     unsetenv("OPTOD_TOKEN");
     return RunToEnd(command);
   }
@@ -127,16 +129,26 @@ int RunStudy(App& app, const Study& study, const std::vector<std::string>& more)
   return RunToEnd(command);
 }
 
-int Reproduce(App& app, const std::string& name, const std::vector<std::string>& more) {
+// All studies, and how to ask one for its options.
+std::string Overview() {
   std::vector<std::vector<std::string>> rows;
+  for (const Study& study : kStudies) rows.push_back({study.name, study.what});
+  return Table({"STUDY", "WHAT"}, rows) +
+         "\nUsage: optoctl reproduce STUDY [OPTIONS]; optoctl reproduce STUDY --help lists its options.\n";
+}
+
+int Reproduce(App& app, const std::string& name, const std::vector<std::string>& more) {
+  if (name.empty()) {
+    std::fputs(Overview().c_str(), more.empty() ? stderr : stdout);  // `reproduce --help` was asked, `reproduce` is short
+    return more.empty() ? kExitUsage : kExitDone;
+  }
   std::vector<std::string> names;
   for (const Study& study : kStudies) {
     if (name == study.name) return RunStudy(app, study, more);
-    rows.push_back({study.name, study.what});
     names.push_back(study.name);
   }
   std::fprintf(stderr, "optoctl: reproduce: \"%s\" is not a study of this release%s\n%s", name.c_str(),
-               DidYouMean(name, names).c_str(), Table({"STUDY", "WHAT"}, rows).c_str());
+               DidYouMean(name, names).c_str(), Overview().c_str());
   return kExitUsage;
 }
 
@@ -145,8 +157,9 @@ int Reproduce(App& app, const std::string& name, const std::vector<std::string>&
 void AddReproduceCommand(CLI::App& root, App& app) {
   auto* reproduce = root.add_subcommand("reproduce", "run a published study again");
   auto name = std::make_shared<std::string>();
-  reproduce->add_option("name", *name)->required();
-  // What follows the name is the study's own: --quick, --out, ... (python -m optod.studies NAME --help lists them).
+  reproduce->add_option("name", *name);
+  // What follows the name is the study's own: --quick, --out, --help, ...
+  reproduce->set_help_flag();
   reproduce->allow_extras()->fallthrough(false);
   reproduce->callback([&app, name, reproduce] {
     app.command = [&app, name, reproduce] { return Reproduce(app, *name, reproduce->remaining()); };

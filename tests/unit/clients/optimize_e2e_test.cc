@@ -91,7 +91,10 @@ class Optimize : public testing::Test {
     Write("eval.sh", kEval);
     Write("text.txt", "Answer.\n");
   }
-  ~Optimize() override { std::filesystem::remove_all(folder_); }
+  ~Optimize() override {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::remove_all(folder_ + "-data");
+  }
 
   void Write(const std::string& name, const std::string& text) { std::ofstream(folder_ + "/" + name) << text; }
   std::string Read(const std::string& name) {
@@ -118,7 +121,7 @@ class Optimize : public testing::Test {
                            {"OPTOD_LLM_KEY", ""}};
     if (std::find(flags.begin(), flags.end(), "--cassette") == flags.end()) {
       options.argv.push_back("--data-dir");
-      options.argv.push_back(folder_ + "/../" + std::filesystem::path(folder_).filename().string() + "-data");
+      options.argv.push_back(folder_ + "-data");  // beside the folder, not in it
     }
     auto result = RunSubprocess(options);
     EXPECT_TRUE(result.ok()) << result.status();

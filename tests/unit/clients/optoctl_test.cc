@@ -69,6 +69,8 @@ const ExitCase kExits[] = {
     {"reproduce_unknown", {"reproduce", "digts"}, 2, "", "did you mean digits?"},
     {"reproduce_no_program", {"reproduce", "scale", "--quick"}, 2, "", "/no/such/python: No such file or directory"},
     {"reproduce_list", {"reproduce", "nothing-like-it"}, 2, "", "STUDY"},
+    {"reproduce_alone", {"reproduce"}, 2, "", "sgd-sai"},
+    {"reproduce_help", {"reproduce", "--help"}, 0, "optoctl reproduce STUDY --help", ""},
     {"cassette_and_address",
      {"optimize", "x.yaml", "--cassette", "c", "--address", "h:1"},
      2,

@@ -23,7 +23,7 @@ SETTINGS = [
     Setting("adam", {"optimizer": "adam"}, (3e-3, 1e-2, 3e-2)),
     Setting("muon", {"optimizer": "muon", "adam_lr": 3e-3}, (3e-3, 1e-2, 3e-2)),
     Setting("colnorm", _scale(momentum=0.0), (1e-3, 3e-3, 1e-2)),
-    Setting("sgd", {"optimizer": "sgd"}, (0.2, 0.5, 1.0)),
+    Setting("sgd", {"optimizer": "sgd"}, (0.5, 1.0, 2.0, 4.0)),
     # With the embedding among the matrices that are averaged, as where its name is not in the published code's list.
     Setting("scale-embed", _scale(embedding_tensors="none*"), (1e-3, 3e-3, 1e-2)),
     # The other dimension of every matrix; signs: Adam without memory is g / |g|.

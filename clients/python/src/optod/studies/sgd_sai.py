@@ -16,7 +16,7 @@ needs, run = language_model.needs, language_model.run
 SETTINGS = [
     Setting("sgd-sai", {"optimizer": "sgd-sai", "weight_decay": 0.0}, (3e-3, 1e-2, 3e-2)),
     Setting("sgdm", {"optimizer": "sgd", "momentum": 0.9}, (0.1, 0.3, 1.0)),
-    Setting("sgd", {"optimizer": "sgd"}, (0.2, 0.5, 1.0)),
+    Setting("sgd", {"optimizer": "sgd"}, (0.5, 1.0, 2.0, 4.0)),
     Setting("adamw", {"optimizer": "adamw", "weight_decay": 0.1}, (3e-3, 1e-2)),
 ]
 
