@@ -128,6 +128,7 @@ void LlmRun::AskModel(size_t i) {
   options.budget = &budget_;
   options.cancelled = cancelled_.get();
   options.cassette = services_.cassette;
+  options.purpose = Cat(session_, " ", KeyOf(i));
   auto outcome = services_.gateway->Exchange(proposal_.endpoint, chat, options);
   const absl::Status error = outcome.ok() ? outcome->error : outcome.status();
   const std::string empty = EmptyReason(error);

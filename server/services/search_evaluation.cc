@@ -75,6 +75,7 @@ class JournaledModel {
     options.cancelled = cancelled_;
     options.cassette = services_.cassette;
     options.timeout = timeout;
+    options.purpose = Cat(session_, " ", key);
     auto outcome = services_.gateway->Exchange(endpoint, chat, options);
     const absl::Status error = outcome.ok() ? outcome->error : outcome.status();
     const bool empty = trace::LlmErrorReason(error) == "empty";

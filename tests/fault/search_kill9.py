@@ -10,6 +10,7 @@
 A reply is paid for when the model sent it, and received when it is in the store. Checked at the end of every search:
   - no request whose reply the store held at a kill was asked again after it, neither a proposal's nor an evaluation's
   - what was asked again is what was under way at a kill: at most as many requests a kill as may be on the wire at once
+  - it came with the Idempotency-Key of the first time, and no two different requests share one: an endpoint that knows the header charges once
   - the search ended, its best version is the head, and its score is what the workflow gives for that version's values
   - equal values on a task were evaluated once; the session's usage counts every received reply once
 Exit status 0 when all of it holds.
@@ -116,9 +117,11 @@ class Round:
         self.report(done.evaluations == len(seen), f"{done.evaluations} evaluations of {len(seen)} values on tasks")
 
     def check_calls(self, log, counted):
-        by_key = {}
+        by_key, by_idempotency = {}, {}
         for entry in log:
             by_key.setdefault(entry["key"], []).append(entry["number"])
+            by_idempotency.setdefault(entry["idempotency"], []).append(entry["number"])
+        self.report(sorted(by_idempotency.values()) == sorted(by_key.values()), f"{len(by_idempotency)} idempotency keys of {len(by_key)} requests")
         again = [0] * len(self.kills)
         for numbers in by_key.values():
             for first, second in zip(numbers, numbers[1:]):

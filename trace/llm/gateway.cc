@@ -43,6 +43,7 @@ struct CallContext {
   milliseconds timeout{0};  ///< of an attempt
   const std::function<void(std::string_view)>* on_text = nullptr;
   bool* text_went_out = nullptr;
+  std::string key;  ///< of the call, for `Idempotency-Key`
 };
 
 /// What came of one HTTP request.
@@ -131,7 +132,7 @@ struct LlmGateway::Impl {
   const GatewayOptions options;
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<EndpointState>> endpoints;
-  std::atomic<uint64_t> draws{0};
+  std::atomic<uint64_t> draws{0}, calls{0};
   ReplyCache cache;
   UsageLedger* ledger = nullptr;
 
@@ -181,6 +182,8 @@ struct LlmGateway::Impl {
     http.body = EncodeRequest(endpoint.config.model, request, form, stream);
     http.timeout = call.timeout;
     http.max_response_bytes = options.max_reply_bytes;
+    // Of the bytes as well: an endpoint may refuse a key that comes again with another body (another form of a schema).
+    http.headers.emplace_back("Idempotency-Key", "optod-" + Sha256Hex(Cat(call.key, "\n", http.url, "\n", http.body)).substr(0, 40));
     ChatStream reader;
     StreamRedactor redactor(call.secrets);
     if (stream) {
@@ -304,7 +307,9 @@ struct LlmGateway::Impl {
     bool text_went_out = false;
     std::string others;
     CallContext call = asked;
+    const std::string key = how.purpose.empty() ? Cat("call ", options.jitter_seed, " ", ++calls) : Cat("for ", how.purpose);
     for (size_t next = 0;; ++next) {
+      call.key = key;
       if (how.timeout.count() > 0) call.timeout = std::min(call.timeout, how.timeout);
       call.on_text = &how.on_text;
       call.text_went_out = &text_went_out;

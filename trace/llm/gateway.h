@@ -42,7 +42,8 @@ struct GatewayOptions {
   std::chrono::milliseconds max_backoff{30'000};
   std::chrono::milliseconds max_retry_after{120'000};  ///< an endpoint that asks for more is given up at once
   size_t max_reply_bytes = 1u << 20;
-  uint64_t jitter_seed = 0;        ///< main draws it from the kernel; a fixed one makes waits repeatable
+  uint64_t jitter_seed = 0;        ///< main draws it from the kernel; a fixed one makes waits repeatable. Calls without
+                                   ///< a purpose take their idempotency keys from it
   size_t cache_bytes = 64u << 20;  ///< of the replies of endpoints with `cache`
 };
 
@@ -67,6 +68,10 @@ struct CallOptions {
       nullptr;  ///< looked at about every 50 ms while waiting, and with each piece of a stream
   Cassette* cassette = nullptr;
   std::chrono::milliseconds timeout{0};  ///< of an attempt, when shorter than the endpoint's; 0 = the endpoint's
+  /// What this call is for, in words that are the same when the work is done again after a crash. It becomes the header
+  /// `Idempotency-Key`, so that an endpoint that knows the header answers from what it has and charges once. "": a key
+  /// of the call's own, the same for its attempts.
+  std::string purpose;
   /// The reply is streamed: called with each new piece of text, in order, on the calling thread. A reply from the
   /// cassette, the cache or an endpoint that does not stream comes in one piece. After the first piece nothing is tried
   /// again and no fallback asked: the text would come twice.

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint whose answers a function makes from the request; it keeps every request and when it was answered."""
+"""An OpenAI-compatible endpoint whose answers a function makes from the request; it keeps every request, its idempotency key and when it was answered."""
 
 import http.server
 import json
@@ -8,7 +8,7 @@ import time
 
 
 class CountingModel(http.server.ThreadingHTTPServer):
-    """answer(messages, seed) -> text.  delay: () -> seconds before an answer.  log: one dict a request: key (its body), text, answered (None while it is not)."""
+    """answer(messages, seed) -> text.  delay: () -> seconds before an answer.  log: one dict a request: key (its body), idempotency, text, answered (None while it is not)."""
 
     daemon_threads = True
 
@@ -21,7 +21,7 @@ class CountingModel(http.server.ThreadingHTTPServer):
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 wanted = json.loads(body)
                 with model._lock:
-                    entry = {"key": body, "answered": None, "number": len(model.log)}
+                    entry = {"key": body, "idempotency": self.headers["Idempotency-Key"], "answered": None, "number": len(model.log)}
                     model.log.append(entry)
                 entry["text"] = answer(wanted["messages"], wanted.get("seed", 0), entry["number"])
                 time.sleep(delay())

@@ -259,6 +259,39 @@ TEST(LlmGateway, WaitsAsLongAsTheServerAsks) {
   }
 }
 
+std::string IdempotencyKey(const ScriptedHttpServer& server, size_t request) {
+  const std::string head = server.seen().at(request).head, name = "Idempotency-Key: ";
+  const size_t begin = head.find(name);
+  return begin == std::string::npos ? "" : head.substr(begin + name.size(), head.find("\r\n", begin) - begin - name.size());
+}
+
+TEST(LlmGateway, AttemptsOfACallShareAnIdempotencyKeyAndCallsDoNot) {
+  ScriptedHttpServer server({HttpAnswer(500, "{}"), Good(), Good()});
+  World world(server);
+  ASSERT_TRUE(world.gateway.Complete("default", Ask()).ok());
+  ASSERT_TRUE(world.gateway.Complete("default", Ask()).ok());  // the same request, another call
+  EXPECT_THAT(IdempotencyKey(server, 0), testing::MatchesRegex("optod-[0-9a-f]+"));
+  EXPECT_EQ(IdempotencyKey(server, 1), IdempotencyKey(server, 0));
+  EXPECT_NE(IdempotencyKey(server, 2), IdempotencyKey(server, 0));
+}
+
+TEST(LlmGateway, APurposeHasTheSameIdempotencyKeyInAnotherProcess) {
+  ScriptedHttpServer server({Good(), Good(), Good(), Good()});
+  const auto ask = [&](const std::string& purpose, const std::string& text) {
+    World world(server);  // as after a crash: nothing is remembered
+    CallOptions options;
+    options.purpose = purpose;
+    ASSERT_TRUE(world.gateway.Complete("default", Ask(text), options).ok());
+  };
+  ask("session a, call 1", "x");
+  ask("session a, call 1", "x");
+  ask("session a, call 2", "x");
+  ask("session a, call 1", "y");
+  EXPECT_EQ(IdempotencyKey(server, 1), IdempotencyKey(server, 0));
+  EXPECT_NE(IdempotencyKey(server, 2), IdempotencyKey(server, 0));
+  EXPECT_NE(IdempotencyKey(server, 3), IdempotencyKey(server, 0)) << "another body under the same key is an error of the caller";
+}
+
 TEST(LlmGateway, BackoffGrows) {
   ScriptedHttpServer server({kBad});
   World world(server, [](EndpointConfig& config) { config.max_attempts = 5; });
