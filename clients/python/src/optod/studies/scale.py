@@ -61,6 +61,7 @@ def claims(best: Mapping[str, Best], client: Any, args: Any, say: Any) -> List[C
         Claim("at SGD-like memory", f"{state['scale'] / state['adam']:.3f} of Adam's state bytes", "<= 0.25", state["scale"] <= 0.25 * state["adam"]),
         Claim("column normalisation rescues SGD", f"{ratio('colnorm', 'sgd'):.3f} of SGD's perplexity", "<= 0.80", ratio("colnorm", "sgd") <= 0.80),
         Claim("last-layer momentum helps, same rate", f"{same:.3f} of colnorm's", "<= 0.98", same <= 0.98),
+        Claim("the same with momentum for the embedding too", f"{ratio('scale-embed', 'colnorm'):.3f} of colnorm's", "", None),
         Claim("row or sign normalisation is worse", f"the better one is {other:.3f} of colnorm's", "", None),
         Claim("Muon is best per step", f"{ratio('muon', 'adam'):.3f} of Adam's", "<= 1", ratio("muon", "adam") <= 1),
     ]
