@@ -1,5 +1,6 @@
 #include "optim/nn/model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -58,6 +59,22 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   const int64_t half = x.size(-1) / 2;
   const at::Tensor turned = at::cat({x.slice(-1, half).neg(), x.slice(-1, 0, half)}, -1);
   return at::add(at::mul(x, cos), at::mul(turned, sin));
+}
+
+/// A function of single elements whose value does not depend on where in x they stand. LibTorch computes two vectors at a
+/// time and what is left at the end of each thread's part with scalar code, whose exp has other last bits; so parts are
+/// whole rows here, and of one row each when its length leaves something. Not differentiable.
+template <typename Function>
+at::Tensor ByWholeRows(const at::Tensor& x, Function function) {
+  constexpr int64_t kTwoVectors = 32, kGrain = 32768;
+  const int64_t rows = x.size(0), width = x.size(1);
+  const at::Tensor in = x.contiguous(), out = at::empty_like(in);
+  at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;  // is a thread's own
+    const int64_t step = width % kTwoVectors == 0 ? end - begin : 1;
+    for (int64_t r = begin; r < end; r += step) out.slice(0, r, r + step).copy_(function(in.slice(0, r, r + step)));
+  });
+  return out;
 }
 
 }  // namespace
@@ -124,16 +141,20 @@ KeyValues PlainOps::Prefix(int) const {
 }
 
 at::Tensor Model::Activate(const at::Tensor& x) const {
-  switch (config_.activation) {
-    case Activation::kSilu:
-      return at::silu(x);
-    case Activation::kRelu:
-      return at::relu(x);
-    case Activation::kGeluTanh:
-      return at::gelu(x, "tanh");
-    default:
-      return at::gelu(x);
-  }
+  const auto activate = [&](const at::Tensor& in) {
+    switch (config_.activation) {
+      case Activation::kSilu:
+        return at::silu(in);
+      case Activation::kRelu:
+        return at::relu(in);
+      case Activation::kGeluTanh:
+        return at::gelu(in, "tanh");
+      default:
+        return at::gelu(in);
+    }
+  };
+  const bool differentiated = at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined();
+  return differentiated ? activate(x) : ByWholeRows(x, activate);
 }
 
 at::Tensor Model::Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,

@@ -12,8 +12,6 @@ namespace {
 
 using nn::Weights;
 
-constexpr int64_t kVocabularyPiece = 4096;  // rows of the vocabulary matrix handled at a time
-
 }  // namespace
 
 at::Tensor Indices(const std::vector<int64_t>& values) {
@@ -121,8 +119,9 @@ absl::StatusOr<std::vector<double>> TorchEngine::Score(std::span<const float> th
     x = model_.Final(nn::PlainOps(files_.config, blocks.back()), at::index_select(x, 0, Indices(packed.rows)));
     Vocabulary vocabulary(packed);
     const at::Tensor matrix = Matrix(blocks), bias = Bias(blocks);
-    for (int64_t first = 0; first < matrix.size(0); first += kVocabularyPiece) {
-      const int64_t end = std::min(first + kVocabularyPiece, matrix.size(0));
+    const int64_t step = VocabularyRows(matrix.size(1));
+    for (int64_t first = 0; first < matrix.size(0); first += step) {
+      const int64_t end = std::min(first + step, matrix.size(0));
       vocabulary.Piece(
           first, nn::Model::Logits(x, matrix.slice(0, first, end), bias.defined() ? bias.slice(0, first, end) : bias));
     }

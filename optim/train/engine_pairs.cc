@@ -8,9 +8,6 @@
 namespace optod::train {
 namespace {
 
-// Floats of the vocabulary matrix handled at a time: theta and both copies stay in a second-level cache.
-constexpr int64_t kPieceFloats = int64_t{1} << 17;
-
 /// One block on two lanes: rows of the first half of x see theta + scale z, the others theta - scale z.
 class PairOps final : public nn::BlockOps {
  public:
@@ -277,7 +274,7 @@ ScoredPair TorchEngine::SweepVocabulary(const Perturbation& p, const Packed& pac
   const int tensor = slots_[VocabularyUid()], bias_tensor = TrainableAt(base_.size() - 1, bias_slot);
   const at::Tensor matrix = Matrix(base_), bias = Bias(base_);
   const int64_t rows = matrix.size(0), width = matrix.size(1), n = both.size(0) / 2;
-  const int64_t step = std::max<int64_t>(1, kPieceFloats / width);
+  const int64_t step = VocabularyRows(width);
   const PendingUpdate* pending = Moves(p, tensor) ? Take(tensor) : nullptr;
   Reserve(static_cast<size_t>(step * width + (bias.defined() ? bias.numel() : 0)));
   Both biases{bias, bias};

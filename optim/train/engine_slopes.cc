@@ -12,8 +12,6 @@
 namespace optod::train {
 namespace {
 
-constexpr int64_t kVocabularyPiece = 1024;
-
 /// The scope of dual numbers: none outlives it.
 class Level {
  public:
@@ -128,8 +126,9 @@ void TorchEngine::SlopeVocabulary(const Perturbation& p, const at::Tensor& hidde
   const int tensor = slots_[VocabularyUid()], bias_tensor = TrainableAt(base_.size() - 1, model_.head_slots().lm_bias);
   const at::Tensor matrix = Matrix(base_), bias = Bias(base_);
   const int64_t rows = matrix.size(0), width = matrix.size(1);
-  for (int64_t first = 0; first < rows; first += kVocabularyPiece) {
-    const int64_t end = std::min(first + kVocabularyPiece, rows), count = end - first;
+  const int64_t step = VocabularyRows(width);
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t end = std::min(first + step, rows), count = end - first;
     const at::Tensor w = matrix.slice(0, first, end);
     const at::Tensor logits = nn::Model::Logits(hidden, w, bias.defined() ? bias.slice(0, first, end) : bias);
     at::Tensor slopes = tangent.defined() ? at::linear(tangent, w) : at::zeros({hidden.size(0), count}, at::kFloat);

@@ -10,7 +10,11 @@
 namespace optod::train {
 namespace {
 
-constexpr size_t kPieceRows = 4096;  // as the resident engine, so that losses are summed in the same order
+/// Rows of a table that are one unit: whole pieces of the vocabulary, about 4096 rows.
+int64_t UnitRows(int64_t columns) {
+  const int64_t piece = VocabularyRows(columns);
+  return piece * std::max<int64_t>(1, 4096 / piece);
+}
 
 at::Tensor Indices(const std::vector<int64_t>& values) {
   at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
@@ -44,7 +48,7 @@ std::vector<tier::Unit> UnitsOf(const nn::ModelConfig& config, const std::vector
   for (const tier::BlockSpec& block : blocks) last += block.tensors.size();
   last -= blocks.back().tensors.size();
   if (head.lm_head >= 0) tables.push_back(last + static_cast<size_t>(head.lm_head));
-  std::vector<tier::Unit> units = tier::CutIntoUnits(blocks, tables, kPieceRows);
+  std::vector<tier::Unit> units = tier::CutIntoUnits(blocks, tables, static_cast<size_t>(UnitRows(config.hidden)));
   const size_t vocabulary = head.lm_head >= 0 ? tables.back() : static_cast<size_t>(embed.tokens);
   std::stable_partition(units.begin(), units.end(),
                         [&](const tier::Unit& unit) { return unit.parts[0].uid != vocabulary; });
@@ -179,8 +183,13 @@ void TieredCompute::Piece(const Role& role, const tier::Unit& unit, Copy& copy, 
   if (!copy.vocabulary) copy.vocabulary.emplace(*packed_);
   const auto width = static_cast<int64_t>(unit.parts[0].columns);
   const auto rows = static_cast<int64_t>(weights.size()) / width;
-  const at::Tensor bias = copy.bias.defined() ? copy.bias.slice(0, role.first_row, role.first_row + rows) : at::Tensor();
-  copy.vocabulary->Piece(role.first_row, nn::Model::Logits(copy.x, nn::View(weights, {rows, width}), bias));
+  const at::Tensor matrix = nn::View(weights, {rows, width});
+  const int64_t step = VocabularyRows(width);  // as the resident engine
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t end = std::min(first + step, rows), row = role.first_row + first;
+    const at::Tensor bias = copy.bias.defined() ? copy.bias.slice(0, row, role.first_row + end) : at::Tensor();
+    copy.vocabulary->Piece(row, nn::Model::Logits(copy.x, matrix.slice(0, first, end), bias));
+  }
 }
 
 std::vector<double> TieredCompute::LogProbabilities(int copy) const {

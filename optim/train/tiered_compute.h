@@ -18,8 +18,8 @@
 
 namespace optod::train {
 
-/// The units of a model in the order of its forward pass: tables in pieces of 4096 rows, each layer whole, a tied
-/// vocabulary last.
+/// The units of a model in the order of its forward pass: tables in pieces of about 4096 rows (whole pieces of the
+/// resident engine's sweep, vocabulary.h), each layer whole, a tied vocabulary last.
 std::vector<tier::Unit> UnitsOf(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks);
 
 class TieredCompute final : public tier::BlockCompute {

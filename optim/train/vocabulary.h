@@ -1,6 +1,9 @@
 #pragma once
 /// Log-probabilities of the asked tokens from hidden rows, the vocabulary matrix seen piece by piece: a running maximum
 /// and sum a row, never all logits at once. With tangents of the logits, the slopes too. Private: LibTorch types.
+///
+/// The last bits of a sum depend on where the vocabulary is cut: whoever evaluates losses that others must find again
+/// cuts it by VocabularyRows.
 
 #include <vector>
 
@@ -8,6 +11,13 @@
 #include "optim/train/packed.h"
 
 namespace optod::train {
+
+/// Rows of a vocabulary matrix of so many columns that are one piece: theta and both perturbed copies of a piece stay in
+/// a second-level cache.
+constexpr int64_t VocabularyRows(int64_t columns) {
+  constexpr int64_t kFloats = int64_t{1} << 17;
+  return columns < kFloats ? kFloats / columns : 1;
+}
 
 class Vocabulary {
  public:

@@ -100,9 +100,36 @@ TEST_P(EveryFamilyTiered, FromDiskEqualsResident) {
   ASSERT_TRUE(tiered.ok()) << tiered.status();
   EXPECT_EQ(tiered->losses, resident->losses);
   ExpectSame(tiered->result, resident->result);
-  EXPECT_EQ(ModelBytes("tiered"), ModelBytes("resident"));
+  EXPECT_TRUE(ModelBytes("tiered") == ModelBytes("resident"));
   EXPECT_EQ(BlockFiles(), 0u) << "a finished run leaves no block file";
   EXPECT_GT(tiered->last.at("tier/read_bytes"), 0);
+}
+
+/// Where the last bits depend on how the work is cut: a vocabulary of several pieces and units, the last not full; rows
+/// that are no multiple of LibTorch's vectors.
+class OddSizes : public TieredRuns, public testing::WithParamInterface<nn::SmallModel> {};
+INSTANTIATE_TEST_SUITE_P(
+    Models, OddSizes,
+    testing::Values(nn::SmallModel{"tied", R"({"model_type": "llama", "vocab_size": 20001, "hidden_size": 64, "intermediate_size": 36,
+      "num_hidden_layers": 1, "num_attention_heads": 4, "tie_word_embeddings": true, "max_position_embeddings": 32})"},
+                    nn::SmallModel{"untied", R"({"model_type": "mistral", "vocab_size": 20001, "hidden_size": 64, "intermediate_size": 36,
+      "num_hidden_layers": 1, "num_attention_heads": 4, "sliding_window": 5, "max_position_embeddings": 32})"},
+                    nn::SmallModel{"odd", R"({"model_type": "llama", "vocab_size": 41, "hidden_size": 28, "intermediate_size": 35, "num_hidden_layers": 3,
+      "num_attention_heads": 2, "max_position_embeddings": 32})"},
+                    nn::SmallModel{"odd_gelu", R"({"model_type": "gpt2", "vocab_size": 41, "n_embd": 26, "n_inner": 35, "n_layer": 3, "n_head": 2, "n_positions": 32})"},
+                    nn::SmallModel{"bias", R"({"model_type": "roberta", "vocab_size": 20001, "hidden_size": 64, "intermediate_size": 36,
+      "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 34, "type_vocab_size": 2})"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_P(OddSizes, FromDiskEqualsResident) {
+  Make(GetParam().config);
+  const auto resident = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", ""), "resident", 1);
+  ASSERT_TRUE(resident.ok()) << resident.status();
+  const auto tiered = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", kOnDisk), "tiered", 1);
+  ASSERT_TRUE(tiered.ok()) << tiered.status();
+  EXPECT_EQ(tiered->losses, resident->losses);
+  ExpectSame(tiered->result, resident->result);
+  EXPECT_TRUE(ModelBytes("tiered") == ModelBytes("resident"));
 }
 
 class EveryTier : public TieredRuns, public testing::WithParamInterface<TieredCase> {};
@@ -130,7 +157,7 @@ TEST_P(EveryTier, ResumedEqualsResident) {
   const auto n = static_cast<ptrdiff_t>(third->losses.size());
   ASSERT_GE(n, 1);
   EXPECT_TRUE(std::equal(third->losses.begin(), third->losses.end(), resident->losses.end() - n));
-  EXPECT_EQ(ModelBytes("parts"), ModelBytes("resident"));
+  EXPECT_TRUE(ModelBytes("parts") == ModelBytes("resident"));
 }
 
 TEST_F(TieredRuns, PlansAreMadeWithoutRunning) {
