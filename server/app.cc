@@ -357,6 +357,7 @@ absl::Status App::Impl::StartJobs() {
   jobs::QueueOptions options;
   if (config.data_dir != kMemory) options.worker = FindWorker(config, environment, fs);
   options.max_workers = config.max_workers;
+  options.max_job_workers = config.max_job_workers;
   options.lease_ms = config.worker_lease_ms;
   options.file_roots = config.job_files;
   options.on_attempt_end = [this](const std::string& user, int64_t wall_ms) { spending->CountJob(user, wall_ms); };

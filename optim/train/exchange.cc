@@ -65,9 +65,25 @@ struct ExchangeHub::State {
     nobody.step = kAbsent;
     told.assign(static_cast<size_t>(spec.workers), nobody);
   }
+  /// The first step: all begin together, with the longest of their logs.
+  absl::Status Gather(int rank, std::span<const ReplayRecord> log, std::unique_lock<std::mutex>& lock,
+                      const std::function<bool()>& stop) {
+    if (log.size() > agreed.size())
+      agreed.insert(agreed.end(), log.begin() + static_cast<ptrdiff_t>(agreed.size()), log.end());
+    present.insert(rank);
+    begun = present.size() == static_cast<size_t>(spec.workers);
+    changed.notify_all();
+    while (!begun) {
+      if (stop && stop()) {
+        present.erase(rank);
+        return absl::CancelledError("stopped");
+      }
+      changed.wait_for(lock, kLook);
+    }
+    return absl::OkStatus();
+  }
   /// Closes the step when everybody who takes part has told.
   void Close() {
-    begun = begun || present.size() == static_cast<size_t>(spec.workers);
     if (!begun || present.empty()) return;
     for (int rank : present) {
       if (told[static_cast<size_t>(rank)].step == kAbsent) return;
@@ -87,19 +103,20 @@ class HubSeat final : public ScalarExchange {
   }
   int rank() const override { return rank_; }
 
-  absl::StatusOr<bool> Join(int64_t done, std::vector<ReplayRecord>* missed) override {
-    std::lock_guard lock(hub_.mutex);
+  absl::StatusOr<bool> Join(std::span<const ReplayRecord> log, std::vector<ReplayRecord>* missed,
+                            const std::function<bool()>& stop) override {
+    std::unique_lock lock(hub_.mutex);
     missed->clear();
-    const auto step = static_cast<int64_t>(hub_.agreed.size());
-    if (done > step) return absl::OutOfRangeError(Cat("exchange: ", done, " steps done; the run is at ", step));
-    if (done == step) {
-      hub_.present.insert(rank_);
-      hub_.begun = hub_.begun || hub_.present.size() == static_cast<size_t>(hub_.spec.workers);
-      hub_.changed.notify_all();
-      return true;
-    }
-    missed->assign(hub_.agreed.begin() + done, hub_.agreed.end());
-    return false;
+    const bool first = !hub_.begun;
+    if (first) RETURN_IF_ERROR(hub_.Gather(rank_, log, lock, stop));
+    const size_t step = hub_.agreed.size();
+    if (log.size() > step) return absl::OutOfRangeError(Cat("exchange: ", log.size(), " steps done; the run is at ", step));
+    missed->assign(hub_.agreed.begin() + static_cast<ptrdiff_t>(log.size()), hub_.agreed.end());
+    if (first) return true;  // the step under way waits for it
+    if (!missed->empty()) return false;
+    hub_.present.insert(rank_);
+    hub_.changed.notify_all();
+    return true;
   }
 
   absl::StatusOr<ReplayRecord> Agree(const ReplayRecord& own, const std::function<bool()>& stop) override {
@@ -116,7 +133,6 @@ class HubSeat final : public ScalarExchange {
         return absl::CancelledError("stopped");
       }
       hub_.changed.wait_for(lock, kLook);
-      hub_.Close();  // the last one to come may have come by Join
     }
     return hub_.agreed[own.step];
   }
@@ -126,10 +142,8 @@ class HubSeat final : public ScalarExchange {
   const int rank_;
 };
 
-ExchangeHub::ExchangeHub(const ParallelSpec& spec, std::vector<ReplayRecord> agreed)
-    : state_(std::make_unique<State>()) {
+ExchangeHub::ExchangeHub(const ParallelSpec& spec) : state_(std::make_unique<State>()) {
   state_->spec = spec;
-  state_->agreed = std::move(agreed);
   state_->Clear();
 }
 ExchangeHub::~ExchangeHub() = default;

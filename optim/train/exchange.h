@@ -4,8 +4,7 @@
 /// back; the agreed records are the run's replay log, so every worker has the same bytes, and one that comes late or
 /// was away catches up by replaying what it missed. No LibTorch.
 ///
-///   worker r: Join(steps done) -> missed records ... joined     then for every step: Agree(own record) -> agreed
-///   record
+///   worker r: Join(own log) -> missed records ... joined     then for every step: Agree(own record) -> agreed record
 ///
 ///   share = examples  same direction, a part of the batch each: g = mean over those present, loss likewise
 ///   share = queries   the same batch, direction r each: g[r] of worker r, 0 for one that is absent; q = workers
@@ -14,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,9 +28,11 @@ class ScalarExchange {
  public:
   virtual ~ScalarExchange() = default;
   virtual int rank() const = 0;
-  /// Takes part from step `done` on when that is the step under way: true. Otherwise false, and `missed` holds the
-  /// agreed records from `done` on. OUT_OF_RANGE: nobody has come so far.
-  virtual absl::StatusOr<bool> Join(int64_t done, std::vector<ReplayRecord>* missed) = 0;
+  /// Takes part from the step after `log` (this worker's records) and `missed` on (those that it lacks, for it to take
+  /// over first): true. False: the others have gone on meanwhile; take over `missed` and join again. OUT_OF_RANGE: the
+  /// run is not so far as `log`. CANCELLED when `stop` says so.
+  virtual absl::StatusOr<bool> Join(std::span<const ReplayRecord> log, std::vector<ReplayRecord>* missed,
+                                    const std::function<bool()>& stop) = 0;
   /// The agreed record of own.step, when every worker that takes part has told its own. CANCELLED when `stop` says so.
   virtual absl::StatusOr<ReplayRecord> Agree(const ReplayRecord& own, const std::function<bool()>& stop) = 0;
 };
@@ -38,12 +40,12 @@ class ScalarExchange {
 /// The agreed record of one step from those of the workers present, by rank (absent: step = UINT32_MAX).
 ReplayRecord Combine(const std::vector<ReplayRecord>& by_rank, const std::string& share);
 
-/// Where the workers of one process, or the connections of several, meet. The first step waits for all `workers`;
-/// later ones for those that take part. Thread-safe; must outlive its seats.
+/// Where the workers of one process meet (those of several meet at the server: server/jobs/exchange_relay.h). The first
+/// step waits for all `workers` and begins where the longest of their logs ends; later ones wait for those that take
+/// part. Thread-safe; must outlive its seats.
 class ExchangeHub {
  public:
-  /// `agreed`: the records of an earlier run of the same log, to go on from.
-  explicit ExchangeHub(const ParallelSpec& spec, std::vector<ReplayRecord> agreed = {});
+  explicit ExchangeHub(const ParallelSpec& spec);
   ~ExchangeHub();
   std::unique_ptr<ScalarExchange> Seat(int rank);
   std::vector<ReplayRecord> agreed() const;

@@ -56,15 +56,16 @@ class ZerothOrder final : public Learner {
     }
     for (const ReplayRecord& record : log_.records()) RETURN_IF_ERROR(Repeat(record));
     if (exchange_ == nullptr) return absl::OkStatus();
-    std::vector<ReplayRecord> missed;
-    while (true) {
-      ASSIGN_OR_RETURN(const bool joined, exchange_->Join(done(), &missed));
-      if (joined) return absl::OkStatus();
+    bool joined = false;
+    while (!joined) {
+      std::vector<ReplayRecord> missed;
+      ASSIGN_OR_RETURN(joined, exchange_->Join(log_.records(), &missed, engine_.stop));
       for (const ReplayRecord& record : missed) {
         RETURN_IF_ERROR(log_.Append(record));
         RETURN_IF_ERROR(Repeat(record));
       }
     }
+    return absl::OkStatus();
   }
 
   /// Wanda's mask, from a file of this attempt or the one before, or from the first batch (kept in a file then).

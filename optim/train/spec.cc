@@ -323,11 +323,13 @@ absl::Status CheckTogether(const TrainSpec& spec) {
     for (const auto& [on, field] : {std::pair(blockwise, "blockwise"),
                                     {sparse, "sparse"},
                                     {hybrid, "hybrid"},
-                                    {parallel, "parallel"},
                                     {other, "objective"}}) {
       if (on)
         return InvalidArgument(field, ": needs a zeroth-order optimizer; optimizer.name is \"", spec.optimizer, "\"");
     }
+    if (parallel)
+      return InvalidArgument("parallel: needs a zeroth-order optimizer, whose workers exchange scalars; \"", spec.optimizer,
+                             "\" would have to exchange gradients, which jobs do not");
     return absl::OkStatus();
   }
   const bool two_points = spec.optimizer != "zo-sgd-cons" && spec.optimizer != "forward-grad" &&

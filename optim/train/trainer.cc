@@ -133,7 +133,10 @@ class Run {
     return PosixFs().WriteFileAtomic(Own() + "/evaluations.json", BytesOf(json.dump()));
   }
 
+  /// The other ranks only take part in the steps.
+  bool Leads() const { return hooks_.exchange == nullptr || hooks_.exchange->rank() == 0; }
   bool EvaluationDue() const {
+    if (!Leads()) return false;
     if (step_ == 0) return spec_.evaluate_before;
     return step_ == spec_.steps || (spec_.eval_every > 0 && step_ % spec_.eval_every == 0);
   }
@@ -224,14 +227,15 @@ class Run {
     TrainResult result;
     result.steps = step_;
     result.skipped = skipped_;
-    result.best_step = Best().step;
-    result.first_score = evaluations_.front().score;
-    result.best_score = Best().score;
-    result.last_score = evaluations_.back().score;
     result.seconds_per_step = timed_steps_ == 0 ? 0 : seconds_ / static_cast<double>(timed_steps_);
     result.peak_rss_bytes = PeakRss();
     if (tiered_ != nullptr) result.tier = tiered_->Figures();
     ASSIGN_OR_RETURN(result.parameters_sha256, ParametersSha256());
+    if (!Leads()) return result;
+    result.best_step = Best().step;
+    result.first_score = evaluations_.front().score;
+    result.best_score = Best().score;
+    result.last_score = evaluations_.back().score;
     RETURN_IF_ERROR(FinishBest(&result));
     if (tiered_ != nullptr) tiered_->Discard();
     return result;
@@ -280,6 +284,8 @@ absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string
                                         const TrainHooks& hooks) {
   return Run(spec, folder, attempt, hooks).Go();
 }
+
+std::string RankFolder(const std::string& folder, int rank) { return rank == 0 ? folder : Cat(folder, "/rank-", rank); }
 
 std::string ResultJson(const TrainResult& r) {
   nlohmann::ordered_json json{{"steps", r.steps},

@@ -29,8 +29,9 @@ struct TrainHooks {
   std::function<void(const std::string& line)> log = [](const std::string&) {};
   /// What is done up to `step` survives the end of this process.
   std::function<void(int64_t step)> checkpoint = [](int64_t) {};
-  ScalarExchange* exchange =
-      nullptr;  ///< parallel runs: the way to the other workers; every one has a folder of its own
+  /// Parallel runs: the way to the other workers. Every rank has a folder of its own; rank 0 alone evaluates, tells
+  /// progress and writes the result.
+  ScalarExchange* exchange = nullptr;
   std::function<bool()> stop = [] { return false; };  ///< asked between blocks; true ends the run with CANCELLED
 };
 
@@ -49,6 +50,9 @@ struct TrainResult {
 /// RESOURCE_EXHAUSTED (memory, disk), CANCELLED.
 absl::StatusOr<TrainResult> RunTraining(const TrainSpec& spec, const std::string& folder, int attempt,
                                         const TrainHooks& hooks);
+
+/// Where rank `rank` of a parallel run keeps its attempts: `folder` itself, or `folder`/rank-1, ...
+std::string RankFolder(const std::string& folder, int rank);
 
 /// The result as one JSON object.
 std::string ResultJson(const TrainResult& result);

@@ -16,6 +16,7 @@ void AddAttachCommand(CLI::App& app, int* code) {
   command->add_option("--server", options->server, "HOST:PORT or unix:PATH")->required();
   command->add_option("--job", options->job, "users/U/jobs/J")->required();
   command->add_option("--attempt", options->attempt, "its number")->required();
+  command->add_option("--rank", options->rank, "which of the job's workers; 0 is the first")->check(CLI::Range(0, 1 << 20));
   command->callback([options, code] {
     if (const char* token = std::getenv("OPTOD_WORKER_TOKEN"); token != nullptr) options->token = token;
     options->version = VersionText();

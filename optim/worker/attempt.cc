@@ -16,6 +16,7 @@
 #include "optim/train/trainer.h"
 #include "optim/worker/guarded_training.h"
 #include "optim/worker/sample_order.h"
+#include "optim/worker/server_exchange.h"
 #include "optim/zo/stream.h"
 #include "optod/v1/worker.grpc.pb.h"
 
@@ -27,8 +28,9 @@ constexpr std::chrono::milliseconds kHeartbeat{1000};
 /// The stream to the server: writes from any thread, one reader, a heartbeat.
 class Link {
  public:
-  explicit Link(const std::string& server)
-      : channel_(grpc::CreateChannel(server, grpc::InsecureChannelCredentials())),
+  explicit Link(const AttemptOptions& options)
+      : exchange_(options.rank, [this](const v1::WorkerMessage& message) { Send(message); }),
+        channel_(grpc::CreateChannel(options.server, grpc::InsecureChannelCredentials())),
         stub_(v1::WorkerService::NewStub(channel_)),
         stream_(stub_->Attach(&context_)) {}
   ~Link() {
@@ -51,6 +53,7 @@ class Link {
     hello.mutable_hello()->set_token(options.token);
     hello.mutable_hello()->set_pid(getpid());
     hello.mutable_hello()->set_version(options.version);
+    hello.mutable_hello()->set_rank(options.rank);
     v1::ServerMessage first;
     if (!stream_->Write(hello) || !stream_->Read(&first) || !first.has_task()) {
       const grpc::Status status = stream_->Finish();
@@ -80,14 +83,17 @@ class Link {
     wake_.wait_for(lock, std::chrono::seconds(5), [this] { return read_all_; });
   }
   bool stop() const { return stop_; }
+  ServerExchange& exchange() { return exchange_; }
 
  private:
   void ReadAll() {
     v1::ServerMessage message;
     while (stream_->Read(&message)) {
       if (message.has_stop()) stop_ = true;
+      exchange_.Deliver(message);
     }
     stop_ = true;  // the server is gone
+    exchange_.End();
     std::lock_guard lock(mutex_);
     read_all_ = true;
     wake_.notify_all();
@@ -103,6 +109,7 @@ class Link {
     }
   }
 
+  ServerExchange exchange_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::WorkerService::Stub> stub_;
   grpc::ClientContext context_;
@@ -114,9 +121,11 @@ class Link {
   std::thread reader_, heart_;
 };
 
+/// Of rank 0; what another rank logs or tells is about the same steps.
 train::TrainHooks HooksFor(Link& link) {
   train::TrainHooks hooks;
   hooks.stop = [&link] { return link.stop(); };
+  if (link.exchange().rank() > 0) return hooks;
   hooks.log = [](const std::string& line) {
     std::printf("%s\n", line.c_str());  // standard output is the job's log
     std::fflush(stdout);
@@ -147,7 +156,9 @@ absl::StatusOr<train::TrainResult> Train(const v1::WorkerTask& task, Link& link)
   if (task.threads() > 0) spec.threads = task.threads();
   nn::UseCachingAllocator();
   zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
-  return GuardedTraining(spec, task.folder(), task.attempt(), HooksFor(link));
+  train::TrainHooks hooks = HooksFor(link);
+  if (task.workers() > 1) hooks.exchange = &link.exchange();
+  return GuardedTraining(spec, train::RankFolder(task.folder(), task.rank()), task.attempt(), hooks);
 }
 
 absl::StatusOr<std::string> Work(const v1::WorkerTask& task, Link& link) {
@@ -159,7 +170,7 @@ absl::StatusOr<std::string> Work(const v1::WorkerTask& task, Link& link) {
 }  // namespace
 
 absl::Status RunAttempt(const AttemptOptions& options) {
-  Link link(options.server);
+  Link link(options);
   ASSIGN_OR_RETURN(const v1::WorkerTask task, link.Open(options));
   const absl::StatusOr<std::string> result = Work(task, link);
   v1::WorkerDone done;

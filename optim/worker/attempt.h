@@ -10,7 +10,7 @@ namespace optod::worker {
 
 struct AttemptOptions {
   std::string server, job, token, version;
-  int attempt = 0;
+  int attempt = 0, rank = 0;
 };
 
 /// OK when the job's end was told, whatever it was. UNAVAILABLE: the server is gone; ABORTED, UNAUTHENTICATED: this

@@ -1,9 +1,12 @@
 // optod-worker train: a job file run here and now, without a server. The same code as a job's.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <memory>
+#include <thread>
+#include <vector>
 
 #include "base/fs.h"
 #include "base/status.h"
@@ -24,11 +27,42 @@ struct Options {
   int attempt = 1;
 };
 
+/// Of every rank; 0 = all.
+int ThreadsEach(const train::TrainSpec& spec) {
+  if (spec.threads > 0 || spec.parallel.workers == 1) return static_cast<int>(spec.threads);
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / static_cast<int>(spec.parallel.workers));
+}
+
+/// All ranks of a parallel run as threads of this process, with a part of the threads each. Rank 0's result.
+absl::StatusOr<train::TrainResult> TrainRanks(const train::TrainSpec& spec, const Options& o, const train::TrainHooks& hooks) {
+  const auto workers = static_cast<size_t>(spec.parallel.workers);
+  train::ExchangeHub hub(spec.parallel);
+  std::atomic<bool> failed{false};
+  std::vector<absl::StatusOr<train::TrainResult>> results(workers, absl::CancelledError("stopped"));
+  const auto run = [&](int rank) {
+    const auto seat = hub.Seat(rank);
+    train::TrainHooks own = rank == 0 ? hooks : train::TrainHooks();
+    own.exchange = seat.get();
+    own.stop = [&] { return g_stop.load() || failed.load(); };
+    nn::SetThreads(ThreadsEach(spec));
+    auto& result = results[static_cast<size_t>(rank)];
+    result = GuardedTraining(spec, train::RankFolder(o.folder, rank), o.attempt, own);
+    if (!result.ok()) failed = true;
+  };
+  std::vector<std::thread> threads;
+  for (size_t r = 0; r < workers; ++r) threads.emplace_back(run, static_cast<int>(r));
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& result : results) {
+    if (!result.ok() && !absl::IsCancelled(result.status())) return result.status();  // the others stopped for its sake
+  }
+  return results[0];
+}
+
 absl::Status Train(const Options& o) {
   ASSIGN_OR_RETURN(const std::string text, PosixFs().ReadFile(o.spec));
   ASSIGN_OR_RETURN(const train::TrainSpec spec, train::ParseTrainSpec(text));
   nn::UseCachingAllocator();
-  zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
+  zo::SetStreamThreads(nn::SetThreads(ThreadsEach(spec)));
   std::signal(SIGINT, &OnSignal);
   std::signal(SIGTERM, &OnSignal);
   train::TrainHooks hooks;
@@ -40,7 +74,8 @@ absl::Status Train(const Options& o) {
     std::printf("}\n");
     std::fflush(stdout);
   };
-  ASSIGN_OR_RETURN(const train::TrainResult result, GuardedTraining(spec, o.folder, o.attempt, hooks));
+  ASSIGN_OR_RETURN(const train::TrainResult result,
+                   spec.parallel.workers > 1 ? TrainRanks(spec, o, hooks) : GuardedTraining(spec, o.folder, o.attempt, hooks));
   std::printf("%s\n", train::ResultJson(result).c_str());
   return absl::OkStatus();
 }

@@ -59,6 +59,7 @@ const Key kKeys[] = {
     {"worker", Kind::kText, &Config::worker, "FILE",
      "program that runs training jobs; none = no jobs [optod-worker beside this program]"},
     {"max-workers", Kind::kCount, &Config::max_workers, "N", "training jobs at once [1]"},
+    {"max-job-workers", Kind::kCount, &Config::max_job_workers, "N", "worker processes that one job may have [8]"},
     {"worker-lease", Kind::kDuration, &Config::worker_lease_ms, "TIME",
      "a training job's worker that says nothing for so long is replaced [30s]"},
     {"job-files", Kind::kFolders, &Config::job_files, "DIR",

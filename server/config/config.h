@@ -36,6 +36,7 @@ struct Config {
   std::string tls_cert, tls_key;       ///< PEM files; both or neither
   std::string worker;                  ///< program of training jobs; "" = optod-worker beside this one, "none" = no jobs
   int64_t max_workers = 1;             ///< training jobs at once
+  int64_t max_job_workers = 8;         ///< worker processes that one job may have
   int64_t worker_lease_ms = 30'000;    ///< a training worker that is silent for so long is replaced
   std::vector<std::string> job_files;  ///< folders that jobs may read from; empty = all that the server may read
 };

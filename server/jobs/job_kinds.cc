@@ -11,11 +11,11 @@ namespace {
 
 absl::StatusOr<CheckedSpec> CheckFinetune(const std::string& spec_json) {
   ASSIGN_OR_RETURN(const train::TrainSpec spec, train::ParseTrainSpec(spec_json));
-  return CheckedSpec{spec.kind, spec.steps, train::PathsOf(spec)};
+  return CheckedSpec{spec.kind, spec.steps, train::PathsOf(spec), spec.parallel.workers, spec.parallel.share};
 }
 absl::StatusOr<CheckedSpec> CheckSampleOrder(const std::string& spec_json) {
   ASSIGN_OR_RETURN(const order::SampleOrderSpec spec, order::ParseSampleOrderSpec(spec_json));
-  return CheckedSpec{"sample_order", order::TotalUnits(spec), order::PathsOf(spec)};
+  return CheckedSpec{"sample_order", order::TotalUnits(spec), order::PathsOf(spec), 1, ""};
 }
 
 constexpr struct {

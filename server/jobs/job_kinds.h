@@ -13,6 +13,8 @@ struct CheckedSpec {
   std::string kind;                ///< finetune, sample_order
   int64_t total_steps = 0;         ///< of which `step` of a progress counts
   std::vector<std::string> paths;  ///< files and folders that the worker opens
+  int64_t workers = 1;             ///< processes of an attempt
+  std::string share;               ///< of several workers: what they divide (optim/train/exchange.h)
 };
 
 /// Checks everything that can be checked without a model. INVALID_ARGUMENT names the field; an unknown kind lists the

@@ -3,21 +3,21 @@
 #include <algorithm>
 #include <csignal>
 #include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "base/random_id.h"
 #include "base/reason.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "server/jobs/job_kinds.h"
+#include "server/jobs/job_request.h"
 
 namespace optod::jobs {
 namespace {
 
 using v1::Job;
 
-constexpr size_t kMaxSpecBytes = 1 << 20;
 constexpr int64_t kLongestTickNs = 1'000'000'000;  // more between two ticks: the server itself stood still
 
 bool IsUnderWay(Job::State state) {
@@ -32,96 +32,25 @@ void SetTime(int64_t unix_ms, google::protobuf::Timestamp* out) {
   out->set_nanos(static_cast<int32_t>(unix_ms % 1000) * 1'000'000);
 }
 
-bool IsId(const std::string& id) {
-  if (id.empty() || id.size() > 63 || !(id[0] >= 'a' && id[0] <= 'z') || id.back() == '-') return false;
-  return std::all_of(id.begin(), id.end(),
-                     [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; });
-}
-
-/// 2GiB, 512MiB, 1000000.
-absl::StatusOr<int64_t> Bytes(const nlohmann::json& value) {
-  if (value.is_number_integer() && value.get<int64_t>() > 0) return value.get<int64_t>();
-  if (value.is_string()) {
-    const std::string text = value.get<std::string>();
-    size_t used = 0;
-    double number = 0;
-    try {
-      number = std::stod(text, &used);
-    } catch (const std::exception&) {
-      used = 0;
-    }
-    const std::string unit = text.substr(used);
-    const double factor = unit == "GiB" || unit == "G"   ? 1073741824.0
-                          : unit == "MiB" || unit == "M" ? 1048576.0
-                          : unit.empty()                 ? 1.0
-                                                         : 0.0;
-    if (used > 0 && factor > 0 && number > 0 && number * factor < 9e15) return static_cast<int64_t>(number * factor);
-  }
-  return InvalidArgument("limits.memory: ", value.dump(), " is not a size like 2GiB");
-}
-
-/// 90s, 15m, 2h, or seconds.
-absl::StatusOr<int64_t> Seconds(const nlohmann::json& value) {
-  if (value.is_number() && value.get<double>() > 0) return static_cast<int64_t>(std::max(1.0, value.get<double>()));
-  if (value.is_string()) {
-    const std::string text = value.get<std::string>();
-    const double factor = text.ends_with("h") ? 3600 : text.ends_with("m") ? 60 : text.ends_with("s") ? 1 : 0;
-    char* end = nullptr;
-    const double number = std::strtod(text.c_str(), &end);
-    if (factor > 0 && end == text.c_str() + text.size() - 1 && number > 0 && number < 1e9)
-      return static_cast<int64_t>(std::max(1.0, number * factor));
-  }
-  return InvalidArgument("limits.wall: ", value.dump(), " is not a time like 90s, 15m, 2h");
-}
-
-/// Parts of the spec that are the queue's.
-absl::Status ReadQueueFields(const std::string& spec_json, Job* job) {
-  const auto json = nlohmann::json::parse(spec_json, nullptr, false);
-  if (json.contains("priority")) {
-    if (!json["priority"].is_number_integer() || std::abs(json["priority"].get<double>()) > 100)
-      return InvalidArgument("priority: ", json["priority"].dump(), " must lie in -100 to 100");
-    job->set_priority(json["priority"].get<int32_t>());
-  }
-  if (json.contains("after")) {
-    const auto list = json["after"].is_array() ? json["after"] : nlohmann::json::array({json["after"]});
-    for (const auto& name : list) {
-      if (!name.is_string()) return InvalidArgument("after: not a list of jobs");
-      const std::string text = name.get<std::string>();
-      job->add_after(text.substr(text.rfind('/') + 1));
-    }
-  }
-  if (!json.contains("limits") || json["limits"].is_null()) return absl::OkStatus();
-  if (!json["limits"].is_object()) return InvalidArgument("limits: not a mapping");
-  for (const auto& [key, value] : json["limits"].items()) {
-    if (key == "memory") {
-      ASSIGN_OR_RETURN(const int64_t bytes, Bytes(value));
-      job->mutable_placement()->set_memory_bytes(bytes);
-    } else if (key == "wall") {
-      ASSIGN_OR_RETURN(const int64_t seconds, Seconds(value));
-      job->mutable_placement()->mutable_max_wall()->set_seconds(seconds);
-    } else if (key == "cpus") {
-      if (!value.is_number_integer() || value.get<double>() < 1 || value.get<double>() > 4096)
-        return InvalidArgument("limits.cpus: ", value.dump(), " must lie in 1 to 4096");
-      job->mutable_placement()->set_cpus(value.get<int32_t>());
-    } else {
-      return InvalidArgument("limits: unknown field \"", key, "\" (memory, wall, cpus)");
-    }
-  }
-  return absl::OkStatus();
-}
-
-/// "/data/x/../y" is judged as "/data/y"; links are followed as far as they exist.
-bool IsBelow(const std::string& path, const std::string& root) {
-  std::error_code ignored;
-  const std::string real = std::filesystem::weakly_canonical(path, ignored).string(),
-                    top = std::filesystem::weakly_canonical(root, ignored).string();
-  return real == top || real.starts_with(top + "/");
-}
-
 std::string SignalText(int signal) {
   std::string text = Cat("killed by signal ", signal, " (", strsignal(signal), ")");
   if (signal == SIGKILL) text += ", perhaps by the kernel for lack of memory";
   return text;
+}
+
+/// Which of several workers: "(rank 2) ".
+std::string RankText(size_t workers, size_t rank) { return workers > 1 ? Cat("(rank ", rank, ") ") : ""; }
+
+/// Threads of each of `workers` processes: what the job says, or their part of the machine; 0 = all.
+int32_t ThreadsOf(int32_t cpus, int workers) {
+  if (cpus > 0 || workers == 1) return cpus;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / workers);
+}
+
+/// SHA-256 of the parameters that a worker ended with; "" = it says none.
+std::string ParametersOf(const std::string& result_json) {
+  const auto json = nlohmann::json::parse(result_json, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() ? json.value("parameters_sha256", "") : "";
 }
 
 }  // namespace
@@ -154,37 +83,6 @@ void JobQueue::Start(const std::string& address) {
 
 // ---- clients
 
-absl::Status JobQueue::CheckRequest(const std::string& user, const v1::CreateJobRequest& request,
-                                    v1::JobRecord* record) const {
-  Job& job = *record->mutable_job();
-  if (request.job().spec_json().size() > kMaxSpecBytes) return ResourceExhausted("job.spec_json: over 1 MiB");
-  ASSIGN_OR_RETURN(const CheckedSpec spec, CheckJobSpec(request.job().spec_json()));
-  RETURN_IF_ERROR(ReadQueueFields(request.job().spec_json(), &job));
-  if (!request.job().kind().empty() && request.job().kind() != spec.kind)
-    return InvalidArgument("job.kind: \"", request.job().kind(), "\" is not the spec's \"", spec.kind, "\"");
-  if (job.placement().backend() == "cuda" || request.job().placement().backend() == "cuda")
-    return Unimplemented("job.placement.backend: \"cuda\" is not part of this release");
-  for (const std::string& path : spec.paths) {
-    if (!path.starts_with("/"))
-      return InvalidArgument("job: path \"", path, "\" is relative; the server needs absolute ones");
-    const bool allowed =
-        options_.file_roots.empty() || std::any_of(options_.file_roots.begin(), options_.file_roots.end(),
-                                                   [&](const std::string& root) { return IsBelow(path, root); });
-    if (!allowed)
-      return absl::PermissionDeniedError("job: path \"" + path +
-                                         "\" is outside the folders that this server opens to jobs (--job-files)");
-  }
-  for (const std::string& other : job.after()) {
-    if (!jobs_.contains({user, other})) return NotFound("after: no job ", other);
-  }
-  job.set_kind(spec.kind);
-  job.set_spec_json(request.job().spec_json());
-  job.set_total_steps(spec.total_steps);
-  job.mutable_placement()->set_backend("cpu");
-  job.mutable_placement()->set_engine("local");
-  return absl::OkStatus();
-}
-
 absl::StatusOr<Job> JobQueue::Create(const std::string& user, const v1::CreateJobRequest& request) {
   if (!has_worker())
     return WithReason(Unimplemented("JobService: this server has no optod-worker program"), "NO_WORKER");
@@ -198,9 +96,12 @@ absl::StatusOr<Job> JobQueue::Create(const std::string& user, const v1::CreateJo
     return View(entry);
   }
   v1::JobRecord record;
-  RETURN_IF_ERROR(CheckRequest(user, request, &record));
+  RETURN_IF_ERROR(CheckJobRequest(request.job(), {options_.file_roots, options_.max_job_workers}, record.mutable_job()));
+  for (const std::string& other : record.job().after()) {
+    if (!jobs_.contains({user, other})) return NotFound("after: no job ", other);
+  }
   const std::string id = request.job_id().empty() ? RandomId() : request.job_id();
-  if (!IsId(id))
+  if (!IsJobId(id))
     return InvalidArgument("job_id: \"", id, "\" is not a letter and then letters, digits, hyphens; at most 63");
   if (jobs_.contains({user, id})) return AlreadyExists("job_id: ", id, " is taken");
   if (stopping_) return WithReason(Unavailable("the server is draining; try again later"), "DRAINING");
@@ -260,14 +161,15 @@ absl::StatusOr<Job> JobQueue::Cancel(const std::string& user, const std::string&
   entry->record.set_cancelling(true);
   entry->cancel_ns = clock_.NowMonotonicNs();
   SetState(*entry, state, "cancelling");
-  if (entry->channel != nullptr) {
-    v1::ServerMessage stop;
-    stop.mutable_stop()->set_why("cancelled");
-    entry->channel->Send(stop);
-  } else {
-    entry->killed_because = "cancelled";
-    entry->killed_ns = entry->cancel_ns;
-    launcher_.Kill(entry->handle);
+  const auto here = [](const Rank& rank) { return rank.channel != nullptr || rank.done; };
+  if (!std::all_of(entry->ranks.begin(), entry->ranks.end(), here)) {
+    Kill(*entry, "cancelled");
+    return View(*entry);
+  }
+  v1::ServerMessage stop;
+  stop.mutable_stop()->set_why("cancelled");
+  for (const Rank& rank : entry->ranks) {
+    if (rank.channel != nullptr) rank.channel->Send(stop);
   }
   return View(*entry);
 }
@@ -403,26 +305,41 @@ void JobQueue::Launch(const Key& key, Entry& entry) {
   Job& job = *entry.record.mutable_job();
   job.set_attempt(job.attempt() + 1);
   entry.token = Uuid4() + Uuid4();
-  entry.done = false;
   entry.killed_because.clear();
   entry.killed_ns = 0;
-  entry.launched_ns = entry.heard_ns = clock_.NowMonotonicNs();
+  entry.launched_ns = clock_.NowMonotonicNs();
   if (!job.has_start_time()) SetTime(clock_.NowUnixMs(), job.mutable_start_time());
   SetState(entry, Job::SCHEDULED, "worker starts");
+  if (const absl::Status launched = LaunchRanks(key, entry); !launched.ok())
+    AttemptFailed(entry, std::string(launched.message()));
+}
+
+absl::Status JobQueue::LaunchRanks(const Key& key, Entry& entry) {
+  // Of the job file and not of the record: one that an older server took has no count.
+  ASSIGN_OR_RETURN(const CheckedSpec spec, CheckJobSpec(entry.record.job().spec_json()));
+  const auto workers = static_cast<size_t>(spec.workers);
+  entry.ranks.assign(workers, Rank{0, entry.launched_ns, nullptr, false, ""});
+  entry.relay = workers > 1 ? std::make_unique<ExchangeRelay>(static_cast<int>(workers), spec.share) : nullptr;
+  const int32_t attempt = entry.record.job().attempt();
+  for (size_t r = 0; r < workers; ++r) {
+    ASSIGN_OR_RETURN(entry.ranks[r].handle,
+                     launcher_.Launch(LaunchOf(entry, r), [this, key, attempt, r](ExitStatus exit) { OnExit(key, attempt, r, exit); }));
+  }
+  return absl::OkStatus();
+}
+
+LaunchSpec JobQueue::LaunchOf(const Entry& entry, size_t rank) const {
+  const Job& job = entry.record.job();
   LaunchSpec spec;
   spec.argv = {options_.worker, "attach",   "--server",  address_,
                "--job",         job.name(), "--attempt", std::to_string(job.attempt())};
+  if (rank > 0) spec.argv.insert(spec.argv.end(), {"--rank", std::to_string(rank)});
   spec.environment = options_.environment;
   spec.environment.emplace_back("OPTOD_WORKER_TOKEN", entry.token);
   spec.environment.emplace_back("OMP_WAIT_POLICY", "PASSIVE");  // waiting threads leave the CPUs to other jobs
   spec.log_path = files_.LogPath(entry.record);
   spec.memory_bytes = job.placement().memory_bytes();
-  const int32_t attempt = job.attempt();
-  auto handle = launcher_.Launch(spec, [this, key, attempt](ExitStatus exit) { OnExit(key, attempt, exit); });
-  if (handle.ok())
-    entry.handle = *handle;
-  else
-    SetState(entry, Job::FAILED, std::string(handle.status().message()));
+  return spec;
 }
 
 void JobQueue::Tick() {
@@ -447,39 +364,60 @@ void JobQueue::ForgivePause(int64_t now) {
   const int64_t gap = last_tick_ns_ == 0 ? 0 : now - last_tick_ns_;
   last_tick_ns_ = now;
   if (gap <= kLongestTickNs) return;
-  for (auto& [key, entry] : jobs_) entry.heard_ns = std::min(now, entry.heard_ns + gap - kLongestTickNs);
+  for (auto& [key, entry] : jobs_) {
+    for (Rank& rank : entry.ranks) rank.heard_ns = std::min(now, rank.heard_ns + gap - kLongestTickNs);
+  }
 }
 
 void JobQueue::CheckSilence(Entry& entry, int64_t now) {
-  if (entry.done) return;
   if (!entry.killed_because.empty()) {
     // What does not even die (a process in an uninterruptible call, a machine out of reach) must not hold up the job.
     if ((now - entry.killed_ns) / 1'000'000 > options_.cancel_grace_ms)
       AttemptEnded(entry, entry.killed_because, /*crash=*/true);
     return;
   }
-  const int64_t patience = entry.channel == nullptr ? options_.start_ms : options_.lease_ms;
-  const int64_t silent_ms = (now - entry.heard_ns) / 1'000'000,
-                wall_s = entry.record.job().placement().max_wall().seconds();
-  if (silent_ms > patience)
-    entry.killed_because = Cat("said nothing for ", silent_ms / 1000, " s");
-  else if (entry.record.cancelling() && (now - entry.cancel_ns) / 1'000'000 > options_.cancel_grace_ms)
-    entry.killed_because = "cancelled";
-  else if (wall_s > 0 && (now - entry.launched_ns) / 1'000'000'000 > wall_s)
-    entry.killed_because = Cat("limits.wall: ", wall_s, " s are over");
-  if (entry.killed_because.empty()) return;
-  entry.killed_ns = now;
-  launcher_.Kill(entry.handle);
+  const int64_t wall_s = entry.record.job().placement().max_wall().seconds();
+  std::string why = TooQuiet(entry, now);
+  if (why.empty() && entry.record.cancelling() && (now - entry.cancel_ns) / 1'000'000 > options_.cancel_grace_ms)
+    why = "cancelled";
+  if (why.empty() && wall_s > 0 && (now - entry.launched_ns) / 1'000'000'000 > wall_s)
+    why = Cat("limits.wall: ", wall_s, " s are over");
+  if (!why.empty()) Kill(entry, why);
 }
 
-void JobQueue::OnExit(Key key, int32_t attempt, ExitStatus exit) {
+/// "said nothing for 31 s" of the first worker that is taken for dead; "" = none is.
+std::string JobQueue::TooQuiet(const Entry& entry, int64_t now) const {
+  for (size_t r = 0; r < entry.ranks.size(); ++r) {
+    const Rank& rank = entry.ranks[r];
+    const int64_t silent_ms = (now - rank.heard_ns) / 1'000'000;
+    if (rank.done || silent_ms <= (rank.channel == nullptr ? options_.start_ms : options_.lease_ms)) continue;
+    return Cat(RankText(entry.ranks.size(), r), "said nothing for ", silent_ms / 1000, " s");
+  }
+  return "";
+}
+
+void JobQueue::Kill(Entry& entry, const std::string& why) {
+  entry.killed_because = why;
+  entry.killed_ns = clock_.NowMonotonicNs();
+  KillRanks(entry);
+}
+
+void JobQueue::KillRanks(const Entry& entry) {
+  for (const Rank& rank : entry.ranks) {
+    if (rank.handle != 0) launcher_.Kill(rank.handle);
+  }
+}
+
+void JobQueue::OnExit(const Key& key, int32_t attempt, size_t rank, ExitStatus exit) {
   std::lock_guard lock(mutex_);
   const auto it = jobs_.find(key);
   if (it == jobs_.end()) return;
   Entry& entry = it->second;
   if (entry.record.job().attempt() != attempt || !IsUnderWay(entry.record.job().state())) return;
-  entry.handle = 0;
-  std::string how = exit.signal != 0 ? SignalText(exit.signal) : Cat("ended with code ", exit.code);
+  entry.ranks[rank].handle = 0;
+  if (entry.ranks[rank].done) return;  // the others go on
+  std::string how = RankText(entry.ranks.size(), rank) +
+                    (exit.signal != 0 ? SignalText(exit.signal) : Cat("ended with code ", exit.code));
   if (entry.record.job().state() == Job::SCHEDULED) {
     how += " before it began";
     if (const int64_t bytes = entry.record.job().placement().memory_bytes(); bytes > 0)
@@ -488,17 +426,21 @@ void JobQueue::OnExit(Key key, int32_t attempt, ExitStatus exit) {
   AttemptEnded(entry, entry.killed_because.empty() ? how : entry.killed_because, /*crash=*/true);
 }
 
-/// From now on nothing that the attempt's worker says counts.
+/// From now on nothing that the attempt's workers say counts.
 void JobQueue::Fence(Entry& entry) {
   if (!entry.token.empty() && options_.on_attempt_end)
-    options_.on_attempt_end(entry.record.user(), (clock_.NowMonotonicNs() - entry.launched_ns) / 1'000'000);
+    options_.on_attempt_end(entry.record.user(), (clock_.NowMonotonicNs() - entry.launched_ns) / 1'000'000 *
+                                                     static_cast<int64_t>(entry.ranks.size()));
   entry.token.clear();
-  if (entry.channel != nullptr) channels_.erase(entry.channel);
-  entry.channel = nullptr;
+  for (Rank& rank : entry.ranks) {
+    if (rank.channel != nullptr) channels_.erase(rank.channel);
+    rank.channel = nullptr;
+  }
 }
 
 void JobQueue::AttemptEnded(Entry& entry, const std::string& how, bool crash) {
   Fence(entry);
+  if (entry.ranks.size() > 1) KillRanks(entry);  // the others have nobody to exchange with
   if (entry.record.cancelling()) return SetState(entry, Job::CANCELLED, "cancelled");
   if (stopping_) return SetState(entry, Job::QUEUED, "the server ends; goes on from the last checkpoint");
   if (how.starts_with("limits.wall")) return SetState(entry, Job::FAILED, how);
@@ -507,6 +449,13 @@ void JobQueue::AttemptEnded(Entry& entry, const std::string& how, bool crash) {
   if (entry.record.crashes() >= kMaxCrashes)
     return SetState(entry, Job::FAILED, Cat(text, "; ", kMaxCrashes, " attempts ended so"));
   SetState(entry, Job::QUEUED, text + "; goes on from the last checkpoint");
+}
+
+/// A worker, or the exchange between them, has said what is wrong.
+void JobQueue::AttemptFailed(Entry& entry, const std::string& reason) {
+  Fence(entry);
+  if (entry.ranks.size() > 1) KillRanks(entry);
+  SetState(entry, Job::FAILED, reason);
 }
 
 // ---- workers
@@ -519,16 +468,22 @@ absl::StatusOr<v1::WorkerTask> JobQueue::Attach(const v1::WorkerHello& hello, Wo
     if (entry.token.empty() || hello.attempt() != job.attempt())
       return Aborted("attempt: ", hello.attempt(), " is over");
     if (hello.token() != entry.token) return absl::UnauthenticatedError("token: wrong");
-    if (entry.channel != nullptr) return Aborted("attempt: another worker has it");
-    entry.channel = channel;
-    entry.heard_ns = clock_.NowMonotonicNs();
-    channels_[channel] = key;
-    SetState(entry, Job::RUNNING, "");
+    const auto workers = static_cast<int>(entry.ranks.size());
+    if (hello.rank() < 0 || hello.rank() >= workers) return InvalidArgument("rank: ", hello.rank(), " of ", workers);
+    Rank& rank = entry.ranks[static_cast<size_t>(hello.rank())];
+    if (rank.channel != nullptr || rank.done) return Aborted("attempt: another worker has it");
+    rank.channel = channel;
+    rank.heard_ns = clock_.NowMonotonicNs();
+    channels_[channel] = {key, static_cast<size_t>(hello.rank())};
+    if (std::all_of(entry.ranks.begin(), entry.ranks.end(), [](const Rank& r) { return r.channel != nullptr; }))
+      SetState(entry, Job::RUNNING, "");
     v1::WorkerTask task;
     task.set_spec_json(job.spec_json());
     task.set_folder(files_.WorkFolder(entry.record));
     task.set_attempt(job.attempt());
-    task.set_threads(job.placement().cpus());
+    task.set_threads(ThreadsOf(job.placement().cpus(), workers));
+    task.set_rank(hello.rank());
+    task.set_workers(workers);
     return task;
   }
   return NotFound("job: no such job");
@@ -538,26 +493,24 @@ absl::Status JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage
   std::lock_guard lock(mutex_);
   const auto it = channels_.find(channel);
   if (it == channels_.end()) return Aborted("attempt: it is over");
-  Entry& entry = jobs_[it->second];
-  Job& job = *entry.record.mutable_job();
-  entry.heard_ns = clock_.NowMonotonicNs();
+  const Place place = it->second;
+  Entry& entry = jobs_[place.key];
+  entry.ranks[place.rank].heard_ns = clock_.NowMonotonicNs();
   switch (message.message_case()) {
-    case v1::WorkerMessage::kProgress: {
-      std::map<std::string, double> metrics(message.progress().metrics().begin(), message.progress().metrics().end());
-      job.set_step(message.progress().step());
-      job.set_progress(job.total_steps() > 0 ? static_cast<double>(job.step()) / static_cast<double>(job.total_steps())
-                                             : 0);
-      for (const auto& [name, value] : metrics) (*job.mutable_metrics())[name] = value;
-      AddEvent(entry, metrics);
+    case v1::WorkerMessage::kProgress:
+      if (place.rank == 0) OnProgress(entry, message.progress());
       break;
-    }
     case v1::WorkerMessage::kCheckpoint:
-      job.set_checkpoint_step(
-          message.checkpoint()
-              .step());  // on disk with the next change of state; the checkpoint itself is the worker's file
+      // On disk with the next change of state; the checkpoint itself is the worker's file.
+      if (place.rank == 0) entry.record.mutable_job()->set_checkpoint_step(message.checkpoint().step());
       break;
     case v1::WorkerMessage::kDone:
-      OnDone(entry, message.done());
+      OnDone(entry, place.rank, message.done());
+      break;
+    case v1::WorkerMessage::kJoin:
+    case v1::WorkerMessage::kRecords:
+    case v1::WorkerMessage::kExchange:
+      OnExchange(entry, place.rank, message);
       break;
     default:
       break;
@@ -565,27 +518,50 @@ absl::Status JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage
   return absl::OkStatus();
 }
 
-void JobQueue::OnDone(Entry& entry, const v1::WorkerDone& done) {
-  entry.done = true;
-  const auto code = static_cast<absl::StatusCode>(done.code());
-  entry.record.mutable_job()->set_result_json(done.result_json());
-  if (code == absl::StatusCode::kOk) {
-    Fence(entry);
-    entry.record.mutable_job()->set_step(entry.record.job().total_steps());
-    return SetState(entry, Job::SUCCEEDED, "");
+void JobQueue::OnProgress(Entry& entry, const v1::WorkerProgress& progress) {
+  Job& job = *entry.record.mutable_job();
+  std::map<std::string, double> metrics(progress.metrics().begin(), progress.metrics().end());
+  job.set_step(progress.step());
+  job.set_progress(job.total_steps() > 0 ? static_cast<double>(job.step()) / static_cast<double>(job.total_steps()) : 0);
+  for (const auto& [name, value] : metrics) (*job.mutable_metrics())[name] = value;
+  AddEvent(entry, metrics);
+}
+
+void JobQueue::OnExchange(Entry& entry, size_t rank, const v1::WorkerMessage& message) {
+  if (entry.relay == nullptr) return AttemptFailed(entry, "exchange: the job has one worker");
+  const absl::StatusOr<std::vector<ToRank>> out = entry.relay->OnMessage(static_cast<int>(rank), message);
+  if (!out.ok()) return AttemptFailed(entry, std::string(out.status().message()));
+  for (const ToRank& to : *out) {
+    if (WorkerChannel* channel = entry.ranks[static_cast<size_t>(to.rank)].channel; channel != nullptr)
+      channel->Send(to.message);
   }
+}
+
+void JobQueue::OnDone(Entry& entry, size_t rank, const v1::WorkerDone& done) {
+  const auto code = static_cast<absl::StatusCode>(done.code());
   if (code == absl::StatusCode::kCancelled) return AttemptEnded(entry, "stopped", /*crash=*/false);
+  if (code != absl::StatusCode::kOk) return AttemptFailed(entry, done.message());
+  entry.ranks[rank].done = true;
+  entry.ranks[rank].result_json = done.result_json();
+  if (!std::all_of(entry.ranks.begin(), entry.ranks.end(), [](const Rank& r) { return r.done; })) return;
+  const std::string hash = ParametersOf(entry.ranks[0].result_json);
+  for (size_t r = 1; r < entry.ranks.size(); ++r) {
+    if (const std::string other = ParametersOf(entry.ranks[r].result_json); other != hash)
+      return AttemptFailed(entry, Cat("parameters of rank ", r, " (", other, ") differ from rank 0's (", hash, ")"));
+  }
   Fence(entry);
-  SetState(entry, Job::FAILED, done.message());
+  entry.record.mutable_job()->set_result_json(entry.ranks[0].result_json);
+  entry.record.mutable_job()->set_step(entry.record.job().total_steps());
+  SetState(entry, Job::SUCCEEDED, "");
 }
 
 void JobQueue::Detach(WorkerChannel* channel) {
   std::lock_guard lock(mutex_);
   const auto it = channels_.find(channel);
   if (it == channels_.end()) return;
-  Entry& entry = jobs_[it->second];
+  // Its process ends by itself now; OnExit judges, CheckSilence kills it if it does not.
+  jobs_[it->second.key].ranks[it->second.rank].channel = nullptr;
   channels_.erase(it);
-  entry.channel = nullptr;  // its process ends by itself now; OnExit judges, CheckSilence kills it if it does not
 }
 
 void JobQueue::Shutdown(int64_t grace_ms) {
@@ -598,13 +574,13 @@ void JobQueue::Shutdown(int64_t grace_ms) {
     stopping_ = true;
     v1::ServerMessage stop;
     stop.mutable_stop()->set_why("the server ends");
-    for (const auto& [channel, key] : channels_) channel->Send(stop);
+    for (const auto& [channel, place] : channels_) channel->Send(stop);
   }
   const int64_t end = clock_.NowMonotonicNs() + grace_ms * 1'000'000;
   while (any_running() && clock_.NowMonotonicNs() < end) clock_.SleepFor(std::chrono::milliseconds(20));
   std::lock_guard lock(mutex_);
   for (auto& [key, entry] : jobs_) {
-    if (entry.handle != 0) launcher_.Kill(entry.handle);
+    KillRanks(entry);
     if (IsUnderWay(entry.record.job().state())) AttemptEnded(entry, "stopped", /*crash=*/false);
   }
 }

@@ -87,9 +87,10 @@ class Jobs:
                 assert found.setdefault(int(event["step"]), loss) == loss, event
         return found
 
-    def worker_pid(self, name, attempt=None):
-        """The process that works on the job (on an attempt of it)."""
+    def worker_pids(self, name, attempt=None):
+        """{rank: process} of those that work on the job (on an attempt of it)."""
         wanted = {b"attach", name.encode()} if attempt is None else {b"attach", name.encode(), str(attempt).encode()}
+        found = {}
         for entry in pathlib.Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -97,8 +98,14 @@ class Jobs:
                 except OSError:
                     continue
                 if wanted <= set(words) and words[0].endswith(b"optod-worker"):
-                    return int(entry.name)
-        raise AssertionError(f"no worker for {name}")
+                    found[int(words[words.index(b"--rank") + 1]) if b"--rank" in words else 0] = int(entry.name)
+        return found
+
+    def worker_pid(self, name, attempt=None, rank=0):
+        """The process of one rank."""
+        found = self.worker_pids(name, attempt)
+        assert rank in found, f"no worker of rank {rank} for {name}: {found}"
+        return found[rank]
 
     def work(self, name):
         """The job's folder of checkpoints and results."""

@@ -112,7 +112,8 @@ TEST(Config, EveryKeyReachesItsField) {
       "c\ntls-key: k\n"
       "log-level: debug\nlog-format: json\ndrain-grace: 1500ms\nmax-sessions-loaded: 7\nmemory-budget: "
       "1MiB\nmax-artifact-size: 2KiB\n"
-      "synchronous: normal\nllm-endpoints: e\nllm-secrets: s\nexecutor: disabled\ncassette: t\ncassette-mode: record\n";
+      "synchronous: normal\nllm-endpoints: e\nllm-secrets: s\nexecutor: disabled\ncassette: t\ncassette-mode: record\n"
+      "max-workers: 3\nmax-job-workers: 5\n";
   Config c;
   ASSERT_TRUE(ApplyYaml(yaml, "f", {}, &c).ok());
   EXPECT_THAT(c.listen, ElementsAre("127.0.0.1:1", "127.0.0.1:2"));
@@ -120,8 +121,8 @@ TEST(Config, EveryKeyReachesItsField) {
                                         c.synchronous, c.llm_endpoints, c.llm_secrets, c.executor, c.cassette, c.cassette_mode}),
               ElementsAre("d", "off", "token", "c", "k", "debug", "json", "normal", "e", "s", "disabled", "t", "record"));
   EXPECT_THAT((std::vector<int64_t>{c.drain_grace_ms, c.max_sessions_loaded, c.memory_budget_bytes,
-                                    c.max_artifact_bytes, c.insecure}),
-              ElementsAre(1500, 7, 1 << 20, 2048, 1));
+                                    c.max_artifact_bytes, c.insecure, c.max_workers, c.max_job_workers}),
+              ElementsAre(1500, 7, 1 << 20, 2048, 1, 3, 5));
 }
 
 TEST(Config, WhatIsSetByFlagIsLeftAloneByTheFile) {

@@ -1,12 +1,11 @@
-// The queue with a launcher and a clock of its own: order, attempts, fencing, limits, what survives a restart. The
-// local launcher with real processes at the end.
+// The queue with a launcher and a clock of its own: order, attempts, fencing, limits, several workers, what survives a
+// restart.
 #include "server/jobs/job_queue.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <condition_variable>
 #include <filesystem>
 
 #include "base/reason.h"
@@ -74,11 +73,13 @@ class QueueTest : public testing::Test {
     return queue_->Create(user, request);
   }
   Job Show(const std::string& id, const std::string& user = "u") { return *queue_->Get(user, id); }
-  absl::StatusOr<v1::WorkerTask> Attach(const std::string& id, size_t started, FakeChannel* channel, int attempt = 1) {
+  absl::StatusOr<v1::WorkerTask> Attach(const std::string& id, size_t started, FakeChannel* channel, int attempt = 1,
+                                        int rank = 0) {
     v1::WorkerHello hello;
     hello.set_job("users/u/jobs/" + id);
     hello.set_attempt(attempt);
     hello.set_token(launcher_.Token(started));
+    hello.set_rank(rank);
     return queue_->Attach(hello, channel);
   }
   void Done(FakeChannel* channel, absl::StatusCode code, const std::string& message = "") {
@@ -443,7 +444,9 @@ TEST_F(QueueTest, RefusesWhatCannotRun) {
       {R"(, "limits": {"memory": "lots"})", "limits.memory: \"lots\" is not a size"},
       {R"(, "limits": {"wall": "soon"})", "limits.wall: \"soon\" is not a time"},
       {R"(, "limits": {"gpus": 1})", "limits: unknown field \"gpus\""},
-      {R"(, "batch": 0)", "batch: 0 must be >= 1"}};
+      {R"(, "batch": 0)", "batch: 0 must be >= 1"},
+      {R"(, "batch": 16, "parallel": {"workers": 16})", "parallel.workers: 16 is over the 8 processes"},
+      {R"(, "batch": 16, "parallel": {"workers": 3})", "parallel.workers: 3 does not divide batch 16"}};
   for (const auto& [more, message] : cases)
     EXPECT_THAT(std::string(Submit("a", more).status().message()), HasSubstr(message));
   EXPECT_EQ(Submit("Bad").status().code(), absl::StatusCode::kInvalidArgument);
@@ -455,75 +458,140 @@ TEST_F(QueueTest, RefusesWhatCannotRun) {
   EXPECT_EQ(PayloadOf(Submit("a").status(), kReasonUrl), "NO_WORKER");
 }
 
+TEST_F(QueueTest, RefusesAPlacementThatTheJobWouldNotGet) {
+  const std::pair<std::function<void(Job*)>, const char*> cases[] = {
+      {[](Job* job) { job->mutable_placement()->set_backend("cuda"); }, "job.placement.backend: \"cuda\" is not part"},
+      {[](Job* job) { job->mutable_placement()->set_engine("slurm"); }, "job.placement.engine: \"slurm\" is not part"},
+      {[](Job* job) { job->mutable_placement()->set_gpus(1); }, "job.placement.gpus: 1; jobs of this release run on CPUs"},
+      {[](Job* job) { job->mutable_placement()->set_partition("p"); }, "job.placement.partition: \"p\"; there are none"},
+      {[](Job* job) { job->mutable_placement()->set_cpus(4); }, "job.placement.cpus: 4 is not the job file's limits.cpus (2)"},
+      {[](Job* job) { job->mutable_placement()->set_workers(4); }, "job.placement.workers: 4 is not the job file's parallel.workers (1)"},
+      {[](Job* job) { job->mutable_budget()->set_max_steps(4); }, "job.budget: jobs have limits.wall"}};
+  for (const auto& [change, message] : cases) {
+    v1::CreateJobRequest request;
+    request.mutable_job()->set_spec_json(kSpec + std::string(R"(, "limits": {"cpus": 2}})"));
+    change(request.mutable_job());
+    EXPECT_THAT(std::string(queue_->Create("u", request).status().message()), HasSubstr(message));
+  }
+}
+
+// ---- several workers
+
+constexpr char kTwo[] = R"(, "parallel": {"workers": 2})";
+
+TEST_F(QueueTest, AJobOfTwoWorkersRunsWhenBothAreThereAndSucceedsWhenBothHave) {
+  ASSERT_TRUE(Submit("a", kTwo).ok());
+  EXPECT_EQ(Show("a").placement().workers(), 2);
+  queue_->Tick();
+  ASSERT_EQ(launcher_.started.size(), 2u);
+  EXPECT_THAT(launcher_.started[1].spec.argv, testing::Contains("--rank"));
+  EXPECT_EQ(launcher_.Token(0), launcher_.Token(1));
+  FakeChannel channels[2], third;
+  ASSERT_TRUE(Attach("a", 0, &channels[1], 1, 1).ok());
+  EXPECT_EQ(Show("a").state(), Job::SCHEDULED);
+  EXPECT_EQ(Attach("a", 0, &third, 1, 1).status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Attach("a", 0, &third, 1, 2).status().code(), absl::StatusCode::kInvalidArgument);
+  auto task = Attach("a", 0, &channels[0], 1, 0);
+  ASSERT_TRUE(task.ok()) << task.status();
+  EXPECT_EQ(task->workers(), 2);
+  EXPECT_EQ(Show("a").state(), Job::RUNNING);
+  v1::WorkerMessage join, progress;
+  join.mutable_join();
+  progress.mutable_progress()->set_step(7);
+  for (FakeChannel& channel : channels) ASSERT_TRUE(queue_->OnMessage(&channel, join).ok());
+  for (const FakeChannel& channel : channels) {
+    ASSERT_EQ(channel.sent.size(), 1u);
+    EXPECT_TRUE(channel.sent[0].has_joined());
+  }
+  ASSERT_TRUE(queue_->OnMessage(&channels[1], progress).ok());
+  EXPECT_EQ(Show("a").step(), 0) << "rank 0 speaks for all";
+  Done(&channels[1], absl::StatusCode::kOk);
+  launcher_.started[1].on_exit({0, 0});
+  EXPECT_EQ(Show("a").state(), Job::RUNNING);
+  Silence(29);
+  Done(&channels[0], absl::StatusCode::kOk);
+  EXPECT_EQ(Show("a").state(), Job::SUCCEEDED);
+  EXPECT_EQ(Show("a").result_json(), "{\"best_score\": 1}");
+}
+
+TEST_F(QueueTest, TheEndOfOneWorkerEndsTheAttemptOfAll) {
+  ASSERT_TRUE(Submit("a", kTwo).ok());
+  queue_->Tick();
+  FakeChannel channels[2], late;
+  for (int r : {0, 1}) ASSERT_TRUE(Attach("a", 0, &channels[r], 1, r).ok());
+  queue_->Detach(&channels[1]);
+  launcher_.started[1].on_exit({-1, SIGKILL});
+  EXPECT_EQ(Show("a").state(), Job::QUEUED);
+  EXPECT_THAT(Show("a").reason(), HasSubstr("worker of attempt 1 (rank 1) killed by signal 9"));
+  EXPECT_TRUE(launcher_.started[0].killed);
+  EXPECT_EQ(queue_->OnMessage(&channels[0], Beat()).code(), absl::StatusCode::kAborted);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  queue_->Tick();
+  ASSERT_EQ(launcher_.started.size(), 4u);
+  EXPECT_EQ(Attach("a", 0, &late, 1, 0).status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Attach("a", 0, &late, 2, 0).status().code(), absl::StatusCode::kUnauthenticated);
+  for (int r : {0, 1}) EXPECT_TRUE(Attach("a", 2, &channels[r], 2, r).ok());
+}
+
+TEST_F(QueueTest, ASilentRankIsNamedAndAllAreKilled) {
+  ASSERT_TRUE(Submit("a", kTwo).ok());
+  queue_->Tick();
+  FakeChannel channels[2];
+  for (int r : {0, 1}) ASSERT_TRUE(Attach("a", 0, &channels[r], 1, r).ok());
+  for (int i = 0; i < 2; ++i) {
+    Silence(16);
+    (void)queue_->OnMessage(&channels[0], Beat());
+  }
+  for (const auto& started : launcher_.started) EXPECT_TRUE(started.killed);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  EXPECT_THAT(Show("a").reason(), HasSubstr("(rank 1) said nothing for 31 s"));
+}
+
+TEST_F(QueueTest, WhatIsWrongBetweenTheWorkersFailsTheJob) {
+  const auto result = [](const char* hash) {
+    v1::WorkerMessage done;
+    done.mutable_done()->set_result_json(std::string(R"({"parameters_sha256": ")") + hash + "\"}");
+    return done;
+  };
+  v1::WorkerMessage early;
+  early.mutable_exchange();
+  v1::WorkerMessage wrong;
+  wrong.mutable_done()->set_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
+  wrong.mutable_done()->set_message("task.train: no rows");
+  const std::tuple<const char*, std::vector<v1::WorkerMessage>, const char*> cases[] = {
+      {"bytes", {result("aa"), result("bb")}, "parameters of rank 1 (bb) differ from rank 0's (aa)"},
+      {"order", {Beat(), early}, "exchange: rank 1 tells step 0; step -1 is under way"},
+      {"input", {Beat(), wrong}, "task.train: no rows"}};
+  size_t launched = 0;
+  for (const auto& [id, said, reason] : cases) {
+    ASSERT_TRUE(Submit(id, kTwo).ok());
+    queue_->Tick();
+    FakeChannel channels[2];
+    for (int r : {0, 1}) ASSERT_TRUE(Attach(id, launched, &channels[r], 1, r).ok());
+    for (size_t r : {0, 1}) (void)queue_->OnMessage(&channels[r], said[r]);
+    EXPECT_EQ(Show(id).state(), Job::FAILED);
+    EXPECT_EQ(Show(id).reason(), reason);
+    for (size_t r : {0, 1}) EXPECT_TRUE(launcher_.started[launched + r].killed) << "nothing is left of it";
+    launched += 2;
+  }
+}
+
+TEST_F(QueueTest, CancelReachesAllWorkers) {
+  ASSERT_TRUE(Submit("a", kTwo).ok());
+  queue_->Tick();
+  FakeChannel channels[2];
+  for (int r : {0, 1}) ASSERT_TRUE(Attach("a", 0, &channels[r], 1, r).ok());
+  ASSERT_TRUE(queue_->Cancel("u", "a").ok());
+  for (const FakeChannel& channel : channels) EXPECT_TRUE(channel.sent.at(0).has_stop());
+  Done(&channels[1], absl::StatusCode::kCancelled);
+  EXPECT_EQ(Show("a").state(), Job::CANCELLED);
+}
+
 TEST_F(QueueTest, AWorkerThatCannotStartFailsTheJob) {
   launcher_.fail = absl::NotFoundError("worker: cannot be started: No such file or directory");
   ASSERT_TRUE(Submit("a").ok());
   queue_->Tick();
   EXPECT_EQ(Show("a").state(), Job::FAILED);
-}
-
-// ---- real processes
-
-struct Waiter {
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool done = false;
-  ExitStatus exit;
-  std::function<void(ExitStatus)> Callback() {
-    return [this](ExitStatus e) {
-      std::lock_guard lock(mutex);
-      exit = e;
-      done = true;
-      changed.notify_all();
-    };
-  }
-  ExitStatus Wait() {
-    std::unique_lock lock(mutex);
-    changed.wait(lock, [this] { return done; });
-    return exit;
-  }
-};
-
-class LocalLauncherTest : public QueueTest {};
-
-TEST_F(LocalLauncherTest, CodesOutputAndEnvironment) {
-  auto launcher = MakeLocalLauncher();
-  Waiter waiter;
-  ASSERT_TRUE(launcher
-                  ->Launch({{"/bin/sh", "-c", "echo $X; echo err >&2; exit 3"}, {{"X", "hello"}}, root_ + "/log", 0},
-                           waiter.Callback())
-                  .ok());
-  EXPECT_EQ(waiter.Wait().code, 3);
-  EXPECT_EQ(*PosixFs().ReadFile(root_ + "/log"), "hello\nerr\n");
-}
-
-TEST_F(LocalLauncherTest, KillTakesTheWholeGroup) {
-  auto launcher = MakeLocalLauncher();
-  Waiter waiter;
-  auto handle =
-      launcher->Launch({{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0},
-                       waiter.Callback());
-  ASSERT_TRUE(handle.ok());
-  launcher->Kill(*handle);
-  EXPECT_EQ(waiter.Wait().signal, SIGKILL);
-}
-
-TEST_F(LocalLauncherTest, NoSuchProgram) {
-  auto launcher = MakeLocalLauncher();
-  auto handle = launcher->Launch({{"/no/such/program"}, {}, root_ + "/log", 0}, [](ExitStatus) {});
-  EXPECT_EQ(handle.status().code(), absl::StatusCode::kNotFound);
-}
-
-TEST_F(LocalLauncherTest, ItsEndEndsTheProcesses) {
-  Waiter waiter;
-  {
-    auto launcher = MakeLocalLauncher();
-    ASSERT_TRUE(launcher
-                    ->Launch({{"/bin/sh", "-c", "sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0},
-                             waiter.Callback())
-                    .ok());
-  }
-  EXPECT_TRUE(waiter.done);
 }
 
 }  // namespace

@@ -223,24 +223,40 @@ TEST(Exchange, StepsWaitForThoseWhoTakePartAlone) {
   ExchangeHub hub({.workers = 2, .share = "examples"});
   std::vector<ReplayRecord> missed;
   auto a = hub.Seat(0);
-  ASSERT_TRUE(*a->Join(0, &missed));
-  EXPECT_EQ(a->Join(1, &missed).status().code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(a->Join({}, &missed, [] { return true; }).status().code(), absl::StatusCode::kCancelled) << "waits for b";
   std::thread other([&] {
     std::vector<ReplayRecord> none;
     auto b = hub.Seat(1);
-    EXPECT_TRUE(*b->Join(0, &none));
+    EXPECT_TRUE(*b->Join({}, &none, nullptr));
     EXPECT_EQ(b->Agree(Told(0, 3, {3}), nullptr)->g[0], 2);
   });  // b leaves
+  ASSERT_TRUE(*a->Join({}, &missed, nullptr));
   EXPECT_EQ(a->Agree(Told(0, 1, {1}), nullptr)->g[0], 2);
   other.join();
   EXPECT_EQ(a->Agree(Told(1, 1, {7}), nullptr)->g[0], 7) << "alone";
   auto late = hub.Seat(1);
-  EXPECT_FALSE(*late->Join(0, &missed));
+  EXPECT_FALSE(*late->Join({}, &missed, nullptr));
   ASSERT_EQ(missed.size(), 2u);
   EXPECT_EQ(missed[1].g[0], 7);
-  EXPECT_TRUE(*late->Join(2, &missed));
+  EXPECT_TRUE(*late->Join(missed, &missed, nullptr));
+  const std::vector<ReplayRecord> too_far(3);
+  EXPECT_EQ(late->Join(too_far, &missed, nullptr).status().code(), absl::StatusCode::kOutOfRange);
   EXPECT_EQ(a->Agree(Told(2, 1, {1}), [] { return true; }).status().code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(a->Agree(Told(2, 1, {1}), nullptr).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+/// An earlier run ended when one worker had written a step and the other had not.
+TEST(Exchange, AllBeginWhereTheLongestLogEnds) {
+  ExchangeHub hub({.workers = 2, .share = "examples"});
+  const std::vector<ReplayRecord> log = {Told(0, 1, {1}), Told(1, 2, {2})};
+  std::vector<ReplayRecord> missed, none;
+  auto a = hub.Seat(0), b = hub.Seat(1);
+  std::thread other([&] { EXPECT_TRUE(*b->Join(log, &none, nullptr)); });
+  EXPECT_TRUE(*a->Join(std::span(log).first(1), &missed, nullptr));
+  other.join();
+  ASSERT_EQ(missed.size(), 1u);
+  EXPECT_EQ(missed[0].loss, 2);
+  EXPECT_TRUE(none.empty());
 }
 
 }  // namespace
