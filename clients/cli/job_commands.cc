@@ -20,6 +20,16 @@ std::string StateText(const v1::Job& job) {
   return text;
 }
 
+/// "trained 1.0 MiB, frozen 0 B, ...; resident 50.1 MiB before the first step, 61.0 MiB at most"; "" when it is not known yet.
+std::string MemoryText(const v1::JobMemory& memory) {
+  if (memory.peak_bytes() == 0) return "";
+  const auto text = [](uint64_t bytes) { return BytesText(static_cast<int64_t>(bytes)); };
+  return Cat("trained ", text(memory.parameter_bytes()), ", frozen ", text(memory.frozen_bytes()), ", state ",
+             text(memory.state_bytes()), ", gradients ", text(memory.gradient_bytes()), ", working ",
+             text(memory.transient_bytes()), "; resident ", text(memory.before_bytes()), " before the first step, ",
+             text(memory.peak_bytes()), " at most");
+}
+
 std::string Describe(const v1::Job& job) {
   return Fields({{"name", job.name()},
                  {"state", StateText(job)},
@@ -27,7 +37,8 @@ std::string Describe(const v1::Job& job) {
                  {"kind", job.kind()},
                  {"attempt", std::to_string(job.attempt())},
                  {"progress", Cat(static_cast<int>(job.progress() * 100), " %")},
-                 {"created", TimeText(job.create_time())}});
+                 {"created", TimeText(job.create_time())},
+                 {"memory", MemoryText(job.memory())}});
 }
 
 int ExitOf(const v1::Job& job) {

@@ -264,6 +264,7 @@ int Import(App& app, const Flags& flags) {
   header.set_optimizer(flags.optimizer);
   *header.mutable_hyperparameters() = changed.hyperparameters();
   header.set_allow_non_finite(flags.allow_non_finite);
+  header.set_session(flags.session);
   RUN_OR_FAIL(client::Client * client, app.Connect());
   RUN_OR_FAIL(const v1::Session session, client->ImportState(header, std::as_bytes(std::span(*bytes))));
   return app.Print(session, Describe(session));
@@ -349,9 +350,10 @@ void AddSessionCommands(CLI::App& root, App& app) {
   exported->add_option("-o,--output", f->output, "file (default: stdout)");
   auto* state = exported->add_flag("--state", f->state, "parameters, optimizer state and counters as a safetensors file");
   exported->add_option("--version", f->version, "of the state; default: the head")->check(CLI::NonNegativeNumber)->needs(state);
-  auto* imported = add("import", "a new session that goes on from a file of `export --state`", false, &Import);
+  auto* imported = add("import", "a new session, or one that is there, goes on from a file of `export --state`", false, &Import);
   imported->add_option("file", f->input, "safetensors file")->required();
   imported->add_option("--id", f->id, "of the new session (default: the server picks one)");
+  imported->add_option("--session", f->session, "a session that takes the file as its new head, instead of a new session");
   imported->add_option("--optimizer", f->optimizer, "refuse a file of another one");
   imported->add_option("--set", f->hyper, "hyperparameter NAME=VALUE in place of the file's (repeatable)")->allow_extra_args(false);
   imported->add_flag("--allow-non-finite", f->allow_non_finite, "let NaN and Inf in");

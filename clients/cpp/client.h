@@ -165,7 +165,7 @@ class Client {
   /// The session at `version` (< 0 = head) as one safetensors file (StateFile in session.proto), piece by piece.
   absl::Status ExportState(const std::string& session, int64_t version,
                            const std::function<absl::Status(std::string_view)>& sink);
-  /// A new session from the bytes of such a file. `header`: what is wanted of it; total_bytes, sha256 and a missing
+  /// A new session from the bytes of such a file, or header.session that takes it as its new head. `header`: what is wanted of it; total_bytes, sha256 and a missing
   /// request id are filled in.
   absl::StatusOr<v1::Session> ImportState(v1::ImportStateHeader header, std::span<const std::byte> file);
 

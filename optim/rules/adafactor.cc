@@ -50,6 +50,11 @@ class AdafactorRule : public RuleBase {
   size_t Scratch() const override {
     return (row_factor_.size() + col_sums_.size() + partial_.size()) * sizeof(double) + col_factor_.size();
   }
+  size_t ScratchOf(int i) const override {
+    const TensorSpec& spec = layout()[i];
+    const int64_t factors = spec.shape.size() < 2 ? 0 : row_[i]->spec.elements() + (kSegments + 1) * spec.shape.back();
+    return static_cast<size_t>(factors + kSegments) * sizeof(double);
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     for (int i = 0; i < tensors(); ++i) {
       if (input.grads[i] == nullptr || layout()[i].elements() == 0) continue;

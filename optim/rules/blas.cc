@@ -15,8 +15,10 @@ namespace {
 template <typename T>
 constexpr bool kSingle = std::is_same_v<T, float>;
 
+}  // namespace
+
 template <typename T>
-void Mirror(int64_t n, T* a) {  // lower triangle to upper, tile by tile: columns of a wide matrix share cache sets
+void Mirror(int64_t n, T* a) {  // tile by tile: columns of a wide matrix share cache sets
   constexpr int64_t kSide = 32;
 #pragma omp parallel for schedule(dynamic, 4) if (n >= 512)
   for (int64_t top = 0; top < n; top += kSide) {
@@ -27,8 +29,6 @@ void Mirror(int64_t n, T* a) {  // lower triangle to upper, tile by tile: column
     }
   }
 }
-
-}  // namespace
 
 template <typename T>
 void Gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, const T* b, T beta,
@@ -128,6 +128,7 @@ bool InvertPositive(int64_t n, T* a) {
 #define OPTOD_INSTANTIATE(T)                                                                  \
   template void Gemm<T>(bool, bool, int64_t, int64_t, int64_t, T, const T*, const T*, T, T*); \
   template void Gram<T>(bool, int64_t, int64_t, T, const T*, T*);                             \
+  template void Mirror<T>(int64_t, T*);                                                       \
   template void Symv<T>(int64_t, const T*, const T*, T*);                                     \
   template void Rank1<T>(int64_t, T, const T*, T*);                                           \
   template double SumSquares<T>(int64_t, const T*);                                           \

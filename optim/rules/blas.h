@@ -37,6 +37,9 @@ bool Svd(int64_t m, int64_t n, T* a, T* u, T* s, T* vt);
 /// LAPACK does not converge.
 template <typename T>
 bool Eigh(int64_t n, T* a, T* w);
+/// Copies the lower triangle of a [n, n] to the upper.
+template <typename T>
+void Mirror(int64_t n, T* a);
 /// a [n, n] symmetric positive definite becomes its inverse (both triangles). False when it is not positive definite.
 template <typename T>
 bool InvertPositive(int64_t n, T* a);

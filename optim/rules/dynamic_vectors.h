@@ -37,14 +37,14 @@ constexpr DynamicTables MakeDynamicTables(const DynamicDecades& t, bool is_signe
 constexpr DynamicTables kTablesSigned = MakeDynamicTables(kDynamicSigned, true),
                         kTablesUnsigned = MakeDynamicTables(kDynamicUnsigned, false);
 
+/// Sixteen codes to factor times their values.
 template <bool kSigned>
-inline int64_t DecodeVectors(const DynamicDecades&, const uint8_t* codes, float scale, float* y, int64_t n) {
-  const DynamicTables& tables = kSigned ? kTablesSigned : kTablesUnsigned;
-  const __m512 slope = _mm512_loadu_ps(tables.value_slope), start = _mm512_loadu_ps(tables.value_start),
-               factor = _mm512_set1_ps(scale);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
+struct Decoder {
+  static constexpr const DynamicTables& kTables = kSigned ? kTablesSigned : kTablesUnsigned;
+  __m512 slope = _mm512_loadu_ps(kTables.value_slope), start = _mm512_loadu_ps(kTables.value_start);
+
+  __attribute__((always_inline)) __m512 operator()(const uint8_t* codes, __m512 factor) const {
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
     const __m512i signed_place = _mm512_add_epi32(code, _mm512_set1_epi32(kSigned ? -127 : 1));
     const __m512i place = kSigned ? _mm512_abs_epi32(signed_place) : signed_place;
     const __m512i zeros = _mm512_lzcnt_epi32(place);
@@ -54,41 +54,56 @@ inline int64_t DecodeVectors(const DynamicDecades&, const uint8_t* codes, float 
       value = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(value), signed_place,
                                                             _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0x78));
     }
-    _mm512_storeu_ps(y + i, _mm512_mul_ps(factor, value));
+    return _mm512_mul_ps(factor, value);
   }
+};
+
+/// Sixteen times the code nearest to x * inverse.
+template <bool kSigned>
+struct Encoder {
+  static constexpr const DynamicTables& kTables = kSigned ? kTablesSigned : kTablesUnsigned;
+  static constexpr const DynamicDecades& kDecades = kSigned ? kDynamicSigned : kDynamicUnsigned;
+  __m512 from0 = _mm512_loadu_ps(kTables.from), from1 = _mm512_loadu_ps(kTables.from + 16);
+  __m512i piece0 = _mm512_loadu_si512(kTables.piece), piece1 = _mm512_loadu_si512(kTables.piece + 16);
+  __m512 rate = _mm512_loadu_ps(kDecades.rate), start = _mm512_loadu_ps(kDecades.start);
+  __m512 last = _mm512_cvtepi32_ps(_mm512_loadu_si512(kDecades.last));
+
+  __attribute__((always_inline)) void operator()(__m512 x, __m512 inverse, uint8_t* codes) const {
+    const __m512 value = _mm512_mul_ps(x, inverse);
+    constexpr int kLargerMagnitude = 0b1011;  // of the two, without its sign; a NaN is not taken
+    const __m512 a = _mm512_range_ps(value, _mm512_set1_ps(1.0f / 16777216), kLargerMagnitude);
+    const __m512i octave = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
+    const __mmask16 above = _mm512_cmp_ps_mask(a, _mm512_permutex2var_ps(from0, octave, from1), _CMP_GT_OQ);
+    __m512i k = _mm512_permutex2var_epi32(piece0, octave, piece1);
+    k = _mm512_mask_add_epi32(k, above, k, _mm512_set1_epi32(1));
+    __m512 exact =
+        _mm512_add_ps(_mm512_permutexvar_ps(k, start), _mm512_mul_ps(_mm512_permutexvar_ps(k, rate), a));
+    exact = _mm512_min_ps(exact, _mm512_permutexvar_ps(k, last));  // the last place, too, where the line is NaN: at infinity
+    if (kSigned) {  // exact | (value & sign): truncation is the same on both sides of zero
+      exact = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(exact), _mm512_castps_si512(value),
+                                                            _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xf8));
+    }
+    __m512i place = _mm512_cvttps_epi32(exact);
+    if (kSigned) place = _mm512_max_epi32(place, _mm512_set1_epi32(-127));  // there is no -1
+    // A place's code: 127 above it (signed), 1 below it.
+    place = _mm512_add_epi32(place, _mm512_set1_epi32(kSigned ? 127 : -1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(place));
+  }
+};
+
+template <bool kSigned>
+inline int64_t DecodeVectors(const DynamicDecades&, const uint8_t* codes, float scale, float* y, int64_t n) {
+  const Decoder<kSigned> decode;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) _mm512_storeu_ps(y + i, decode(codes + i, _mm512_set1_ps(scale)));
   return i;
 }
 
 template <bool kSigned>
-inline int64_t EncodeVectors(const DynamicDecades& t, const float* x, float inverse, uint8_t* codes, int64_t n) {
-  const DynamicTables& tables = kSigned ? kTablesSigned : kTablesUnsigned;
-  const __m512 from0 = _mm512_loadu_ps(tables.from), from1 = _mm512_loadu_ps(tables.from + 16);
-  const __m512i piece0 = _mm512_loadu_si512(tables.piece), piece1 = _mm512_loadu_si512(tables.piece + 16);
-  const __m512 rate = _mm512_loadu_ps(t.rate), start = _mm512_loadu_ps(t.start), factor = _mm512_set1_ps(inverse);
-  // A place's code: 127 above it (signed), 1 below it.
-  const __m512i last = _mm512_loadu_si512(t.last), one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
-  const __m512 smallest = _mm512_set1_ps(1.0f / 16777216);
+inline int64_t EncodeVectors(const DynamicDecades&, const float* x, float inverse, uint8_t* codes, int64_t n) {
+  const Encoder<kSigned> encode;
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), factor);
-    const __m512 magnitude =
-        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0x7fffffff)));
-    const __m512 a = _mm512_max_ps(magnitude, smallest);  // NaN becomes `smallest`
-    const __m512i octave = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
-    const __mmask16 above = _mm512_cmp_ps_mask(a, _mm512_permutex2var_ps(from0, octave, from1), _CMP_GT_OQ);
-    __m512i k = _mm512_permutex2var_epi32(piece0, octave, piece1);
-    k = _mm512_mask_add_epi32(k, above, k, one);
-    const __m512 place_exact =
-        _mm512_add_ps(_mm512_permutexvar_ps(k, start), _mm512_mul_ps(_mm512_permutexvar_ps(k, rate), a));
-    __m512i place = _mm512_min_epi32(_mm512_cvttps_epi32(place_exact), _mm512_permutexvar_epi32(k, last));
-    if (kSigned) {
-      const __mmask16 down = _mm512_movepi32_mask(_mm512_castps_si512(value));
-      place = _mm512_mask_min_epi32(place, down, place, _mm512_set1_epi32(127));
-      place = _mm512_mask_sub_epi32(place, down, zero, place);
-    }
-    place = _mm512_add_epi32(place, _mm512_set1_epi32(kSigned ? 127 : -1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(place));
-  }
+  for (; i + 16 <= n; i += 16) encode(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse), codes + i);
   return i;
 }
 

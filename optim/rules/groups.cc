@@ -102,6 +102,21 @@ class GroupedRule final : public Rule {
     for (const Part& part : parts_) bytes += part.rule->TransientBytes();
     return bytes;
   }
+  std::vector<size_t> TransientBytesOfTensors() const override {
+    size_t tensors = 0;
+    for (const Part& part : parts_) tensors += part.tensors.size();
+    std::vector<size_t> bytes(tensors);
+    for (const Part& part : parts_) {
+      const std::vector<size_t> own = part.rule->TransientBytesOfTensors();
+      for (size_t i = 0; i < own.size(); ++i) bytes[part.tensors[i]] = own[i];
+    }
+    return bytes;
+  }
+  size_t SharedTransientBytes() const override {
+    size_t bytes = 0;
+    for (const Part& part : parts_) bytes += part.rule->SharedTransientBytes();
+    return bytes;
+  }
   std::vector<TensorSpec> StateSpecs() const override {
     std::vector<TensorSpec> out;
     for (const Part& part : parts_) {

@@ -27,6 +27,8 @@ class LambRule : public RuleBase {
   size_t Scratch() const override {
     return (weight_squares_.size() + update_squares_.size() + ratio_.size()) * sizeof(double);
   }
+  size_t ScratchOf(int i) const override { return (2 * ChunksOf(i) + 1) * sizeof(double); }
+  size_t SharedScratch() const override { return 0; }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     ForEachChunkIndexed(input, [&](size_t index, const Chunk& chunk) {
       WithComputeType(compute(chunk.tensor), [&](auto zero) { Moments<decltype(zero)>(index, chunk, params, input); });

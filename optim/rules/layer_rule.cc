@@ -41,13 +41,24 @@ LayerRule::LayerRule(RuleArgs args, std::unique_ptr<Rule> backend)
   for (const Layer& layer : layers_) {
     differs[layer.weight] = true;
     if (layer.bias >= 0) differs[layer.bias] = true;
-    most = std::max<size_t>(most, layer.out * layer.extended() * DTypeSize(layer_compute(layer)));
+    most = std::max(most, GradientBytes(layer));
   }
   for (int i = 0; i < tensors(); ++i) {
     if (differs[i] || DTypeSize(layout()[i].dtype) == 2)
       replaced_[i] = Buffer(layout()[i].elements() * DTypeSize(compute(i)));
   }
   for (Buffer* buffer : {&matrix_, &product_}) *buffer = Buffer(most);
+}
+
+size_t LayerRule::GradientBytes(const Layer& layer) const {
+  return static_cast<size_t>(layer.out * layer.extended()) * DTypeSize(layer_compute(layer));
+}
+
+size_t LayerRule::ScratchOf(int i) const {
+  for (const Layer& layer : layers_) {
+    if (layer.weight == i || layer.bias == i) return replaced_[i].size() + 2 * GradientBytes(layer);
+  }
+  return replaced_[i].size();
 }
 
 size_t LayerRule::Scratch() const {

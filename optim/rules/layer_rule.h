@@ -40,6 +40,8 @@ class LayerRule : public RuleBase {
   virtual bool Active() const { return true; }
 
   size_t Scratch() const override;
+  size_t ScratchOf(int i) const override;
+  size_t SharedScratch() const override { return matrix_.size() + product_.size(); }
   absl::Status Check(const StepInput& input) const override;
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) final;
 
@@ -62,6 +64,8 @@ class LayerRule : public RuleBase {
   Buffer matrix_, product_;
 
  private:
+  /// Of [dW | db] in the compute dtype.
+  size_t GradientBytes(const Layer& layer) const;
   absl::Status CheckStatistic(const Layer& layer, const std::string& prefix, int64_t width, const StepInput& input,
                               int64_t& rows) const;
 

@@ -43,9 +43,9 @@ class LowRankRule : public RuleBase {
       matrices_.push_back(Declare(i));
       const Matrix& matrix = matrices_[i];
       if (matrix.rank == 0) continue;
-      full = std::max<size_t>(full, layout()[i].bytes() * DTypeSize(compute(i)) / DTypeSize(layout()[i].dtype));
+      full = std::max(full, FullBytes(i));
       low = std::max<size_t>(low, matrix.m->data.size());
-      channels = std::max<size_t>(channels, std::max(matrix.rows, matrix.cols));
+      channels = std::max(channels, matrix.channels());
     }
     for (Buffer* buffer : {&gradient_, &update_}) *buffer = Buffer(full);
     for (Buffer* buffer : {&projected_, &direction_}) *buffer = Buffer(low);
@@ -55,6 +55,10 @@ class LowRankRule : public RuleBase {
  protected:
   size_t Scratch() const override {
     return gradient_.size() + update_.size() + projected_.size() + direction_.size() + factor_.size() * sizeof(double);
+  }
+  size_t ScratchOf(int i) const override {
+    if (matrices_[i].rank == 0) return 0;
+    return 2 * FullBytes(i) + 2 * matrices_[i].m->data.size() + matrices_[i].channels() * sizeof(double);
   }
   absl::Status Check(const StepInput& input) const override {
     for (int i = 0; i < tensors(); ++i) {
@@ -90,7 +94,11 @@ class LowRankRule : public RuleBase {
     bool right = false;                    // rows >= cols: P stands on the right
     StateTensor *m = nullptr, *v = nullptr, *projector = nullptr, *limit = nullptr;
     int64_t long_side() const { return right ? rows : cols; }
+    size_t channels() const { return static_cast<size_t>(std::max(rows, cols)); }
   };
+
+  /// Of tensor i in the compute dtype.
+  size_t FullBytes(int i) const { return static_cast<size_t>(layout()[i].elements()) * DTypeSize(compute(i)); }
 
   Matrix Declare(int i) {
     const TensorSpec& spec = layout()[i];

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "optim/rules/adam_constants.h"
+#include "optim/rules/bf16_products.h"
 #include "optim/rules/blas.h"
 #include "optim/rules/factories.h"
 #include "optim/rules/formulas.h"
@@ -27,7 +28,7 @@ class MuonRule : public RuleBase {
         bf16_(args().text("ns_dtype") == "bfloat16"),
         v_(layout().size()) {
     m_ = AddLike("m");
-    size_t most = 0, most_square = 0;
+    size_t most = 0, most_square = 0, most_packed = 0;
     for (int i = 0; i < tensors(); ++i) {
       const TensorSpec& spec = layout()[i];
       matrix_.push_back(spec.shape.size() >= 2 && spec.elements() > 0 &&
@@ -36,19 +37,20 @@ class MuonRule : public RuleBase {
         v_[i] = AddState("v/" + spec.name, compute(i), spec.shape);
         continue;
       }
-      const size_t rows = spec.shape[0], cols = spec.elements() / rows, small = std::min(rows, cols),
-                   width = DTypeSize(compute(i));
-      most = std::max(most, rows * cols * width);
-      most_square = std::max(most_square, small * small * width);
+      most = std::max(most, FullBytes(i));
+      most_square = std::max(most_square, SquareBytes(i));
+      most_packed = std::max(most_packed, PackedBytes(i));
     }
     for (Buffer* buffer : {&x_, &next_}) *buffer = Buffer(most);
     for (Buffer* buffer : {&gram_, &polynomial_}) *buffer = Buffer(most_square);
+    packed_ = Buffer(most_packed);
   }
 
  protected:
   size_t Scratch() const override {
-    return x_.size() + next_.size() + gram_.size() + polynomial_.size();
+    return x_.size() + next_.size() + gram_.size() + polynomial_.size() + packed_.size();
   }
+  size_t ScratchOf(int i) const override { return matrix_[i] ? 2 * FullBytes(i) + 2 * SquareBytes(i) + PackedBytes(i) : 0; }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport&) override {
     for (int i = 0; i < tensors(); ++i) {
       if (input.grads[i] == nullptr || layout()[i].elements() == 0) continue;
@@ -66,6 +68,21 @@ class MuonRule : public RuleBase {
   }
 
  private:
+  /// Of matrix i, and of the product with its transpose over the longer side, in the compute dtype.
+  size_t FullBytes(int i) const { return static_cast<size_t>(layout()[i].elements()) * DTypeSize(compute(i)); }
+  size_t SquareBytes(int i) const {
+    const int64_t rows = layout()[i].shape[0], small = std::min(rows, layout()[i].elements() / rows);
+    return static_cast<size_t>(small * small) * DTypeSize(compute(i));
+  }
+
+  /// Whether products are the processor's own of bfloat16 numbers.
+  bool PacksProducts(DType dtype) const { return bf16_ && dtype == DType::kF32 && bf16::ProductsHere(); }
+  size_t PackedBytes(int i) const {
+    if (!PacksProducts(compute(i))) return 0;
+    const int64_t rows = layout()[i].shape[0], cols = layout()[i].elements() / rows, small = std::min(rows, cols);
+    return std::max(bf16::ScratchBytes(small, small, std::max(rows, cols)), bf16::ScratchBytes(rows, cols, small));
+  }
+
   template <typename T>
   void StepMatrix(int i, const Operands& operands, double eta) {
     const std::vector<int64_t>& shape = layout()[i].shape;
@@ -117,23 +134,49 @@ class MuonRule : public RuleBase {
     ForEachEntry(n, [=](int64_t e) { x[e] /= norm; });
     Round(x, n);
     for (int64_t step = 0; step < static_cast<int64_t>(args().number("ns_steps")); ++step) {
-      blas::Gram<T>(tall, small, std::max(rows, cols), 1, x, gram);
+      Gram<T>(tall, small, std::max(rows, cols), 1, x, gram);
       Round(gram, small * small);
-      blas::Gram<T>(false, small, small, static_cast<T>(kC), gram, polynomial);  // gram is symmetric: its square
-      ForEachEntry(small * small, [=](int64_t e) { polynomial[e] += static_cast<T>(kB) * gram[e]; });
-      Round(polynomial, small * small);
-      blas::Gemm<T>(false, false, rows, cols, small, 1, tall ? x : polynomial, tall ? polynomial : x, 0, next);
-      ForEachEntry(n, [=](int64_t e) { x[e] = static_cast<T>(kA) * x[e] + next[e]; });
-      Round(x, n);
+      Gram<T>(false, small, small, static_cast<T>(kC), gram, polynomial);  // gram is symmetric: its square
+      ForEachRounded(small * small, polynomial, [=](int64_t e) { return polynomial[e] + static_cast<T>(kB) * gram[e]; });
+      Product<T>(rows, cols, small, tall ? x : polynomial, tall ? polynomial : x, next);
+      ForEachRounded(n, x, [=](int64_t e) { return static_cast<T>(kA) * x[e] + next[e]; });
     }
+  }
+
+  // c [n, n] = alpha op(a) op(a)'; c [m, n] = a b: of bfloat16 numbers where the processor has such products.
+  template <typename T>
+  void Gram(bool transpose, int64_t n, int64_t k, T alpha, const T* a, T* c) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (PacksProducts(DType::kF32)) return bf16::Gram(transpose, n, k, alpha, a, c, packed_.data());
+    }
+    blas::Gram<T>(transpose, n, k, alpha, a, c);
+  }
+  template <typename T>
+  void Product(int64_t m, int64_t n, int64_t k, const T* a, const T* b, T* c) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (PacksProducts(DType::kF32)) return bf16::Gemm(false, false, m, n, k, 1, a, b, c, packed_.data());
+    }
+    blas::Gemm<T>(false, false, m, n, k, 1, a, b, 0, c);
   }
 
   // With ns_dtype bfloat16 every intermediate is stored in 16 bits (products are exact in float32, as bf16 matrix units
   // add them).
   template <typename T>
+  static T Rounded(T value) {
+    return half::FromBf16(half::ToBf16(static_cast<float>(value)));
+  }
+  template <typename T>
   void Round(T* x, int64_t n) const {
-    if (!bf16_) return;
-    ForEachEntry(n, [=](int64_t e) { x[e] = half::FromBf16(half::ToBf16(static_cast<float>(x[e]))); });
+    if (bf16_) ForEachEntry(n, [=](int64_t e) { x[e] = Rounded(x[e]); });
+  }
+  /// to[e] = f(e), rounded.
+  template <typename T, typename F>
+  void ForEachRounded(int64_t n, T* to, F f) const {
+    if (bf16_) {
+      ForEachEntry(n, [=](int64_t e) { to[e] = Rounded<T>(f(e)); });
+    } else {
+      ForEachEntry(n, [=](int64_t e) { to[e] = f(e); });
+    }
   }
 
   template <typename F>
@@ -158,7 +201,7 @@ class MuonRule : public RuleBase {
   const bool bf16_;
   std::vector<bool> matrix_;
   std::vector<StateTensor*> m_, v_;
-  Buffer x_, next_, gram_, polynomial_;
+  Buffer x_, next_, gram_, polynomial_, packed_;
 };
 
 }  // namespace

@@ -70,6 +70,11 @@ class Rule {
   virtual std::vector<TensorSpec> StateSpecs() const = 0;
   /// Working memory kept from step to step. What a decomposition allocates for itself (GaLore, Fira, KFAC) is not in it.
   virtual size_t TransientBytes() const = 0;
+  /// What of it the step of each tensor uses, in layout order. Buffers that serve one tensor after another count with
+  /// each: they are as large as the neediest tensor wants.
+  virtual std::vector<size_t> TransientBytesOfTensors() const = 0;
+  /// The part of TransientBytes in such buffers.
+  virtual size_t SharedTransientBytes() const = 0;
 };
 
 }  // namespace optod::optim

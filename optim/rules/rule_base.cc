@@ -290,6 +290,22 @@ size_t RuleBase::TransientBytes() const {
   return bytes;
 }
 
+std::vector<size_t> RuleBase::TransientBytesOfTensors() const {
+  std::vector<size_t> bytes(layout().size());
+  for (int i = 0; i < tensors(); ++i) bytes[i] = layout()[i].elements() > 0 ? ScratchOf(i) : 0;
+  for (const auto& [prefix, inner] : inner_) {
+    const std::vector<size_t> more = inner->TransientBytesOfTensors();
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] += more[i];
+  }
+  return bytes;
+}
+
+size_t RuleBase::SharedTransientBytes() const {
+  size_t bytes = SharedScratch();
+  for (const auto& [prefix, inner] : inner_) bytes += inner->SharedTransientBytes();
+  return bytes;
+}
+
 template <typename T>
 const T* Load(DType dtype, const void* data, int64_t begin, int64_t n, T* tile) {
   const void* at = At(dtype, data, begin);

@@ -76,6 +76,8 @@ class RuleBase : public Rule {
   size_t StateBytes() const final;
   std::vector<TensorSpec> StateSpecs() const final;
   size_t TransientBytes() const final;
+  std::vector<size_t> TransientBytesOfTensors() const final;
+  size_t SharedTransientBytes() const final;
   absl::Status CheckStep(std::span<void* const> params, const StepInput& input) const final;
 
  protected:
@@ -92,7 +94,11 @@ class RuleBase : public Rule {
   std::vector<StateTensor*> AddLike(const std::string& prefix);
   /// Working memory beside the state: what the rule keeps in buffers and tables of its own.
   virtual size_t Scratch() const { return 0; }
-  /// State that another rule inside this one owns, exported under "prefix/".
+  /// What of Scratch the step of tensor i uses.
+  virtual size_t ScratchOf(int i) const { return 0; }
+  /// What of Scratch serves one tensor after another.
+  virtual size_t SharedScratch() const { return Scratch(); }
+  /// State that another rule inside this one owns, exported under "prefix/". It has this rule's layout.
   void AddInner(const std::string& prefix, Rule* inner);
 
   const RuleArgs& args() const { return args_; }
@@ -113,6 +119,7 @@ class RuleBase : public Rule {
   /// The same, with the chunk's place in the plan: for partial sums that are added in order afterwards.
   void ForEachChunkIndexed(const StepInput& input, absl::FunctionRef<void(size_t, const Chunk&)> body) const;
   const std::vector<Chunk>& chunks() const { return chunks_; }
+  size_t ChunksOf(int i) const { return first_chunk_[i + 1] - first_chunk_[i]; }
   /// partial[c] summed over the chunks of tensor i, in order.
   double SumOverChunks(int i, const std::vector<double>& partial) const;
 

@@ -38,6 +38,9 @@ class ScaleRule : public RuleBase {
   size_t Scratch() const override {
     return column_sums_.size() * sizeof(double) + column_rms_.size();
   }
+  size_t ScratchOf(int i) const override {
+    return kind_[i] == Kind::kEmbedding ? static_cast<size_t>((kSegments + 1) * Columns(i)) * sizeof(double) : 0;
+  }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     double smallest = std::numeric_limits<double>::infinity();
     for (int i = 0; i < tensors(); ++i) {

@@ -29,6 +29,8 @@ class SaiRule : public RuleBase {
   size_t Scratch() const override {
     return partial_.size() * sizeof(double);
   }
+  size_t ScratchOf(int i) const override { return ChunksOf(i) * sizeof(double); }
+  size_t SharedScratch() const override { return 0; }
   void Apply(std::span<void* const> params, const StepInput& input, StepReport& report) override {
     MeasureNewTensors(input);
     double& largest = *largest_->as<double>();

@@ -37,6 +37,15 @@ absl::Status SnapshotLearner::GoTo(int64_t, const std::function<absl::Status()>&
   return absl::OkStatus();
 }
 
+optim::RuleMemory MemoryOfMoments(const zo::ZoLayout& layout, const zo::ZoState<float>& state) {
+  optim::RuleMemory out;
+  const size_t moments = (state.m.empty() ? 0 : 1) + (state.v.empty() ? 0 : 1);
+  for (size_t i = 0; i < layout.tensors(); ++i) out.tensors.push_back({moments * layout.tensor(i).size * sizeof(float), 0});
+  out.shared_state = state.counts.size() * sizeof(int64_t);
+  out.state = (state.m.size() + state.v.size()) * sizeof(float) + out.shared_state;
+  return out;
+}
+
 bool SnapshotLearner::Clip(std::span<float> grad) const {
   double square = 0;
   for (float g : grad) square += double{g} * g;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "optim/rules/rule_memory.h"
 #include "optim/train/engine.h"
 #include "optim/train/exchange.h"
 #include "optim/train/spec.h"
@@ -34,7 +35,16 @@ class Learner {
   virtual absl::Status KeepBest() = 0;
   /// Brings the parameters to what they were after `step` steps, the best one kept. `reload` puts the initial values.
   virtual absl::Status GoTo(int64_t step, const std::function<absl::Status()>& reload) = 0;
+
+  struct Memory {
+    optim::RuleMemory optimizer;  ///< tensors: as Engine::trainable
+    size_t gradients = 0;         ///< bytes held for them
+  };
+  virtual Memory memory() const { return {}; }
 };
+
+/// Bytes of a zeroth-order optimizer's moments, tensor by tensor.
+optim::RuleMemory MemoryOfMoments(const zo::ZoLayout& layout, const zo::ZoState<float>& state);
 
 /// `own`: folder of this attempt; `before`: of the attempt to go on from, or "". `engine` and `exchange` (the
 /// way to the other workers of a parallel run; null: there are none) are borrowed. INVALID_ARGUMENT: what does not fit

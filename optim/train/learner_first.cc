@@ -75,6 +75,12 @@ class FirstOrder final : public SnapshotLearner {
     return Done(loss);
   }
 
+  Memory memory() const override {
+    std::vector<optim::TensorSpec> layout;
+    for (const tier::BlockTensor& tensor : engine_.trainable()) layout.push_back({tensor.name, optim::DType::kF32, tensor.shape});
+    return {optim::MemoryOf(*rule_, layout), (grad_.size() + turned_theta_.size() + turned_grad_.size()) * sizeof(float)};
+  }
+
  protected:
   std::vector<optim::OwnedTensor> ExportState() const override { return rule_->ExportState(); }
   absl::Status ImportState(const std::vector<optim::OwnedTensor>& state) override { return rule_->ImportState(state); }

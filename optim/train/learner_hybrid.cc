@@ -67,6 +67,10 @@ class Hybrid final : public SnapshotLearner {
     return Done(loss);
   }
 
+  Memory memory() const override {
+    return {MemoryOfMoments(engine_.layout(), update_.state()), grad_.size() * sizeof(float)};
+  }
+
  protected:
   std::vector<optim::OwnedTensor> ExportState() const override {
     const zo::ZoState<float>& state = update_.state();

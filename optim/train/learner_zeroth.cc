@@ -112,6 +112,7 @@ class ZerothOrder final : public Learner {
     return outcome;
   }
 
+  Memory memory() const override { return {MemoryOfMoments(engine_.layout(), optimizer_.update().state()), 0}; }
   absl::Status Checkpoint() override { return log_.Sync(); }
   absl::Status KeepBest() override { return absl::OkStatus(); }  // the log has every step
 

@@ -1,10 +1,12 @@
 #include "optim/train/trainer.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -29,6 +31,13 @@ int64_t PeakRss() {
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
+}
+
+/// Resident set of now.
+int64_t Rss() {
+  const std::string statm = PosixFs().ReadFile("/proc/self/statm").value_or("");
+  const size_t space = statm.find(' ');
+  return space == std::string::npos ? 0 : std::atoll(statm.c_str() + space) * sysconf(_SC_PAGESIZE);
 }
 
 class Run {
@@ -143,6 +152,7 @@ class Run {
   bool Evaluated() const { return !evaluations_.empty() && evaluations_.back().step == step_; }
 
   absl::Status Loop() {
+    memory_.before = Rss();
     if (EvaluationDue() && !Evaluated()) RETURN_IF_ERROR(Evaluate());
     while (step_ < spec_.steps) {
       if (hooks_.stop()) return absl::CancelledError("stopped");
@@ -163,6 +173,7 @@ class Run {
                         {"seconds_per_step", seconds_ / static_cast<double>(timed_steps_)},
                         {"peak_rss_bytes", static_cast<double>(PeakRss())}});
         hooks_.progress(step_, figures);
+        TellMemory();
       }
       if (step_ % spec_.checkpoint_every == 0 || step_ == spec_.steps) {
         RETURN_IF_ERROR(learner_->Checkpoint());
@@ -172,6 +183,33 @@ class Run {
     }
     return absl::OkStatus();
   }
+
+  void TellMemory() {
+    const int64_t peak = PeakRss();
+    if (peak == memory_.peak) return;
+    memory_.peak = peak;
+    if (tiered_ == nullptr) CountMemory();
+    hooks_.memory(memory_);
+  }
+  void CountMemory() {
+    const Learner::Memory counted = learner_->memory();
+    const std::vector<tier::BlockTensor>& trainable = engine_->trainable();
+    memory_.tensors.clear();
+    memory_.parameters = 0;
+    for (size_t i = 0; i < trainable.size(); ++i) {
+      const auto bytes = static_cast<int64_t>(engine_->layout().tensor(i).size * sizeof(float));
+      const optim::RuleMemory::Tensor& own = counted.optimizer.tensors[i];
+      memory_.tensors.push_back(
+          {trainable[i].name, bytes, static_cast<int64_t>(own.state), static_cast<int64_t>(own.transient)});
+      memory_.parameters += bytes;
+    }
+    memory_.frozen = model_.weights.parameters() * static_cast<int64_t>(sizeof(float)) - (OwnWeightsTrain() ? memory_.parameters : 0);
+    memory_.state = static_cast<int64_t>(counted.optimizer.state);
+    memory_.gradients = static_cast<int64_t>(counted.gradients);
+    memory_.transient = static_cast<int64_t>(counted.optimizer.transient);
+  }
+
+  bool OwnWeightsTrain() const { return spec_.scheme.name == "full" || spec_.scheme.name == "head"; }
 
   double RateAt(int64_t step) const {
     const auto it = spec_.hyper.find("lr");
@@ -229,6 +267,8 @@ class Run {
     result.skipped = skipped_;
     result.seconds_per_step = timed_steps_ == 0 ? 0 : seconds_ / static_cast<double>(timed_steps_);
     result.peak_rss_bytes = PeakRss();
+    TellMemory();
+    result.memory = memory_;
     if (tiered_ != nullptr) result.tier = tiered_->Figures();
     ASSIGN_OR_RETURN(result.parameters_sha256, ParametersSha256());
     if (!Leads()) return result;
@@ -274,6 +314,7 @@ class Run {
   std::unique_ptr<BatchOrder> order_;
   std::unique_ptr<Learner> learner_;
   std::vector<Evaluation> evaluations_;
+  TrainMemory memory_;
   int64_t step_ = 0, skipped_ = 0, timed_steps_ = 0;
   double seconds_ = 0;
 };

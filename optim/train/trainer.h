@@ -15,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "optim/train/exchange.h"
@@ -22,10 +23,23 @@
 
 namespace optod::train {
 
+/// Where a run's memory is; the fields are those of JobMemory in job.proto, in bytes.
+struct TrainMemory {
+  struct Tensor {
+    std::string name;
+    int64_t parameters = 0, state = 0, transient = 0;
+  };
+  std::vector<Tensor> tensors;  ///< empty in a tiered run, whose plan says it (tier::PlanText)
+  int64_t parameters = 0, frozen = 0, state = 0, gradients = 0, transient = 0;
+  int64_t before = 0, peak = 0;
+};
+
 struct TrainHooks {
   /// Step finished (1-based), with figures: loss, lr, seconds_per_step, accuracy/dev, loss/dev, ...
   std::function<void(int64_t step, const std::map<std::string, double>& metrics)> progress = [](int64_t, const auto&) {
   };
+  /// After the first step, and whenever the peak has grown since.
+  std::function<void(const TrainMemory& memory)> memory = [](const auto&) {};
   std::function<void(const std::string& line)> log = [](const std::string&) {};
   /// What is done up to `step` survives the end of this process.
   std::function<void(int64_t step)> checkpoint = [](int64_t) {};
@@ -42,6 +56,7 @@ struct TrainResult {
   double test_score = 0;                                   ///< of the best version; 0 without a test set
   double seconds_per_step = 0;                             ///< of this attempt, without evaluations
   int64_t peak_rss_bytes = 0;
+  TrainMemory memory;
   std::map<std::string, double> tier;  ///< of a tiered run: what TieredModel::Figures says at the end of the steps
   std::string parameters_sha256;  ///< of the trainable values after the last step
 };

@@ -121,6 +121,25 @@ class Link {
   std::thread reader_, heart_;
 };
 
+v1::JobMemory MemoryToProto(const train::TrainMemory& memory) {
+  v1::JobMemory out;
+  for (const train::TrainMemory::Tensor& tensor : memory.tensors) {
+    v1::TensorMemory* row = out.add_tensors();
+    row->set_name(tensor.name);
+    row->set_parameter_bytes(static_cast<uint64_t>(tensor.parameters));
+    row->set_state_bytes(static_cast<uint64_t>(tensor.state));
+    row->set_transient_bytes(static_cast<uint64_t>(tensor.transient));
+  }
+  out.set_parameter_bytes(static_cast<uint64_t>(memory.parameters));
+  out.set_frozen_bytes(static_cast<uint64_t>(memory.frozen));
+  out.set_state_bytes(static_cast<uint64_t>(memory.state));
+  out.set_gradient_bytes(static_cast<uint64_t>(memory.gradients));
+  out.set_transient_bytes(static_cast<uint64_t>(memory.transient));
+  out.set_before_bytes(static_cast<uint64_t>(memory.before));
+  out.set_peak_bytes(static_cast<uint64_t>(memory.peak));
+  return out;
+}
+
 /// Of rank 0; what another rank logs or tells is about the same steps.
 train::TrainHooks HooksFor(Link& link) {
   train::TrainHooks hooks;
@@ -134,6 +153,11 @@ train::TrainHooks HooksFor(Link& link) {
     v1::WorkerMessage message;
     message.mutable_progress()->set_step(step);
     for (const auto& [name, value] : metrics) (*message.mutable_progress()->mutable_metrics())[name] = value;
+    link.Send(message);
+  };
+  hooks.memory = [&link](const train::TrainMemory& memory) {
+    v1::WorkerMessage message;
+    *message.mutable_memory() = MemoryToProto(memory);
     link.Send(message);
   };
   hooks.checkpoint = [&link](int64_t step) {

@@ -85,7 +85,8 @@ absl::Status FirstOrder::Tell(LiveSession& session, const v1::TellRequest& reque
 
 absl::Status FirstOrder::TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response,
                                   Effects* effects) {
-  ASSIGN_OR_RETURN(const Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.form));
+  ASSIGN_OR_RETURN(Gradients gradients, GradientsFromFlat(*layout_, step.gradients, step.form));
+  gradients.finite = step.finite;
   Told told{step.seq, step.base_version, step.loss, false, Fingerprint(*layout_, gradients)};
   if (told.loss && std::isnan(*told.loss)) told.loss.reset();
   bool answered = false;
@@ -138,6 +139,7 @@ absl::Status FirstOrder::StepOnce(Point* point, const Gradients& gradients, std:
   input.grads = prepared.grads;
   input.grad_dtype = prepared.grad_dtype;
   input.grads_finite = prepared.finite;
+  input.extra_finite = gradients.finite;
   input.lr = LrOfStep(point->step + 1, gradients.lr);
   input.loss = loss;
   for (const optim::OwnedTensor& extra : gradients.extra) input.extra[extra.spec.name] = &extra;

@@ -48,6 +48,8 @@ class FirstOrder final : public NumericFamily {
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
   absl::StatusOr<StateFile> Export(LiveSession& session, int64_t version) override;
+  absl::Status TakeState(LiveSession& session, const StateFile& file, const std::string& note,
+                         Effects* effects) override;
   void DescribeMemory(v1::MemoryReport* report) const override;
 
   /// A step whose gradients arrived as one flat buffer.
@@ -57,6 +59,7 @@ class FirstOrder final : public NumericFamily {
     std::shared_ptr<TensorBuffer> gradients;  ///< FlatBytes(layout, form)
     FlatForm form;
     std::string blob;  ///< its hash when it is in the blob store already
+    bool finite = false;  ///< every number was seen to be finite as it arrived (flat_numbers.h)
   };
   absl::Status TellFlat(LiveSession& session, const FlatStep& step, v1::TellResponse* response, Effects* effects);
   /// Whether a flat gradient of `bytes` goes into the blob store: a stream may put it there before it comes to the

@@ -1,10 +1,12 @@
 // First-order sessions: creation, loading from what is durable, rebuilding other versions, rollback and fork.
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <stdexcept>
 
 #include "base/status.h"
 #include "optim/rules/groups.h"
+#include "optim/rules/rule_memory.h"
 #include "server/engine/first_order.h"
 #include "server/engine/snapshot.h"
 
@@ -222,6 +224,32 @@ absl::StatusOr<StateFile> FirstOrder::Export(LiveSession& session, int64_t versi
   return out;
 }
 
+absl::Status FirstOrder::TakeState(LiveSession& session, const StateFile& file, const std::string& note,
+                                   Effects* effects) {
+  if (!head_) return FailedPrecondition("session ", session.name().Full(), " has no parameters yet; push them first");
+  Point point;
+  ASSIGN_OR_RETURN(point.rule, NewRule());
+  if (absl::Status fits = point.rule->ImportState(file.state); !fits.ok())
+    return InvalidArgument("file: ", fits.message());
+  point.params = TensorBuffer::Copy(*file.params);
+  if (point.params == nullptr) return ResourceExhausted("file: no memory for ", file.params->size(), " bytes");
+  point.snapshot = session.row.version_count;
+  point.step = file.step;
+  ASSIGN_OR_RETURN(std::string blob, PutSnapshot(point, point.snapshot, point.step));
+  RETURN_IF_ERROR(Flush(session, effects));
+  v1::Version version;
+  version.set_kind("set");
+  version.set_note(note);
+  version.set_loss(std::nan(""));
+  store::VersionRow row = session.NewVersion(&version, file.step - 1, context_.clock->NowUnixMs());
+  row.blob = std::move(blob);
+  effects->mutations.push_back(store::InsertVersion{std::move(row)});
+  durable_before_ = session.durable_version;
+  session.row.head_version = session.durable_version = point.snapshot;
+  head_ = std::move(point);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Adopted> AdoptFirstOrder(Context& context, const StateFile& file) {
   const Layout layout(file.layout);
   ASSIGN_OR_RETURN(const auto rule, RuleFor(file.optimizer, layout));
@@ -240,19 +268,16 @@ absl::StatusOr<std::vector<optim::OwnedTensor>> FirstOrder::State(LiveSession& s
 void FirstOrder::DescribeMemory(v1::MemoryReport* report) const {
   report->set_resident(head_.has_value());
   if (!head_) return;
-  std::vector<uint64_t> of_tensor(layout_->size());
-  uint64_t shared = 0;
-  for (const optim::TensorSpec& spec : head_->rule->StateSpecs()) {
-    int64_t owner = -1;  // "m/<tensor>", "backend/m/<tensor>": the longest rest that is a tensor's name
-    for (size_t slash = spec.name.find('/'); slash != std::string::npos && owner < 0; slash = spec.name.find('/', slash + 1))
-      owner = layout_->Find(spec.name.substr(slash + 1));
-    (owner < 0 ? shared : of_tensor[static_cast<size_t>(owner)]) += spec.bytes();
+  const optim::RuleMemory memory = optim::MemoryOf(*head_->rule, layout_->specs());
+  for (size_t i = 0; i < layout_->size(); ++i) {
+    v1::TensorMemory* tensor = report->mutable_tensors(static_cast<int>(i));
+    tensor->set_state_bytes(memory.tensors[i].state);
+    tensor->set_transient_bytes(memory.tensors[i].transient);
   }
-  for (size_t i = 0; i < layout_->size(); ++i)
-    report->mutable_tensors(static_cast<int>(i))->set_state_bytes(of_tensor[i]);
-  report->set_shared_state_bytes(shared);
-  report->set_state_bytes(head_->rule->StateBytes());
-  report->set_transient_bytes(head_->rule->TransientBytes());
+  report->set_state_bytes(memory.state);
+  report->set_shared_state_bytes(memory.shared_state);
+  report->set_transient_bytes(memory.transient);
+  report->set_shared_transient_bytes(memory.shared_transient);
 }
 
 absl::StatusOr<FirstOrder::Saved> FirstOrder::Save(LiveSession& session, int64_t version, Effects* effects) {

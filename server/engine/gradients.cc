@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "optim/rules/half.h"
 #include "optim/rules/kernels.h"
+#include "server/engine/flat_numbers.h"
 
 namespace optod::engine {
 namespace {
@@ -256,6 +257,7 @@ int64_t Fingerprint(const Layout& layout, const Gradients& gradients) {
 
 absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& told, double clip_value, double clip_norm) {
   Prepared out;
+  out.finite = told.finite;
   std::vector<GradientView> views = told.views;
   if (clip_value > 0) {
     for (size_t i = 0; i < layout.size(); ++i) {
@@ -273,8 +275,9 @@ absl::StatusOr<Prepared> Prepare(const Layout& layout, const Gradients& told, do
     for (size_t i = 0; i < layout.size(); ++i)
       if (views[i].data != nullptr) sum += SquaredNorm(views[i], layout.spec(i).elements());
     out.norm = std::sqrt(sum);
-    out.finite = std::isfinite(out.norm);
-    if (out.finite && out.norm > clip_norm) scale = clip_norm / out.norm;
+    const bool finite_norm = std::isfinite(out.norm);
+    out.finite = out.finite || finite_norm;
+    if (finite_norm && out.norm > clip_norm) scale = clip_norm / out.norm;
   }
   bool halves_as_f32 = scale != 1;
   for (size_t i = 0; i < layout.size(); ++i) {
@@ -356,7 +359,6 @@ absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobS
     auto flat = TensorBuffer::Make(bytes.size());
     if (flat == nullptr)
       return ResourceExhausted("gradient of version ", row.a, ": no memory for ", bytes.size(), " bytes");
-    if (!bytes.empty()) std::memcpy(flat->data(), bytes.data(), bytes.size());
     FlatForm form;
     form.dtype = DTypeFromProto(kept->gradients(0).spec().dtype());
     for (int i = 1; i < kept->gradients_size(); ++i) {
@@ -366,7 +368,12 @@ absl::StatusOr<Gradients> GradientsFromRecord(const Layout& layout, store::BlobS
     }
     for (const v1::Tensor& extra : kept->extra()) form.extra.push_back(SpecFromProto(extra.spec()));
     form.lr.assign(kept->lr().begin(), kept->lr().end());
-    return GradientsFromFlat(layout, std::move(flat), form);
+    RETURN_IF_ERROR(CheckForm(layout, form));
+    const bool finite = FlatNumbers(layout, form).CopyFinite(flat->data(), reinterpret_cast<const std::byte*>(bytes.data()),
+                                                             0, bytes.size());
+    ASSIGN_OR_RETURN(Gradients out, GradientsFromFlat(layout, std::move(flat), form));
+    out.finite = finite;
+    return out;
   }
   size_t at = 0;
   if (!row.blob.empty()) {

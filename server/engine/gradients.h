@@ -28,6 +28,7 @@ struct Gradients {
   std::vector<GradientView> views;
   std::vector<optim::OwnedTensor> extra;
   std::vector<double> lr;  ///< told rates (GradientTell.lr); empty = the session's
+  bool finite = false;     ///< gradients and extra inputs were all seen to be (flat_numbers.h); false: not looked at, or not so
   std::shared_ptr<const void> owner;
 };
 
@@ -64,7 +65,7 @@ struct Prepared {
   std::vector<const void*> grads;
   std::optional<optim::DType> grad_dtype;
   double norm = -1;  ///< joint 2-norm before clipping by it; -1 when clip_norm is 0
-  bool finite = false;  ///< every gradient is known to be finite, since the norm is; false: not looked at, or not so
+  bool finite = false;  ///< every gradient is known to be finite, as it arrived or since the norm is; false: not looked at, or not so
   std::vector<std::shared_ptr<TensorBuffer>> scratch;
 };
 /// clip_value > 0: entries limited to [-clip_value, clip_value] first; NaN stays NaN. clip_norm > 0: all gradients times clip_norm / norm when the joint 2-norm (sums in double, fixed order) is larger. A

@@ -29,6 +29,11 @@ class NumericFamily : public Family {
   /// What ExportState needs beside the session's own fields: values, state and counters at `version`; errors as
   /// ParametersAt.
   virtual absl::StatusOr<StateFile> Export(LiveSession& session, int64_t version) = 0;
+  /// Goes on from a file's values, state and step as a new version, the child of the head; `note`: what made it. The file
+  /// is of this session's optimizer and tensors. INVALID_ARGUMENT: its state does not fit (nothing changes);
+  /// FAILED_PRECONDITION: no values yet, or the family cannot.
+  virtual absl::Status TakeState(LiveSession& session, const StateFile& file, const std::string& note,
+                                 Effects* effects) = 0;
   /// Fills in what the family knows: states, transient, resident. The tensors stand there with their names and sizes.
   virtual void DescribeMemory(v1::MemoryReport* report) const = 0;
 

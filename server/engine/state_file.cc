@@ -140,14 +140,78 @@ absl::StatusOr<std::string> Complete(const v1::ImportStateHeader& header, v1::Op
   return family;
 }
 
+std::string NoteOf(const StateFile& file) {
+  return Cat("imported from ", file.session, "/versions/", file.version);
+}
+
 absl::StatusOr<std::pair<StateFile, Adopted>> Adopt(Context& context, const v1::ImportStateHeader& header, const TensorBuffer& bytes) {
   ASSIGN_OR_RETURN(StateFile file, DecodeStateFile(bytes.bytes()));
   ASSIGN_OR_RETURN(const std::string family, Complete(header, &file.optimizer));
   if (!header.allow_non_finite()) RETURN_IF_ERROR(CheckFinite(file));
   ASSIGN_OR_RETURN(Adopted adopted, family == "first-order" ? AdoptFirstOrder(context, file) : AdoptZerothOrder(context, file));
   adopted.initial.set_kind("initial");
-  adopted.initial.set_note(Cat("imported from ", file.session, "/versions/", file.version));
+  adopted.initial.set_note(NoteOf(file));
   return std::pair(std::move(file), std::move(adopted));
+}
+
+/// What the header of an import into a session must not hold: it would be ignored.
+absl::Status CheckInto(const v1::ImportStateHeader& header) {
+  const std::pair<const char*, bool> fields[] = {
+      {"parent", !header.parent().empty()},         {"session_id", !header.session_id().empty()},
+      {"hyperparameters", header.hyperparameters_size() > 0}, {"durability", header.has_durability()},
+      {"budget", header.has_budget()},              {"labels", header.labels_size() > 0},
+      {"display_name", !header.display_name().empty()}};
+  for (const auto& [name, given] : fields)
+    if (given) return InvalidArgument("header.", name, ": given together with session, which keeps its own");
+  return absl::OkStatus();
+}
+
+/// Whether the file is of the session's optimizer and tensors.
+absl::Status CheckSame(const LiveSession& live, const v1::ImportStateHeader& header, const StateFile& file) {
+  const std::string& optimizer = file.optimizer.name();
+  if (!header.optimizer().empty() && header.optimizer() != optimizer)
+    return InvalidArgument("optimizer: the file is of ", optimizer, ", not of ", header.optimizer());
+  if (optimizer != live.proto.optimizer().name())
+    return InvalidArgument("file: it is of ", optimizer, "; session ", live.name().Full(), " is of ",
+                           live.proto.optimizer().name());
+  const Layout theirs(file.layout), own(live.proto.layout());
+  if (theirs.size() != own.size())
+    return InvalidArgument("file: ", theirs.size(), " tensors; session ", live.name().Full(), " has ", own.size());
+  for (size_t i = 0; i < own.size(); ++i) {
+    const optim::TensorSpec &a = theirs.spec(i), &b = own.spec(i);
+    if (a.name == b.name && a.dtype == b.dtype && a.shape == b.shape) continue;
+    return InvalidArgument("file: tensor ", i, " is \"", a.name, "\" ", optim::DTypeName(a.dtype), " ", ShapeText(a.shape),
+                           "; session ", live.name().Full(), " has \"", b.name, "\" ", optim::DTypeName(b.dtype), " ",
+                           ShapeText(b.shape));
+  }
+  return absl::OkStatus();
+}
+
+/// ImportState with header.session. On the pool.
+void ImportInto(Engine& engine, const Caller& caller, const v1::ImportStateHeader& header, const TensorBuffer& bytes,
+                const std::string& sha256, Done<v1::Session> done) {
+  if (absl::Status status = CheckInto(header); !status.ok()) return done(status);
+  auto decoded = DecodeStateFile(bytes.bytes());
+  if (!decoded.ok()) return done(decoded.status());
+  if (absl::Status finite = header.allow_non_finite() ? absl::OkStatus() : CheckFinite(*decoded); !finite.ok())
+    return done(finite);
+  engine.Mutate<v1::Session>(
+      caller, header.session(), "ImportState", header.request_id(), Cat(CanonicalBytes(header), "\n", sha256),
+      [header, file = std::make_shared<const StateFile>(*std::move(decoded))](
+          LiveSession& live, v1::Session* out) -> absl::StatusOr<Effects> {
+        if (!header.etag().empty() && header.etag() != std::to_string(live.row.etag))
+          return Aborted("etag: \"", header.etag(), "\" is stale");
+        if (live.row.state != v1::Session::ACTIVE)
+          return FailedPrecondition("session ", live.name().Full(), " is closed");
+        ASSIGN_OR_RETURN(NumericFamily * family, AsNumeric(live));
+        RETURN_IF_ERROR(CheckSame(live, header, *file));
+        Effects effects;
+        RETURN_IF_ERROR(family->TakeState(live, *file, NoteOf(*file), &effects));
+        ++live.row.etag;
+        *out = live.ToProto();
+        return effects;
+      },
+      std::move(done));
 }
 
 v1::CreateSessionRequest CreationOf(const v1::ImportStateHeader& header, const StateFile& file) {
@@ -222,6 +286,7 @@ void ImportState(Engine& engine, const Caller& caller, v1::ImportStateHeader hea
   Context& context = engine.context();
   context.pool->Post([&engine, &context, caller, header = std::move(header), file = std::move(file), sha256 = std::move(sha256),
                       done = std::move(done)]() mutable {
+    if (!header.session().empty()) return ImportInto(engine, caller, header, *file, sha256, std::move(done));
     auto adopted = Adopt(context, header, *file);
     file.reset();
     if (!adopted.ok()) return done(adopted.status());

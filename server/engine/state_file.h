@@ -39,8 +39,8 @@ absl::Status CheckFinite(const StateFile& file);
 
 /// A session at a version (absent = the head). FAILED_PRECONDITION: trace session, no values, cannot be rebuilt.
 void ExportState(Engine& engine, const Caller& caller, const v1::ExportStateRequest& request, Done<StateFile> done);
-/// Makes a session of a file; `sha256` is the file's, in hex. Errors: SessionService.ImportState. Work is done on the
-/// engine's pool.
+/// Makes a session of a file, or has header.session go on from it; `sha256` is the file's, in hex. Errors:
+/// SessionService.ImportState. Work is done on the engine's pool.
 void ImportState(Engine& engine, const Caller& caller, v1::ImportStateHeader header, std::shared_ptr<TensorBuffer> file,
                  std::string sha256, Done<v1::Session> done);
 

@@ -77,6 +77,8 @@ class ZerothOrder final : public NumericFamily {
   absl::StatusOr<std::shared_ptr<const TensorBuffer>> ParametersAt(LiveSession& session, int64_t version) override;
   absl::StatusOr<std::vector<optim::OwnedTensor>> State(LiveSession& session) override;
   absl::StatusOr<StateFile> Export(LiveSession& session, int64_t version) override;
+  absl::Status TakeState(LiveSession& session, const StateFile& file, const std::string& note,
+                         Effects* effects) override;
   /// State as it is once the head's values are in use; until then nothing of it is allocated.
   void DescribeMemory(v1::MemoryReport* report) const override;
 

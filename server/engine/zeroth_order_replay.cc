@@ -185,6 +185,13 @@ absl::StatusOr<StateFile> ZerothOrder::Export(LiveSession& session, int64_t vers
   return out;
 }
 
+/// A worker that is behind gets the scalars of the steps since; there are none that lead to a file's values.
+absl::Status ZerothOrder::TakeState(LiveSession& session, const StateFile&, const std::string&, Effects*) {
+  return FailedPrecondition("session ", session.name().Full(),
+                            ": zeroth order; its workers follow the head by scalars and would not learn of the file; "
+                            "import it into a new session");
+}
+
 // ---- values of a version
 
 /// The newest stored values on the way from `version` to version 0, as a copy that may be changed.

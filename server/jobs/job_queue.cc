@@ -140,7 +140,9 @@ std::vector<Job> JobQueue::List(const std::string& user) const {
   std::lock_guard lock(mutex_);
   std::vector<Job> all;
   for (const auto& [key, entry] : jobs_) {
-    if (key.first == user) all.push_back(View(entry));
+    if (key.first != user) continue;
+    all.push_back(View(entry));
+    all.back().clear_memory();
   }
   std::sort(all.begin(), all.end(), [](const Job& a, const Job& b) {
     const auto time = [](const Job& j) { return std::pair(j.create_time().seconds(), j.create_time().nanos()); };
@@ -260,6 +262,7 @@ void JobQueue::AddEvent(Entry& entry, const std::map<std::string, double>& metri
   *event.mutable_job() = entry.record.job();
   event.mutable_job()->clear_spec_json();
   event.mutable_job()->clear_metrics();
+  event.mutable_job()->clear_memory();
   event.set_step(entry.record.job().step());
   for (const auto& [name, value] : metrics) (*event.mutable_metrics())[name] = value;
   files_.AppendEvent(entry.record, event);
@@ -304,6 +307,7 @@ JobQueue::Key* JobQueue::NextKey(Key* out) {
 void JobQueue::Launch(const Key& key, Entry& entry) {
   Job& job = *entry.record.mutable_job();
   job.set_attempt(job.attempt() + 1);
+  job.clear_memory();
   entry.token = Uuid4() + Uuid4();
   entry.killed_because.clear();
   entry.killed_ns = 0;
@@ -499,6 +503,9 @@ absl::Status JobQueue::OnMessage(WorkerChannel* channel, const v1::WorkerMessage
   switch (message.message_case()) {
     case v1::WorkerMessage::kProgress:
       if (place.rank == 0) OnProgress(entry, message.progress());
+      break;
+    case v1::WorkerMessage::kMemory:
+      if (place.rank == 0) *entry.record.mutable_job()->mutable_memory() = message.memory();
       break;
     case v1::WorkerMessage::kCheckpoint:
       // On disk with the next change of state; the checkpoint itself is the worker's file.

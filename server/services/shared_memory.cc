@@ -121,17 +121,20 @@ void CopyBytes(std::byte* to, const std::byte* from, size_t size) {
   });
 }
 
-PieceSums CopyAndSum(std::byte* to, const std::byte* from, size_t size) {
-  constexpr size_t kInCache = size_t{128} << 10;
-  PieceSums sums{};
+Arrived CopyAndLook(std::byte* to, const std::byte* from, size_t size, const engine::FlatNumbers& numbers) {
+  Arrived out;
+  std::array<bool, kPieces> finite;
+  finite.fill(true);
   ForEachPiece(size, [&](size_t piece, size_t begin, size_t end) {
-    for (size_t at = begin; at < end; at += kInCache) {
-      const size_t n = std::min(kInCache, end - at);
-      std::memcpy(to + at, from + at, n);
-      sums[piece] = Crc32c(std::span<const std::byte>(to + at, n), sums[piece]);  // of what is applied
+    for (size_t at = begin; at < end; at += engine::FlatNumbers::kInCache) {
+      const size_t n = std::min<size_t>(engine::FlatNumbers::kInCache, end - at);
+      std::memcpy(to + at, from + at, n);  // what is looked at from here on is what is applied
+      out.sums[piece] = Crc32c(std::span<const std::byte>(to + at, n), out.sums[piece]);
+      finite[piece] = finite[piece] && numbers.Finite(to, at, at + n);
     }
   });
-  return sums;
+  out.finite = std::find(finite.begin(), finite.end(), false) == finite.end();
+  return out;
 }
 
 PieceSums SumPieces(std::span<const std::byte> data) {

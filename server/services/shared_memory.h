@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "optod/v1/session.pb.h"
+#include "server/engine/flat_numbers.h"
 
 namespace optod::services {
 
@@ -45,9 +46,14 @@ bool IsLocalPeer(const std::string& peer);
 
 /// memcpy by up to four threads of the machine when it is worth it.
 void CopyBytes(std::byte* to, const std::byte* from, size_t size);
-/// CRC-32C of each of four equal pieces of a buffer: by several threads, and while a copy has the bytes in cache.
+/// CRC-32C of each of four equal pieces of a buffer, by several threads.
 using PieceSums = std::array<uint32_t, 4>;
-PieceSums CopyAndSum(std::byte* to, const std::byte* from, size_t size);
 PieceSums SumPieces(std::span<const std::byte> data);
+/// What is known of told bytes once they are here; both looked at while a copy has them in cache.
+struct Arrived {
+  PieceSums sums{};
+  bool finite = true;  ///< all numbers (FlatNumbers::Finite)
+};
+Arrived CopyAndLook(std::byte* to, const std::byte* from, size_t size, const engine::FlatNumbers& numbers);
 
 }  // namespace optod::services

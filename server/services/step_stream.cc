@@ -4,8 +4,8 @@
 //   steps:  committed steps wait in `steps_`; one at a time goes to the blob store (when large), then to the strand
 //   writes: opened, then per step: applied, chunks of the new parameters; one message in flight
 //
-// A step's bytes come in chunks or lie in memory shared with the client (shared_memory.h); the new parameters go back
-// the same way, as they are or rounded to a half precision.
+// A step's bytes come in chunks or lie in memory shared with the client (shared_memory.h); NaN and infinity are looked for
+// as they come (flat_numbers.h); the new parameters go back the same way, as they are or rounded to a half precision.
 //
 // Reads, steps and writes run side by side: the next gradient arrives while the last one is applied. A step that is
 // refused ends the stream with its status, after the answers before it.
@@ -45,6 +45,7 @@ struct Step {
   std::string request_id;
   uint64_t bytes = 0;
   bool in_memory = false;  ///< the bytes lie in the shared memory until the step is applied
+  std::optional<engine::FlatNumbers> numbers;  ///< what its bytes are; set by begin
 };
 
 /// What names a told gradient's bytes in the hash of its request.
@@ -187,7 +188,8 @@ class StepReactor final : public RawBidiReactor {
     if (step_.in_memory && step_.bytes > memory_->input().size())
       return InvalidArgument("begin.total_bytes: ", step_.bytes, "; the shared memory has room for ",
                              memory_->input().size());
-    RETURN_IF_ERROR(receiver_.Start(step_.bytes));
+    step_.numbers.emplace(*session_.layout, form);
+    RETURN_IF_ERROR(receiver_.Start(step_.bytes, step_.numbers));
     state_ = State::kChunks;
     return absl::OkStatus();
   }
@@ -204,6 +206,7 @@ class StepReactor final : public RawBidiReactor {
     } else {
       RETURN_IF_ERROR(receiver_.CheckComplete());
     }
+    step_.flat.finite = receiver_.finite();
     step_.flat.gradients = receiver_.Take();
     steps_.push_back(std::move(step_));
     state_ = State::kBegin;
@@ -262,8 +265,12 @@ class StepReactor final : public RawBidiReactor {
   /// On the pool: what is large becomes a blob before the session's strand is asked.
   void ApplyStep(std::shared_ptr<Step> step) {
     std::optional<PieceSums> sums;
-    if (step->in_memory)
-      sums = CopyAndSum(step->flat.gradients->data(), memory_->input().data(), step->flat.gradients->size());
+    if (step->in_memory) {
+      const Arrived arrived = CopyAndLook(step->flat.gradients->data(), memory_->input().data(),
+                                          step->flat.gradients->size(), *step->numbers);
+      sums = arrived.sums;
+      step->flat.finite = arrived.finite;
+    }
     std::string content;
     if (session_.every_step && step->bytes > engine::kInlineGradientBytes) {
       auto blob = engine_.context().blobs->Put(step->flat.gradients->bytes());

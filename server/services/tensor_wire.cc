@@ -102,16 +102,6 @@ bool ParseChunk(const std::vector<grpc::Slice>& slices, int field, ChunkView* ch
   return true;  // no data: an empty chunk
 }
 
-void CopyChunk(const std::vector<grpc::Slice>& slices, const ChunkView& chunk, std::byte* to) {
-  size_t left = chunk.size, at = chunk.begin;
-  for (size_t i = chunk.slice; left > 0; ++i, at = 0) {
-    const size_t n = std::min(left, slices[i].size() - at);
-    std::memcpy(to, slices[i].begin() + at, n);
-    to += n;
-    left -= n;
-  }
-}
-
 absl::Status ParseMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message) {
   grpc::ByteBuffer copy(buffer);  // shares the slices
   grpc::ProtoBufferReader reader(&copy);
@@ -128,8 +118,10 @@ grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& message) 
 
 // ---- FlatReceiver
 
-absl::Status FlatReceiver::Start(uint64_t total_bytes) {
-  received_ = 0;
+absl::Status FlatReceiver::Start(uint64_t total_bytes, std::optional<engine::FlatNumbers> numbers) {
+  received_ = looked_ = 0;
+  finite_ = true;
+  numbers_ = std::move(numbers);
   buffer_ = engine::TensorBuffer::Make(total_bytes);
   if (buffer_ == nullptr) return ResourceExhausted("total_bytes: no memory for ", total_bytes, " bytes");
   return absl::OkStatus();
@@ -144,25 +136,45 @@ absl::Status FlatReceiver::CheckPlace(uint64_t offset, size_t size) const {
   return absl::OkStatus();
 }
 
-absl::Status FlatReceiver::CheckSum(uint32_t want, size_t size) {
-  if (want != 0) {
-    const uint32_t have = Crc32c(buffer_->data() + received_, size);
-    if (have != want) return DataLoss("chunk.crc32c: ", want, " at offset ", received_, "; the data have ", have);
+void FlatReceiver::Put(const void* data, size_t size, uint64_t at, uint32_t* crc) {
+  using engine::FlatNumbers;
+  for (size_t done = 0; done < size;) {
+    const size_t n = std::min<size_t>(FlatNumbers::kInCache, size - done);
+    std::byte* to = buffer_->data() + at + done;
+    std::memcpy(to, static_cast<const std::byte*>(data) + done, n);
+    if (crc != nullptr) *crc = Crc32c(to, n, *crc);
+    done += n;
+    if (!numbers_) continue;
+    const uint64_t here = at + done, whole = here == buffer_->size() ? here : here - here % FlatNumbers::kGrain;
+    finite_ = finite_ && numbers_->Finite(buffer_->data(), looked_, whole);
+    looked_ = whole;
   }
+}
+
+absl::Status FlatReceiver::CheckSum(uint32_t want, uint32_t have, size_t size) {
+  if (want != 0 && have != want)
+    return DataLoss("chunk.crc32c: ", want, " at offset ", received_, "; the data have ", have);
   received_ += size;
   return absl::OkStatus();
 }
 
 absl::Status FlatReceiver::Add(const std::vector<grpc::Slice>& slices, const ChunkView& chunk) {
   RETURN_IF_ERROR(CheckPlace(chunk.offset, chunk.size));
-  CopyChunk(slices, chunk, buffer_->data() + received_);
-  return CheckSum(chunk.crc32c, chunk.size);
+  uint32_t crc = 0;
+  size_t left = chunk.size, begin = chunk.begin;
+  for (size_t i = chunk.slice; left > 0; ++i, begin = 0) {
+    const size_t n = std::min(left, slices[i].size() - begin);
+    Put(slices[i].begin() + begin, n, received_ + chunk.size - left, chunk.crc32c != 0 ? &crc : nullptr);
+    left -= n;
+  }
+  return CheckSum(chunk.crc32c, crc, chunk.size);
 }
 
 absl::Status FlatReceiver::Add(const v1::TensorChunk& chunk) {
   RETURN_IF_ERROR(CheckPlace(chunk.offset(), chunk.data().size()));
-  if (!chunk.data().empty()) std::memcpy(buffer_->data() + received_, chunk.data().data(), chunk.data().size());
-  return CheckSum(chunk.crc32c(), chunk.data().size());
+  uint32_t crc = 0;
+  Put(chunk.data().data(), chunk.data().size(), received_, chunk.crc32c() != 0 ? &crc : nullptr);
+  return CheckSum(chunk.crc32c(), crc, chunk.data().size());
 }
 
 absl::Status FlatReceiver::CheckComplete() const {

@@ -4,12 +4,14 @@
 #include <grpcpp/support/byte_buffer.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "base/status.h"
 #include "google/protobuf/message_lite.h"
 #include "optod/v1/tensor.pb.h"
+#include "server/engine/flat_numbers.h"
 #include "server/engine/tensor_buffer.h"
 
 namespace optod::services {
@@ -27,22 +29,24 @@ struct ChunkView {
 /// True when the message is exactly one field `field` that holds a TensorChunk with each of its fields at most once and
 /// data last, as every protobuf library writes it; anything else is left to protobuf.
 bool ParseChunk(const std::vector<grpc::Slice>& slices, int field, ChunkView* chunk);
-/// Copies the data to `to`.
-void CopyChunk(const std::vector<grpc::Slice>& slices, const ChunkView& chunk, std::byte* to);
 /// INVALID_ARGUMENT when the bytes are no such message.
 absl::Status ParseMessage(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message);
 grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& message);
 
-/// Puts chunks into a flat buffer, in order, without gaps.
+/// Puts chunks into a flat buffer, in order, without gaps. Checksum and the look at the numbers are taken block by block,
+/// while the copy has the bytes in cache.
 class FlatReceiver {
  public:
-  /// RESOURCE_EXHAUSTED when there is no memory.
-  absl::Status Start(uint64_t total_bytes);
+  /// `numbers`: what the bytes are, to find out whether all are finite; absent: not looked at. RESOURCE_EXHAUSTED when
+  /// there is no memory.
+  absl::Status Start(uint64_t total_bytes, std::optional<engine::FlatNumbers> numbers = std::nullopt);
   /// INVALID_ARGUMENT: offset is not the expected one, larger than 4 MiB, past the end. DATA_LOSS: checksum.
   absl::Status Add(const std::vector<grpc::Slice>& slices, const ChunkView& chunk);
   absl::Status Add(const v1::TensorChunk& chunk);
   /// INVALID_ARGUMENT when bytes are missing.
   absl::Status CheckComplete() const;
+  /// Whether everything was looked at and is finite.
+  bool finite() const { return numbers_ && finite_ && looked_ == buffer_->size(); }
   std::shared_ptr<engine::TensorBuffer> Take();
   /// What is filled so far is the first `received()` bytes of `buffer()`; they no longer change.
   const std::shared_ptr<engine::TensorBuffer>& buffer() const { return buffer_; }
@@ -50,10 +54,14 @@ class FlatReceiver {
 
  private:
   absl::Status CheckPlace(uint64_t offset, size_t size) const;
-  absl::Status CheckSum(uint32_t want, size_t size);
+  /// `size` bytes to offset `at`; `crc` goes on over them when it is wanted.
+  void Put(const void* data, size_t size, uint64_t at, uint32_t* crc);
+  absl::Status CheckSum(uint32_t want, uint32_t have, size_t size);
 
   std::shared_ptr<engine::TensorBuffer> buffer_;
-  uint64_t received_ = 0;
+  std::optional<engine::FlatNumbers> numbers_;
+  uint64_t received_ = 0, looked_ = 0;
+  bool finite_ = true;
 };
 
 /// One message of a client's stream into the buffer: the fast way when it is a plain chunk, by protobuf otherwise.

@@ -2,69 +2,16 @@
 // errors (4 to 5) or p values.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <functional>
 #include <memory>
 #include <numeric>
+#include <tuple>
 
 #include "optim/zo/mask.h"
-#include "optim/zo/stream.h"
-#include "optim/zo/zo_optimizer.h"
+#include "zo_laws.h"
 
 namespace optod::zo {
 namespace {
-
-constexpr uint64_t kSeed = 99;
-
-// sup |F_n - F| of sorted or unsorted values against a distribution function.
-double KsDistance(std::vector<double> values, const std::function<double(double)>& distribution) {
-  std::sort(values.begin(), values.end());
-  const double n = static_cast<double>(values.size());
-  double distance = 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const double f = distribution(values[i]);
-    distance = std::max({distance, f - static_cast<double>(i) / n, static_cast<double>(i + 1) / n - f});
-  }
-  return distance;
-}
-
-// Kolmogorov's limit law: P(distance is at least this large).
-double KsPValue(double distance, size_t n) {
-  const double t = distance * std::sqrt(static_cast<double>(n));
-  if (t < 0.2) return 1;
-  double p = 0;
-  for (int k = 1; k < 100; ++k) p += (k % 2 == 1 ? 2 : -2) * std::exp(-2.0 * k * k * t * t);
-  return p;
-}
-
-// Continued fraction of the regularised incomplete beta function (modified Lentz).
-double BetaFraction(double a, double b, double x) {
-  auto guard = [](double value) { return std::fabs(value) < 1e-300 ? 1e-300 : value; };
-  double c = 1, d = 1 / guard(1 - (a + b) * x / (a + 1)), h = d;
-  for (int m = 1; m < 1000; ++m) {
-    const double even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m));
-    d = 1 / guard(1 + even * d);
-    c = guard(1 + even / c);
-    h *= d * c;
-    const double odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1));
-    d = 1 / guard(1 + odd * d);
-    c = guard(1 + odd / c);
-    h *= d * c;
-    if (std::fabs(d * c - 1) < 1e-14) break;
-  }
-  return h;
-}
-
-double BetaCdf(double a, double b, double x) {
-  if (x <= 0 || x >= 1) return x <= 0 ? 0 : 1;
-  const double front =
-      std::exp(std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b) + a * std::log(x) + b * std::log1p(-x));
-  return x < (a + 1) / (a + b + 2) ? front * BetaFraction(a, b, x) / a : 1 - front * BetaFraction(b, a, 1 - x) / b;
-}
-
-double NormalCdf(double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); }
 
 TEST(OracleTest, BetaCdfKnownValues) {
   EXPECT_NEAR(BetaCdf(1, 1, 0.3), 0.3, 1e-12);
@@ -138,102 +85,21 @@ TEST(NormalCorrelationTest, NoneAcrossAnyCoordinate) {
   }
 }
 
-struct EstimatorCase {
-  size_t d;
-  int q;
-};
+class EstimatorLawTest : public testing::TestWithParam<std::tuple<size_t, int>> {};
 
-class EstimatorLawTest : public testing::TestWithParam<EstimatorCase> {};
-
-// f(theta) = <v, theta>: one step of lr 1 from 0 gives theta = -ghat.
 TEST_P(EstimatorLawTest, MeanVarianceAndAngle) {
-  const auto [d, q] = GetParam();
-  constexpr int kDraws = 4000;
-  std::vector<double> v(d);
-  for (size_t i = 0; i < d; ++i) v[i] = std::cos(1.7 * static_cast<double>(i)) + 0.2;
-  const double v2 = std::inner_product(v.begin(), v.end(), v.begin(), 0.0);
-  const LossFn<double> loss = [&](std::span<const double> t) {
-    return std::inner_product(t.begin(), t.end(), v.begin(), 0.0);
-  };
-  const ZoLayout layout({{"theta", d}});
-  ZoOptimizer<double> optimizer(layout, {.lr = 1, .eps = 1e-3, .queries = q});
-  std::vector<double> mean(d), second(d), cos2;
-  double norm2_sum = 0, norm4_sum = 0;
-  for (int draw = 0; draw < kDraws; ++draw) {
-    std::vector<double> theta(d);
-    optimizer.Step(theta, StreamDirection<double>(kSeed + q, draw, layout), loss);
-    double along = 0, norm2 = 0;
-    for (size_t i = 0; i < d; ++i) {
-      mean[i] -= theta[i] / kDraws;
-      second[i] += theta[i] * theta[i] / kDraws;
-      along -= theta[i] * v[i];
-      norm2 += theta[i] * theta[i];
-    }
-    cos2.push_back(along * along / (norm2 * v2));
-    norm2_sum += norm2;
-    norm4_sum += norm2 * norm2;
-  }
-  double worst_mean = 0, variance_ratio = 0;
-  for (size_t i = 0; i < d; ++i) {
-    const double variance = (v2 + v[i] * v[i]) / q;
-    worst_mean = std::max(worst_mean, std::fabs(mean[i] - v[i]) / std::sqrt(variance / kDraws));
-    variance_ratio += (second[i] - mean[i] * mean[i]) / variance / static_cast<double>(d);
-  }
-  EXPECT_LT(worst_mean, 5) << "standard errors of the worst coordinate";
-  EXPECT_NEAR(variance_ratio, 1, 0.1);
-  const double norm2 = norm2_sum / kDraws, spread = std::sqrt((norm4_sum / kDraws - norm2 * norm2) / kDraws);
-  EXPECT_NEAR(norm2, v2 * (1 + (static_cast<double>(d) + 1) / q), 5 * spread);
-  const double a = q / 2.0, b = (static_cast<double>(d) - 1) / 2;
-  const double beta_error = std::sqrt(a * b / ((a + b) * (a + b) * (a + b + 1)) / kDraws);
-  const double mean_cos2 = std::accumulate(cos2.begin(), cos2.end(), 0.0) / kDraws,
-               want = q / (q + static_cast<double>(d) - 1);
-  EXPECT_NEAR(mean_cos2, want, std::max(0.03 * want, 4 * beta_error));
-  const double p = KsPValue(KsDistance(cos2, [&](double x) { return BetaCdf(a, b, x); }), cos2.size());
-  EXPECT_GT(p, 1e-4);
-  std::printf("d %zu q %d: worst coordinate %.2f standard errors, variance %.3f of the law's, |ghat|^2 %.3f, cos^2 %.5f (law %.5f), KS p %.3f\n",
-              d, q, worst_mean, variance_ratio, norm2 / (v2 * (1 + (static_cast<double>(d) + 1) / q)), mean_cos2, want, p);
+  const EstimatorLaw law = MeasureEstimator(std::get<0>(GetParam()), std::get<1>(GetParam()));
+  EXPECT_LT(law.worst_mean, 5) << "standard errors of the worst coordinate";
+  EXPECT_NEAR(law.variance_ratio, 1, 0.1);
+  EXPECT_NEAR(law.norm_ratio, 1, 5 * law.norm_error);
+  EXPECT_NEAR(law.cos2, law.cos2_law, law.cos2_limit);
+  EXPECT_GT(law.ks_p, 1e-4);
+  EXPECT_TRUE(law.Holds());
 }
-
-const EstimatorCase kEstimatorCases[] = {{10, 1},   {10, 4},   {10, 16},  {10, 64},  {100, 1},   {100, 4},
-                                         {100, 16}, {100, 64}, {1000, 1}, {1000, 4}, {1000, 16}, {1000, 64}};
-INSTANTIATE_TEST_SUITE_P(Sizes, EstimatorLawTest, testing::ValuesIn(kEstimatorCases), [](const auto& info) {
-  return "d" + std::to_string(info.param.d) + "_q" + std::to_string(info.param.q);
-});
-
-constexpr size_t kDim = 40;
-
-double Curvature(size_t i) { return 1.0 + static_cast<double>(i % 7); }
-
-// 0.5 sum h_i t_i^2 and cubic sum c t_i^3 (c = 0: quadratic).
-double Polynomial(std::span<const double> t, double cubic) {
-  double sum = 0;
-  for (size_t i = 0; i < t.size(); ++i) sum += 0.5 * Curvature(i) * t[i] * t[i] + cubic * t[i] * t[i] * t[i];
-  return sum;
-}
-
-// <grad, z> at theta = 0.5, and z'Hz, for direction `step`.
-struct Along {
-  double slope = 0, curvature = 0;
-};
-Along ExactAlong(std::span<const double> z, double cubic) {
-  Along along;
-  for (size_t i = 0; i < z.size(); ++i) {
-    along.slope += (0.5 * Curvature(i) + 3 * cubic * 0.25) * z[i];
-    along.curvature += Curvature(i) * z[i] * z[i];
-  }
-  return along;
-}
-
-Estimate EstimateAtHalf(Sides sides, double eps, uint32_t step, double cubic, std::vector<double>* z) {
-  const ZoLayout layout({{"theta", kDim}});
-  const StreamDirection<double> direction(kSeed, step, layout);
-  z->resize(kDim);
-  direction.Fill(0, 0, *z);
-  std::vector<double> theta(kDim, 0.5);
-  Estimator<double> estimator(layout, {.sides = sides, .eps = eps});
-  return estimator.Run(
-      theta, direction, [&](std::span<const double> t) { return Polynomial(t, cubic); }, layout.All());
-}
+INSTANTIATE_TEST_SUITE_P(Sizes, EstimatorLawTest, testing::Combine(testing::ValuesIn(kLawDims), testing::ValuesIn(kLawQueries)),
+                         [](const auto& info) {
+                           return "d" + std::to_string(std::get<0>(info.param)) + "_q" + std::to_string(std::get<1>(info.param));
+                         });
 
 TEST(EstimatorBiasTest, TwoSidedIsExactOnAQuadratic) {
   std::vector<double> z;
@@ -257,25 +123,17 @@ TEST(EstimatorBiasTest, OneSidedAddsHalfEpsCurvature) {
   }
 }
 
-// The extra term of one side: (eps/2) z'Hz z has mean 0 (odd in z) and a variance that grows with eps^2. The same z for
-// every eps; the two-sided estimate is exact here, so the difference of the two is the extra term alone.
 TEST(EstimatorBiasTest, OneSidedExtraHasNoMeanAndAVarianceOfEpsSquared) {
-  constexpr int kDraws = 4000;
-  std::vector<double> log_eps, log_variance;
-  for (double eps : {1e-3, 1e-2, 1e-1}) {
-    double sum = 0, squares = 0;
-    std::vector<double> z;
-    for (uint32_t step = 0; step < kDraws; ++step) {
-      const double extra = EstimateAtHalf(Sides::kOne, eps, step, 0, &z).g[0] - EstimateAtHalf(Sides::kTwo, eps, step, 0, &z).g[0];
-      sum += extra * z[0];
-      squares += extra * z[0] * extra * z[0];
-    }
-    const double variance = squares / kDraws;
-    EXPECT_LT(std::fabs(sum / kDraws), 4 * std::sqrt(variance / kDraws)) << eps;
-    log_eps.push_back(std::log10(eps));
-    log_variance.push_back(std::log10(variance));
-  }
-  EXPECT_NEAR((log_variance[2] - log_variance[0]) / (log_eps[2] - log_eps[0]), 2, 0.02);
+  std::vector<double> means;
+  const Slope variance = OneSidedVariance(&means);
+  for (size_t i = 0; i < means.size(); ++i) EXPECT_LT(std::fabs(means[i]), 4 * variance.law[i]) << variance.eps[i];
+  EXPECT_NEAR(variance.slope, 2, 0.02);
+}
+
+TEST(EstimatorBiasTest, TwoSidedBiasOnACubicIsQuadraticInEps) {
+  const Slope bias = TwoSidedBias();
+  for (size_t i = 0; i < bias.eps.size(); ++i) EXPECT_NEAR(bias.measured[i], bias.law[i], 0.1 * bias.law[i]) << bias.eps[i];
+  EXPECT_NEAR(bias.slope, 2, 0.2);
 }
 
 // Sparse estimation: E ghat = M v, nothing where the mask is 1.
@@ -305,25 +163,6 @@ TEST(MaskedEstimatorTest, MeanIsTheMaskedGradient) {
       EXPECT_NEAR(mean[i], v[i], 5 * std::sqrt((open2 + v[i] * v[i]) / kDraws)) << i;
     }
   }
-}
-
-// On a cubic E[ghat - g_exact z] = 3 c eps^2 per coordinate; the same z for every eps, so that only the bias is left.
-TEST(EstimatorBiasTest, TwoSidedBiasOnACubicIsQuadraticInEps) {
-  constexpr double kCubic = 0.7;
-  constexpr int kDraws = 4000;
-  std::vector<double> log_eps, log_bias;
-  for (double eps : {1e-1, 1e-2, 1e-3}) {
-    double bias = 0;
-    std::vector<double> z;
-    for (uint32_t step = 0; step < kDraws; ++step) {
-      const double excess = EstimateAtHalf(Sides::kTwo, eps, step, kCubic, &z).g[0] - ExactAlong(z, kCubic).slope;
-      bias += excess * std::accumulate(z.begin(), z.end(), 0.0) / (kDraws * static_cast<double>(kDim));
-    }
-    EXPECT_NEAR(bias, 3 * kCubic * eps * eps, 0.1 * 3 * kCubic * eps * eps);
-    log_eps.push_back(std::log10(eps));
-    log_bias.push_back(std::log10(std::fabs(bias)));
-  }
-  EXPECT_NEAR((log_bias[0] - log_bias[2]) / (log_eps[0] - log_eps[2]), 2, 0.2);
 }
 
 }  // namespace

@@ -118,8 +118,25 @@ TEST_P(EveryRule, ReportsTheBytesOfItsState) {
   ASSERT_EQ(report->tensors_size(), 3);
   EXPECT_EQ(report->tensors(1).name(), "fc1.bias");
   EXPECT_EQ(report->tensors(1).parameter_bytes(), 24u);
+  // A buffer that serves one tensor after another counts with each and is as large as the neediest wants.
+  uint64_t most = 0, all = 0;
+  for (const v1::TensorMemory& tensor : report->tensors()) {
+    most = std::max<uint64_t>(most, tensor.transient_bytes());
+    all += tensor.transient_bytes();
+  }
+  EXPECT_LE(most, report->transient_bytes());
+  EXPECT_LE(report->transient_bytes(), all);
+  EXPECT_LE(report->shared_transient_bytes(), report->transient_bytes());
   if (GetParam() == "adamw") {
     EXPECT_EQ(report->tensors(0).state_bytes(), 2u * 120 + 8);
+    EXPECT_EQ(report->transient_bytes(), 0u);
+  }
+  if (GetParam() == "muon") {  // two matrices and two products with the transpose, of [6, 5]; packed operands
+    EXPECT_GE(report->tensors(0).transient_bytes(), 2u * 120 + 2 * 100);
+    EXPECT_EQ(report->tensors(1).transient_bytes(), 0u);
+  }
+  if (GetParam() == "lamb") {
+    EXPECT_EQ(report->shared_transient_bytes(), 0u);
   }
 }
 

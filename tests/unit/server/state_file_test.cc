@@ -364,6 +364,123 @@ TEST_F(ImportedState, AnotherOptimizerThanExpectedIsRefused) {
   EXPECT_THAT(std::string(Import(server_, Bytes(file_), header).status().message()), HasSubstr("the file is of adamw, not of sgd"));
 }
 
+// ---- into a session that is there
+
+v1::ImportStateHeader Into(const std::string& session, const std::string& request_id = "") {
+  v1::ImportStateHeader header;
+  header.set_session(session);
+  header.set_request_id(request_id);
+  return header;
+}
+
+/// A session with steps of its own takes the file and goes on as the file's session does, also after a crash.
+TEST_P(StateFileFirstOrder, IsTakenByASessionThatIsThere) {
+  const RuleInfo& info = **optim::FindRule(GetParam());
+  const auto step = [&](const std::string& session, int t) {
+    Random random(static_cast<uint64_t>(100 + t));
+    TellStep(server_, session, RandomStep(info, kLayout, random, t == 0 ? 0 : 0.1));
+  };
+  for (const auto mode : {v1::Durability::EVERY_STEP, v1::Durability::ON_CHECKPOINT}) {
+    const std::string mode_name = v1::Durability::Mode_Name(mode);
+    const std::string s = mode == v1::Durability::EVERY_STEP ? "s" : "s2", e = mode == v1::Durability::EVERY_STEP ? "e" : "e2";
+    ASSERT_TRUE(server_.Create(Request(GetParam(), s, Start())).ok());
+    auto request = Request(GetParam(), e, Start());
+    request.mutable_durability()->set_mode(mode);
+    ASSERT_TRUE(server_.Create(request).ok());
+    for (int t = 0; t < 3; ++t) step(s, t);
+    for (int t = 7; t < 9; ++t) step(e, t);
+    const auto before = *server_.Parameters(e);
+    const auto file = Export(server_, s);
+    ASSERT_TRUE(file.ok()) << file.status();
+    const auto taken = Import(server_, Bytes(*file), Into(e));
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    EXPECT_EQ(taken->name(), "users/local/sessions/" + e);
+    EXPECT_EQ(taken->head_version(), 3);
+    EXPECT_EQ(server_.Version(e, 3)->kind(), "set");
+    EXPECT_EQ(server_.Version(e, 3)->parent(), 2);
+    EXPECT_EQ(server_.Version(e, 3)->step(), 3);
+    EXPECT_THAT(server_.Version(e, 3)->note(), HasSubstr("imported from users/local/sessions/" + s + "/versions/3"));
+    server_.Crash();
+    EXPECT_EQ(server_.State(e), server_.State(s)) << mode_name;
+    for (int t = 3; t < 6; ++t)
+      for (const std::string& session : {s, e}) step(session, t);
+    EXPECT_EQ(*server_.Parameters(e), *server_.Parameters(s)) << mode_name;
+    EXPECT_EQ(server_.State(e), server_.State(s)) << mode_name;
+    ASSERT_TRUE(server_.Rollback(e, 2).ok());  // what was there before the file
+    EXPECT_EQ(*server_.Parameters(e), before) << mode_name;
+  }
+}
+
+struct IntoCase {
+  const char* name;
+  std::function<void(StateFile*, v1::ImportStateHeader*)> spoil;
+  absl::StatusCode want;
+  const char* message;
+};
+const IntoCase kInto[] = {
+    {"optimizer", [](auto* f, auto*) { f->optimizer.set_name("adam"); }, absl::StatusCode::kInvalidArgument,
+     "file: it is of adam; session users/local/sessions/s is of adamw"},
+    {"expected optimizer", [](auto*, auto* h) { h->set_optimizer("sgd"); }, absl::StatusCode::kInvalidArgument,
+     "the file is of adamw, not of sgd"},
+    {"a name", [](auto* f, auto*) { f->layout.mutable_tensors(3)->set_name("norm.bias"); },
+     absl::StatusCode::kInvalidArgument, "tensor 3 is \"norm.bias\" float32 [9]; session users/local/sessions/s has \"norm.gain\""},
+    {"a shape",
+     [](auto* f, auto*) {
+       f->layout.mutable_tensors(3)->clear_shape();
+       f->layout.mutable_tensors(3)->add_shape(3);
+       f->layout.mutable_tensors(3)->add_shape(3);
+     },
+     absl::StatusCode::kInvalidArgument, "[3, 3]"},
+    {"state", [](auto* f, auto*) { f->state.pop_back(); }, absl::StatusCode::kInvalidArgument, "file: state."},
+    {"session_id", [](auto*, auto* h) { h->set_session_id("x"); }, absl::StatusCode::kInvalidArgument,
+     "header.session_id: given together with session"},
+    {"hyperparameters", [](auto*, auto* h) { (*h->mutable_hyperparameters())["lr"].set_number(1); },
+     absl::StatusCode::kInvalidArgument, "header.hyperparameters: given together with session"},
+    {"durability", [](auto*, auto* h) { h->mutable_durability(); }, absl::StatusCode::kInvalidArgument, "header.durability"},
+    {"budget", [](auto*, auto* h) { h->mutable_budget(); }, absl::StatusCode::kInvalidArgument, "header.budget"},
+    {"labels", [](auto*, auto* h) { (*h->mutable_labels())["a"] = "b"; }, absl::StatusCode::kInvalidArgument, "header.labels"},
+    {"display_name", [](auto*, auto* h) { h->set_display_name("x"); }, absl::StatusCode::kInvalidArgument, "header.display_name"},
+    {"parent", [](auto*, auto* h) { h->set_parent("users/local"); }, absl::StatusCode::kInvalidArgument, "header.parent"},
+    {"etag", [](auto*, auto* h) { h->set_etag("77"); }, absl::StatusCode::kAborted, "etag: \"77\" is stale"},
+    {"nowhere", [](auto*, auto* h) { h->set_session("t"); }, absl::StatusCode::kNotFound, "does not exist"},
+    {"zeroth order", [](auto*, auto* h) { h->set_session("z"); }, absl::StatusCode::kInvalidArgument, "is of zo-sgd"},
+};
+
+TEST_F(ImportedState, WhatDoesNotFitASessionLeavesItAsItWas) {
+  ASSERT_TRUE(server_.Create(Request("zo-sgd", "z", Start())).ok());
+  const auto before = *server_.Parameters("s");
+  const auto state = server_.State("s");
+  for (const IntoCase& c : kInto) {
+    StateFile file = file_;
+    v1::ImportStateHeader header = Into("s");
+    c.spoil(&file, &header);
+    const auto taken = Import(server_, Bytes(file), header);
+    EXPECT_EQ(taken.status().code(), c.want) << c.name << ": " << taken.status();
+    EXPECT_THAT(std::string(taken.status().message()), HasSubstr(c.message)) << c.name;
+    EXPECT_EQ(server_.Get("s")->version_count(), 2) << c.name;
+    EXPECT_EQ(*server_.Parameters("s"), before) << c.name;
+    EXPECT_EQ(server_.State("s"), state) << c.name;
+  }
+}
+
+TEST_F(ImportedState, OfZerothOrderIsNotTakenByASessionThatIsThere) {
+  for (const char* id : {"z", "y"}) ASSERT_TRUE(server_.Create(Request("zo-sgd", id, Start())).ok());
+  ProbeStep(server_, "z");
+  const auto file = Export(server_, "z");
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto taken = Import(server_, Bytes(*file), Into("y"));
+  EXPECT_EQ(taken.status().code(), absl::StatusCode::kFailedPrecondition) << taken.status();
+  EXPECT_THAT(std::string(taken.status().message()), HasSubstr("import it into a new session"));
+}
+
+TEST_F(ImportedState, ARetryIntoASessionTakesTheFileOnce) {
+  const std::string bytes = Bytes(file_);
+  ASSERT_TRUE(Import(server_, bytes, Into("s", "r")).ok());
+  server_.Crash();
+  ASSERT_TRUE(Import(server_, bytes, Into("s", "r")).ok());
+  EXPECT_EQ(server_.Get("s")->version_count(), 3);
+}
+
 TEST_F(ImportedState, ZerothOrderStateIsCheckedToo) {
   ASSERT_TRUE(server_.Create(Request("zo-adam", "z", Start())).ok());
   ProbeStep(server_, "z");

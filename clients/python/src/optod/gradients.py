@@ -243,7 +243,15 @@ class _Begun:
         begin = session_pb2.StepStreamBegin()
         begin.CopyFrom(message)
         begin.restart, begin.in_shared_memory = restart, memory is not None
-        channel.send(session_pb2.StepStreamRequest(begin=begin))
+        self._begin: Optional[session_pb2.StepStreamBegin] = begin
+        if memory is None:
+            self._send_begin()
+
+    def _send_begin(self) -> None:
+        """Through shared memory nothing has to leave before the bytes are there: begin goes with commit, so that the copy is not woken up for it."""
+        if self._begin is not None:
+            self.channel.send(session_pb2.StepStreamRequest(begin=self._begin))
+            self._begin = None
 
     def write(self, array: np.ndarray) -> None:
         raw = tensors.raw(array)
@@ -273,6 +281,7 @@ class _Begun:
             raise ValueError(f"gradient stream: {self._written} of {self.message.total_bytes} bytes were written before commit")
         if self._filled:
             self._send()
+        self._send_begin()
         self.channel.send(session_pb2.StepStreamRequest(commit=commit))
 
 

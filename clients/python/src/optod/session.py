@@ -203,6 +203,16 @@ class Session(Recording, Searches):
         os.replace(partial, path)
         return done
 
+    def import_state(self, path: Union[str, os.PathLike], *, etag: str = "", allow_non_finite: bool = False, request_id: str = "") -> "Session":
+        """Goes on from a file of ``export_state``: its parameters, optimizer state and step count become a new version, the head, durable at once.
+        Optimizer, hyperparameters and what came before stay (``rollback`` goes back to it).  First order only.
+
+        etag: of the session as last read; another one is Aborted.  InvalidArgument: the file is of another optimizer or other tensors, or its state
+        does not fit; nothing changes then.  FailedPrecondition: zeroth order, closed, or no values yet.
+        """
+        header = pb.ImportStateHeader(session=self.name, etag=etag, allow_non_finite=allow_non_finite, request_id=request_id)
+        return self._take(raw_streams.import_state(self.transport, header, np.fromfile(path, np.uint8)))
+
     def memory(self) -> pb.MemoryReport:
         """Bytes of parameters, optimizer state and working memory, tensor by tensor: see MemoryReport in session.proto."""
         return self.transport.call(self.stub.DescribeMemory, pb.DescribeMemoryRequest(session=self.name))
