@@ -8,7 +8,13 @@
 ///   hvp                            one H v of the model a position
 ///   span                           H d = sum_s c_s (g(theta_s, B) - g(theta_t, B)), c = least squares of d over
 ///                                  theta_s - theta_t with a ridge: P dot products and P sums a position
-/// Cost of an order: P n (element-wise), P H v (hvp), 2 P^2 n (span), P positions.
+///   multisecant                    H d = sum_k c_k y_k over the probe runs (multisecant.h)
+///   diag, secant, span with        the same for what the probe runs span, and trust times the curvature's own answer
+///   probe runs                     for the rest of d
+/// Trust, in [0, 1], is the least-squares factor between what the curvature says of the part of a probe run that the
+/// other probe runs do not span and what the gradients of that run say: one number a study, measured on up to 4 runs at
+/// all positions. Near 0 the curvature is worse than nothing there and is left out.
+/// Cost of an order: P n (element-wise), P H v (hvp), 2 P^2 n (span), 2 K P n (K probe runs), P positions.
 
 #include <functional>
 #include <memory>
@@ -38,6 +44,8 @@ struct Recorded {
   const TermStore* terms = nullptr;
   const Model* model = nullptr;  // null: no hvp
   double cap = 0.0;
+  const TermStore* probes = nullptr;  // of the probe runs, and the orders they saw; null: none
+  const std::vector<Order>* probe_orders = nullptr;
 };
 
 /// Thread-safe: calls may overlap; they share the decoded terms, of which at most memory_budget bytes are held.
@@ -51,7 +59,7 @@ class Estimator {
   using Sink = std::function<void(size_t order, size_t begin, std::span<const double> d)>;
   /// orders: expanded (P batches each). FAILED_PRECONDITION: a term is missing, second order or the model is not there;
   /// RESOURCE_EXHAUSTED: the memory budget does not hold one page of the terms needed (or one order's vectors).
-  /// Progress in orders for hvp and span, else in pieces.
+  /// Progress in orders for hvp, span and probe runs, else in pieces.
   absl::Status Deviations(std::span<const Order> orders, const EstimateOptions& options, const Sink& sink,
                           const Control& control = {});
 
@@ -61,6 +69,9 @@ class Estimator {
   /// Share of the deviation's squared norm that the span of the trajectory holds, mean over positions of an order: how
   /// much of H d curvature `span` can see. 0 .. 1.
   absl::StatusOr<double> SpanCoverage(const Order& order, const EstimateOptions& options);
+
+  /// See above; needs probe runs and curvature diag, secant or span. Measured once.
+  absl::StatusOr<double> Trust();
 
  private:
   struct Impl;

@@ -51,6 +51,12 @@ struct Table {
   void (*direct_float)(const Step&, const float* g, const float* theta, float* m, float* v, float* direction, size_t n);
   void (*direct_double)(const Step&, const double* g, const double* theta, double* m, double* v, double* direction,
                         size_t n);
+  /// sum of a[i] b[i], in 16 lanes of T that are added up in double
+  double (*dot_float)(const float* a, const float* b, size_t n);
+  double (*dot_double)(const double* a, const double* b, size_t n);
+  /// out[i] = sum over k < count of c[k] y[k][i], in the order of k
+  void (*combine_float)(const float* const* y, const float* c, size_t count, float* out, size_t n);
+  void (*combine_double)(const double* const* y, const double* c, size_t count, double* out, size_t n);
 };
 
 /// The widest this CPU has.

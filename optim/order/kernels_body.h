@@ -131,10 +131,44 @@ void DirectAll(const Step& s, const T* g, const T* theta, T* m, T* v, T* directi
   DirectLoop<T, Rule::kAdam>(s, g, theta, m, v, direction, n);
 }
 
+constexpr size_t kLanes = 16;
+
+template <typename T>
+double Dot(const T* __restrict a, const T* __restrict b, size_t n) {
+  T lanes[kLanes] = {};
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) lanes[j] += a[i + j] * b[i + j];
+  }
+  for (size_t j = 0; i + j < n; ++j) lanes[j] += a[i + j] * b[i + j];
+  double sum = 0.0;
+  for (size_t j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
+  return sum;
+}
+
+template <typename T>
+void Combine(const T* const* y, const T* c, size_t count, T* __restrict out, size_t n) {
+  size_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {  // sums stay in registers over k
+    T sums[2 * kLanes] = {};
+    for (size_t k = 0; k < count; ++k) {
+      const T* __restrict from = y[k] + i;
+      for (size_t j = 0; j < 2 * kLanes; ++j) sums[j] += c[k] * from[j];
+    }
+    for (size_t j = 0; j < 2 * kLanes; ++j) out[i + j] = sums[j];
+  }
+  for (; i < n; ++i) {
+    T sum = 0;
+    for (size_t k = 0; k < count; ++k) sum += c[k] * y[k][i];
+    out[i] = sum;
+  }
+}
+
 }  // namespace
 
 extern const Table OPTOD_ORDER_TABLE;
-const Table OPTOD_ORDER_TABLE = {OPTOD_ORDER_NAME, &Advance<float>, &Advance<double>, &DirectAll<float>,
-                                 &DirectAll<double>};
+const Table OPTOD_ORDER_TABLE = {OPTOD_ORDER_NAME,  &Advance<float>,    &Advance<double>,
+                                 &DirectAll<float>, &DirectAll<double>, &Dot<float>,
+                                 &Dot<double>,      &Combine<float>,    &Combine<double>};
 
 }  // namespace optod::order::kernels

@@ -1,5 +1,6 @@
 #include "optim/order/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <functional>
@@ -17,11 +18,9 @@ struct Name {
   const char* name;
   E value;
 };
-constexpr Name<Curvature> kCurvatures[] = {{"none", Curvature::kNone},
-                                           {"hvp", Curvature::kHvp},
-                                           {"diag", Curvature::kDiag},
-                                           {"secant", Curvature::kSecant},
-                                           {"span", Curvature::kSpan}};
+constexpr Name<Curvature> kCurvatures[] = {{"none", Curvature::kNone}, {"hvp", Curvature::kHvp},
+                                           {"diag", Curvature::kDiag}, {"secant", Curvature::kSecant},
+                                           {"span", Curvature::kSpan}, {"multisecant", Curvature::kMultisecant}};
 constexpr Name<Storage> kStorages[] = {{"exact", Storage::kExact},
                                        {"fp16", Storage::kFp16},
                                        {"bf16", Storage::kBf16},
@@ -163,6 +162,8 @@ const std::map<std::string, Key>& Keys() {
       {"curvature_cap", OPTOD_FIELD(curvature_cap)},
       {"secant_guard", OPTOD_FIELD(secant_guard)},
       {"span_ridge", OPTOD_FIELD(span_ridge)},
+      {"probe_runs", OPTOD_FIELD(probe_runs)},
+      {"probe_ridge", OPTOD_FIELD(probe_ridge)},
       {"storage", Choice(
                       kStorages, [](StudyOptions & o) -> auto& { return o.storage; })},
       {"sketch_ratio", OPTOD_FIELD(sketch_ratio)},
@@ -235,6 +236,21 @@ absl::Status CheckSchedule(const StudyOptions& o) {
   return Check(o.epochs >= 1 && o.epochs <= 100000, "epochs", o.epochs, "in 1..100000");
 }
 
+bool UsesProbeRuns(Curvature curvature) { return curvature != Curvature::kNone && curvature != Curvature::kHvp; }
+
+absl::Status CheckProbeRuns(const StudyOptions& o) {
+  RETURN_IF_ERROR(Check(o.probe_runs >= -1 && o.probe_runs <= 1024, "probe_runs", o.probe_runs,
+                        "in 0..1024, or -1 (the smaller of 16 and the batches)"));
+  if (o.probe_runs > 0 && !UsesProbeRuns(o.curvature)) {
+    return InvalidArgument("probe_runs: ", o.probe_runs, "; curvature ", NameOf(o.curvature),
+                           " uses none; must be 0 or -1");
+  }
+  if (o.probe_runs == 0 && o.curvature == Curvature::kMultisecant) {
+    return InvalidArgument("probe_runs: 0; curvature multisecant is made of them; must be -1 or in 1..1024");
+  }
+  return Check(o.probe_ridge > 0.0 && std::isfinite(o.probe_ridge), "probe_ridge", o.probe_ridge, "> 0");
+}
+
 absl::Status CheckTerms(const StudyOptions& o) {
   if (o.second_order && o.curvature != Curvature::kDiag && o.curvature != Curvature::kSecant) {
     return InvalidArgument("second_order: needs curvature diag or secant, not ", NameOf(o.curvature));
@@ -243,6 +259,7 @@ absl::Status CheckTerms(const StudyOptions& o) {
   RETURN_IF_ERROR(Check(AtLeastZero(o.curvature_cap), "curvature_cap", o.curvature_cap, ">= 0"));
   RETURN_IF_ERROR(Check(AtLeastZero(o.secant_guard), "secant_guard", o.secant_guard, ">= 0"));
   RETURN_IF_ERROR(Check(o.span_ridge > 0.0 && std::isfinite(o.span_ridge), "span_ridge", o.span_ridge, "> 0"));
+  RETURN_IF_ERROR(CheckProbeRuns(o));
   return Check(o.sketch_ratio >= 1 && o.sketch_ratio <= 4096, "sketch_ratio", o.sketch_ratio, "in 1..4096");
 }
 
@@ -295,6 +312,11 @@ absl::Status CheckStudyOptions(const StudyOptions& o) {
   RETURN_IF_ERROR(Check(o.memory_budget > 0, "memory_budget", static_cast<double>(o.memory_budget), "> 0"));
   RETURN_IF_ERROR(Check(o.disk_budget >= 0, "disk_budget", static_cast<double>(o.disk_budget), ">= 0"));
   return Check(o.segment_bytes > 0, "segment_bytes", static_cast<double>(o.segment_bytes), "> 0");
+}
+
+int ProbeRuns(const StudyOptions& o, int batches) {
+  if (!UsesProbeRuns(o.curvature)) return 0;
+  return o.probe_runs < 0 ? std::min(16, batches) : o.probe_runs;
 }
 
 absl::StatusOr<std::vector<double>> LearningRates(const StudyOptions& o, int positions) {

@@ -18,8 +18,13 @@ using Order = std::vector<int>;
 enum class Rule { kSgd, kAdam };
 /// kHvp: exact product at estimate time (needs the model: one H v a position). kDiag: Hutchinson's mean of z * (H z).
 /// kSecant: (g(theta_t) - g(theta_{t-1})) / (theta_t - theta_{t-1}), elementwise (the paper). kSpan: least squares of
-/// the deviation over theta_s - theta_t, answered by the stored gradient differences. kNone: gradients only.
-enum class Curvature { kNone, kHvp, kDiag, kSecant, kSpan };
+/// the deviation over theta_s - theta_t, answered by the stored gradient differences. kMultisecant: the same over the
+/// deviations of probe runs, trainings of other orders (multisecant.h; ours). kNone: gradients only.
+///
+/// With probe runs, diag, secant and span answer only for what the probe runs do not span, scaled by the trust that
+/// those runs show they deserve (0 .. 1): on a network whose curvature is mostly off the diagonal that is about 0, and
+/// the paper's diagonals, taken plainly (probe_runs = 0), then err more than the zeroth order does.
+enum class Curvature { kNone, kHvp, kDiag, kSecant, kSpan, kMultisecant };
 enum class Storage { kExact, kFp16, kBf16, kSketchSign, kSketchHadamard };
 enum class Schedule { kConstant, kLinear, kCosine };
 /// Whose moments (Adam's m and v, SGD's momentum) the estimate uses: rebuilt along the new order, or the reference's.
@@ -48,13 +53,17 @@ struct StudyOptions {
   Order reference_order;                    // of the reference run; empty: 0 .. T-1 in every epoch
 
   // --- what is stored
-  Curvature curvature = Curvature::kDiag;
+  Curvature curvature = Curvature::kMultisecant;
   bool second_order = false;          // FUT++: also the secant of the diagonal; diag and secant only
   int probes = 4;                     // Hutchinson draws a term, 1 .. 4096; diag
   uint64_t seed = 0;                  // of probes and sketches
   double curvature_cap = 0.0;         // |h| is clipped to it; 0: 1 / greatest lr; diag and secant
   double secant_guard = 1e-12;        // a smaller |theta_t - theta_{t-1}| gives h = 0
   double span_ridge = 1e-6;           // relative to the mean square of theta_s - theta_t; > 0; span
+  int probe_runs = -1;                // K trainings of other orders, 0 .. 1024; 0: the paper's plain definitions; -1:
+                                      // min(16, T) where the curvature uses them (not none, hvp). Costs K trainings
+                                      // (twice that with lossy storage) and 2 K P n stored numbers
+  double probe_ridge = 1e-2;          // relative to the mean square of their deviations; > 0
   Storage storage = Storage::kExact;  // exact: 4 bytes a number for float32 models, 8 for float64
   int sketch_ratio = 8;               // numbers in for one number out, 1 .. 4096
   bool sketch_shrink = false;         // decode by the least-squares scale, not by the unbiased one
@@ -74,6 +83,8 @@ absl::StatusOr<StudyOptions> ParseStudyOptions(const std::string& text);
 absl::StatusOr<StudyOptions> ParseStudyOptions(const std::map<std::string, std::string>& values);
 /// The checks that need no model; those that do are made when a study is created.
 absl::Status CheckStudyOptions(const StudyOptions& options);
+/// Probe runs of a study of T = `batches`: probe_runs with -1 resolved.
+int ProbeRuns(const StudyOptions& options, int batches);
 
 /// Learning rate of each of `positions` positions. INVALID_ARGUMENT when lr has neither 1 nor `positions` numbers.
 absl::StatusOr<std::vector<double>> LearningRates(const StudyOptions& options, int positions);

@@ -85,7 +85,8 @@ absl::StatusOr<Trajectory> Trajectory::Load(Fs& fs, const std::string& path, siz
   }
   // Before anything is allocated by what a damaged file claims.
   ASSIGN_OR_RETURN(const int64_t size, fs.FileSize(path));
-  const auto rows = static_cast<uint64_t>(positions) + 1, numbers = (static_cast<uint64_t>(size) - sizeof header) / width;
+  const auto rows = static_cast<uint64_t>(positions) + 1,
+             numbers = (static_cast<uint64_t>(size) - sizeof header) / width;
   if (numbers / rows != n || numbers % rows != 0 || numbers * width + sizeof header != static_cast<uint64_t>(size)) {
     return DataLoss("reference: ", size, " bytes do not hold ", positions, " positions of ", n, " parameters");
   }
@@ -113,31 +114,43 @@ void RoundTo(Precision precision, std::span<double> theta) {
 
 }  // namespace
 
+absl::Status Training::Start() {
+  RETURN_IF_ERROR(model_.Initial(theta_));
+  RoundTo(model_.precision(), theta_);
+  return absl::OkStatus();
+}
+
+absl::Status Training::Step(int batch) {
+  const int t = position_;
+  ASSIGN_OR_RETURN(loss_, model_.Gradient(Batch(batch), theta_, gradient_));
+  RETURN_IF_ERROR(CheckFinite(loss_, gradient_, t, batch));
+  const kernels::Step step = kernels::MakeStep(optimizer_, lr_[static_cast<size_t>(t)], t);
+  kernels::Best().direct_double(step, gradient_.data(), theta_.data(), m_.data(), v_.data(), direction_.data(),
+                                theta_.size());
+  for (size_t i = 0; i < theta_.size(); ++i) theta_[i] -= step.lr * (direction_[i] + step.decoupled_decay * theta_[i]);
+  RoundTo(model_.precision(), theta_);
+  ++position_;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<TrainingRun> Train(const Model& model, const Optimizer& optimizer, std::span<const double> lr,
                                   std::span<const int> order, const Control& control, Trajectory* trajectory) {
-  const size_t n = model.size();
   const auto begin = std::chrono::steady_clock::now();
-  std::vector<double> theta(n), gradient(n), m(n), v(n), direction(n);
-  RETURN_IF_ERROR(model.Initial(theta));
-  RoundTo(model.precision(), theta);
-  if (trajectory != nullptr) trajectory->SetRow(0, theta);
+  Training training(model, optimizer, lr);
+  RETURN_IF_ERROR(training.Start());
+  if (trajectory != nullptr) trajectory->SetRow(0, training.parameters());
   TrainingRun run;
   for (size_t t = 0; t < order.size(); ++t) {
     if (control.stop.stop_requested()) return absl::CancelledError("stopped on request");
-    ASSIGN_OR_RETURN(const double loss, model.Gradient(Batch(order[t]), theta, gradient));
-    RETURN_IF_ERROR(CheckFinite(loss, gradient, static_cast<int>(t), order[t]));
-    const kernels::Step step = kernels::MakeStep(optimizer, lr[t], static_cast<int>(t));
-    kernels::Best().direct_double(step, gradient.data(), theta.data(), m.data(), v.data(), direction.data(), n);
-    for (size_t i = 0; i < n; ++i) theta[i] -= step.lr * (direction[i] + step.decoupled_decay * theta[i]);
-    RoundTo(model.precision(), theta);
-    if (trajectory != nullptr) trajectory->SetRow(static_cast<int>(t) + 1, theta);
-    run.losses.push_back(loss);
+    RETURN_IF_ERROR(training.Step(order[t]));
+    if (trajectory != nullptr) trajectory->SetRow(static_cast<int>(t) + 1, training.parameters());
+    run.losses.push_back(training.loss());
     if (control.progress) {
       control.progress(static_cast<int64_t>(t) + 1, static_cast<int64_t>(order.size()),
                        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     }
   }
-  run.parameters = std::move(theta);
+  run.parameters = training.parameters();
   return run;
 }
 

@@ -43,6 +43,38 @@ class Trajectory {
   std::vector<double> wide_;
 };
 
+/// A training run, step by step. The model and lr must outlive it.
+class Training {
+ public:
+  Training(const Model& model, const Optimizer& optimizer, std::span<const double> lr)
+      : model_(model),
+        optimizer_(optimizer),
+        lr_(lr),
+        theta_(model.size()),
+        gradient_(model.size()),
+        m_(model.size()),
+        v_(model.size()),
+        direction_(model.size()) {}
+
+  /// To Initial(), in the model's precision.
+  absl::Status Start();
+  /// One step on a batch; position() < lr.size(). FAILED_PRECONDITION when its loss or gradient is not finite.
+  absl::Status Step(int batch);
+
+  int position() const { return position_; }  ///< steps made
+  const std::vector<double>& parameters() const { return theta_; }
+  const std::vector<double>& gradient() const { return gradient_; }  ///< of the last step, before it
+  double loss() const { return loss_; }                              ///< likewise
+
+ private:
+  const Model& model_;
+  const Optimizer optimizer_;
+  const std::span<const double> lr_;
+  std::vector<double> theta_, gradient_, m_, v_, direction_;
+  double loss_ = 0.0;
+  int position_ = 0;
+};
+
 /// A training run's outcome. losses[t]: of the batch of position t before its step.
 struct TrainingRun {
   std::vector<double> parameters;  // [n], final

@@ -20,30 +20,6 @@ double Dot(const double* a, const double* b, size_t n) {
   return sum;
 }
 
-/// In place: the lower Cholesky factor of a symmetric positive definite matrix.
-void Cholesky(std::vector<double>& a, int size) {
-  for (int j = 0; j < size; ++j) {
-    for (int k = 0; k < j; ++k) a[j * size + j] -= a[j * size + k] * a[j * size + k];
-    const double root = std::sqrt(std::max(a[j * size + j], 1e-300));
-    a[j * size + j] = root;
-    for (int i = j + 1; i < size; ++i) {
-      for (int k = 0; k < j; ++k) a[i * size + j] -= a[i * size + k] * a[j * size + k];
-      a[i * size + j] /= root;
-    }
-  }
-}
-
-void SolveFactored(const std::vector<double>& a, int size, std::vector<double>& x) {
-  for (int i = 0; i < size; ++i) {
-    for (int k = 0; k < i; ++k) x[i] -= a[i * size + k] * x[k];
-    x[i] /= a[i * size + i];
-  }
-  for (int i = size - 1; i >= 0; --i) {
-    for (int k = i + 1; k < size; ++k) x[i] -= a[k * size + i] * x[k];
-    x[i] /= a[i * size + i];
-  }
-}
-
 }  // namespace
 
 SpanSolver::SpanSolver(const Trajectory& trajectory, double ridge)
@@ -77,19 +53,10 @@ const SpanSolver::Factor& SpanSolver::FactorOf(int t) const {
   const auto k = [&](int s, int r) { return gram0_[s * size + r]; };
   auto factor = std::make_unique<Factor>();
   factor->gram.resize(gram0_.size());
-  double trace = 0.0;
   for (int s = 0; s < size; ++s) {
     for (int r = 0; r < size; ++r) factor->gram[s * size + r] = k(s, r) - k(s, t) - k(t, r) + k(t, t);
-    trace += factor->gram[s * size + s];
   }
-  factor->cholesky = factor->gram;
-  const double ridge = std::max(ridge_ * trace / std::max(size - 1, 1), 1e-290);
-  for (int s = 0; s < size; ++s) {
-    factor->cholesky[s * size + t] = factor->cholesky[t * size + s] = 0.0;
-    factor->cholesky[s * size + s] += ridge;
-  }
-  factor->cholesky[t * size + t] = 1.0;
-  Cholesky(factor->cholesky, size);
+  factor->ridge = std::make_unique<RidgeFactor>(factor->gram, size, ridge_, /*left_out=*/t);
   factors_[t] = std::move(factor);
   return *factors_[t];
 }
@@ -110,9 +77,7 @@ std::vector<double> SpanSolver::Solve(int t, std::span<const double> d, double* 
     }
   }
   const Factor& factor = FactorOf(t);
-  std::vector<double> c = right;
-  SolveFactored(factor.cholesky, size, c);
-  c[t] = 0.0;
+  const std::vector<double> c = factor.ridge->Solve(right);
   if (coverage != nullptr) {
     double inner = 0.0, square = 0.0;  // |d - Dc|^2 = |d|^2 - 2 c'b + c'Gc
     for (int s = 0; s < size; ++s) {

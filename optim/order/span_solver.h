@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "optim/order/reference_run.h"
+#include "optim/order/small_solve.h"
 
 namespace optod::order {
 
@@ -20,8 +21,8 @@ class SpanSolver {
 
  private:
   struct Factor {
-    std::vector<double> gram;      // [P, P] of theta_s - theta_t
-    std::vector<double> cholesky;  // lower, of gram + ridge; row and column t are those of the identity
+    std::vector<double> gram;  // [P, P] of theta_s - theta_t
+    std::unique_ptr<RidgeFactor> ridge;
   };
   const Factor& FactorOf(int t) const;
 

@@ -2,69 +2,22 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
-#include <sstream>
 
-#include "base/crc32c.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "optim/order/fill.h"
 #include "optim/order/orders.h"
+#include "optim/order/study_file.h"
 
 namespace optod::order {
 namespace {
 
-constexpr const char* kHead = "optod-order-study 1\n";
 constexpr int64_t kMostTerms = 100'000'000;
 constexpr double kMostNumbers = 1e17;  // their bytes are counted in 63 bits
 
 using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-/// The lines of a study's file by key: options, and what the model was (keys with @).
-absl::StatusOr<std::map<std::string, std::string>> ParseFile(const std::string& text) {
-  const size_t mark = text.rfind("@checksum=");
-  const std::string checksum = mark == std::string::npos ? "" : text.substr(mark + 10);
-  if (!text.starts_with(kHead) || mark == std::string::npos || checksum != Cat(Crc32c(text.substr(0, mark)), "\n")) {
-    return DataLoss("study.txt: the checksum does not match; the file is damaged");
-  }
-  std::map<std::string, std::string> values;
-  std::istringstream in(text.substr(std::strlen(kHead), mark - std::strlen(kHead)));
-  for (std::string line; std::getline(in, line);) {
-    const size_t equals = line.find('=');
-    if (equals == std::string::npos) return DataLoss("study.txt: a line has no '='");
-    values[line.substr(0, equals)] = line.substr(equals + 1);
-  }
-  return values;
-}
-
-/// Options that may differ when a study is opened again.
-bool IsResource(const std::string& key) {
-  return key == "threads" || key == "memory_budget" || key == "disk_budget" || key == "segment_bytes";
-}
-
-std::map<std::string, std::string> Lines(const StudyOptions& options) {
-  std::map<std::string, std::string> values;
-  std::istringstream in(ToText(options));
-  for (std::string line; std::getline(in, line);)
-    values[line.substr(0, line.find('='))] = line.substr(line.find('=') + 1);
-  return values;
-}
-
-absl::Status SameStudy(const StudyOptions& asked, const StudyOptions& recorded) {
-  const auto want = Lines(asked), have = Lines(recorded);
-  const auto check = [&](const std::string& key) -> absl::Status {
-    if (want.at(key) == have.at(key)) return absl::OkStatus();
-    return FailedPrecondition(key, ": ", want.at(key), " was asked, ", have.at(key),
-                              " is recorded; another optimizer, schedule or store needs a study of its own");
-  };
-  RETURN_IF_ERROR(check("optimizer"));
-  for (const auto& [key, value] : want) {
-    if (!IsResource(key)) RETURN_IF_ERROR(check(key));
-  }
-  return absl::OkStatus();
-}
 
 }  // namespace
 
@@ -93,6 +46,7 @@ absl::Status Study::Shape(const StudyOptions& options) {
   const Order first = options.reference_order.empty() ? Identity(batches_) : options.reference_order;
   ASSIGN_OR_RETURN(reference_order_, Expand(first, batches_, options.epochs, "reference_order"));
   ASSIGN_OR_RETURN(lr_, LearningRates(options, static_cast<int>(reference_order_.size())));
+  probe_orders_ = ProbeOrders(ProbeRuns(options, batches_), batches_, options.epochs, options.seed);
   return absl::OkStatus();
 }
 
@@ -107,11 +61,7 @@ TermLayout Study::Layout() const {
   return layout;
 }
 
-std::string Study::Describe() const {
-  std::string text = Cat(kHead, ToText(options_), "@batches=", batches_, "\n@fingerprint=", fingerprint_,
-                         "\n@parameters=", n_, "\n@precision=", precision_ == Precision::kFloat32 ? 32 : 64, "\n");
-  return Cat(text, "@checksum=", Crc32c(text), "\n");
-}
+std::string Study::Describe() const { return ToText(StudyFile{options_, fingerprint_, n_, batches_, precision_}); }
 
 absl::StatusOr<std::unique_ptr<Study>> Study::Create(Fs& fs, std::string directory, const StudyOptions& options,
                                                      std::shared_ptr<const Model> model) {
@@ -145,13 +95,12 @@ absl::StatusOr<std::unique_ptr<Study>> Study::Open(Fs& fs, std::string directory
   const std::string file = study->directory_ + "/study.txt";
   if (!fs.Exists(file)) return NotFound("study: there is none in this directory");
   ASSIGN_OR_RETURN(const std::string text, fs.ReadFile(file));
-  ASSIGN_OR_RETURN(auto values, ParseFile(text));
-  study->fingerprint_ = values["@fingerprint"];
-  study->n_ = std::strtoull(values["@parameters"].c_str(), nullptr, 10);
-  study->batches_ = std::atoi(values["@batches"].c_str());
-  study->precision_ = values["@precision"] == "32" ? Precision::kFloat32 : Precision::kFloat64;
-  std::erase_if(values, [](const auto& line) { return line.first.starts_with('@'); });
-  ASSIGN_OR_RETURN(StudyOptions options, ParseStudyOptions(values));
+  ASSIGN_OR_RETURN(const StudyFile recorded, ParseStudyFile(text));
+  StudyOptions options = recorded.options;
+  study->fingerprint_ = recorded.fingerprint;
+  study->n_ = recorded.parameters;
+  study->batches_ = recorded.batches;
+  study->precision_ = recorded.precision;
   if (model != nullptr && (model->fingerprint() != study->fingerprint_ || model->size() != study->n_ ||
                            model->batches() != study->batches_ || model->precision() != study->precision_)) {
     return FailedPrecondition("model: ", model->fingerprint(), " was given, ", study->fingerprint_, " is recorded");
@@ -176,23 +125,27 @@ absl::StatusOr<std::unique_ptr<Study>> Study::Open(Fs& fs, std::string directory
 /// The identity of the terms is that of the options (less the resources), the model and the reference run.
 absl::Status Study::OpenTerms(Trajectory trajectory) {
   trajectory_ = std::make_unique<Trajectory>(std::move(trajectory));
-  std::string text = Cat(fingerprint_, "\n", trajectory_->Checksum(), "\n");
-  for (const auto& [key, value] : Lines(options_)) {
-    if (!IsResource(key)) text += Cat(key, "=", value, "\n");
-  }
   TermLayout layout = Layout();
   Sha256 sha;
-  sha.Update(text);
+  sha.Update(Cat(fingerprint_, "\n", trajectory_->Checksum(), "\n", TermsDependOn(options_)));
   const Sha256Digest digest = sha.Finish();
   std::memcpy(&layout.identity, digest.data(), sizeof layout.identity);
-  auto terms = TermStore::Open(fs_, directory_, layout);
-  if (!terms.ok()) {
+  const absl::Status opened = OpenStores(layout);
+  if (!opened.ok()) {
     trajectory_ = nullptr;
-    return terms.status();
+    return opened;
   }
-  terms_ = *std::move(terms);
-  estimator_ = std::make_unique<Estimator>(
-      Recorded{&options_, &lr_, &reference_order_, trajectory_.get(), terms_.get(), model_.get(), curvature_cap()});
+  estimator_ = std::make_unique<Estimator>(Recorded{&options_, &lr_, &reference_order_, trajectory_.get(), terms_.get(),
+                                                    model_.get(), curvature_cap(), probes_.get(), &probe_orders_});
+  return absl::OkStatus();
+}
+
+absl::Status Study::OpenStores(const TermLayout& layout) {
+  ASSIGN_OR_RETURN(terms_, TermStore::Open(fs_, directory_, layout));
+  if (probe_orders_.empty()) return absl::OkStatus();
+  const std::string runs = directory_ + "/runs";
+  RETURN_IF_ERROR(fs_.CreateDirectories(runs));
+  ASSIGN_OR_RETURN(probes_, TermStore::Open(fs_, runs, ProbeLayout(layout, static_cast<int>(probe_orders_.size()))));
   return absl::OkStatus();
 }
 
@@ -221,6 +174,10 @@ absl::StatusOr<Cost> Study::PredictCost(bool measure) const {
   cost.terms_bytes = layout.TotalBytes();
   cost.reference_bytes = (positions() + 1) * static_cast<int64_t>(n_) * width;
   cost.gradients = terms;
+  if (const auto runs = static_cast<int64_t>(probe_orders_.size()); runs > 0) {
+    cost.terms_bytes += ProbeLayout(layout, static_cast<int>(runs)).TotalBytes();
+    cost.gradients += runs * positions() * (layout.codec.lossless() ? 1 : 2);
+  }
   if (options_.curvature == Curvature::kDiag) cost.hessian_products = terms * options_.probes;
   const int64_t decoded = layout.codec.lossless() && width == 8 ? 8 : 4;
   cost.decoded_bytes = terms * layout.records * static_cast<int64_t>(n_) * decoded;
@@ -243,7 +200,19 @@ absl::StatusOr<Cost> Study::PredictCost(bool measure) const {
 absl::Status Study::Precompute(const Control& control) {
   RETURN_IF_ERROR(NeedModel("filling the terms"));
   RETURN_IF_ERROR(Record({{}, control.stop}));
-  return FillTerms(*model_, *trajectory_, options_, curvature_cap(), *terms_, control);
+  const int64_t terms = int64_t{positions()} * batches_, all = terms + PositionsOfProbes();
+  const auto begin = Clock::now();
+  const auto part = [&](int64_t before) {
+    Control told{{}, control.stop};
+    if (control.progress)
+      told.progress = [&, before](int64_t done, int64_t, double) {
+        control.progress(before + done, all, SecondsSince(begin));
+      };
+    return told;
+  };
+  RETURN_IF_ERROR(FillTerms(*model_, *trajectory_, options_, curvature_cap(), *terms_, part(0)));
+  if (probes_ == nullptr) return absl::OkStatus();
+  return FillProbeRuns(*model_, *trajectory_, options_, lr_, probe_orders_, *terms_, *probes_, part(terms));
 }
 
 absl::StatusOr<std::vector<Order>> Study::ExpandAll(std::span<const Order> orders) const {
@@ -279,133 +248,26 @@ absl::StatusOr<std::vector<std::vector<double>>> Study::Path(const Order& order,
   return estimator_->Path(expanded, options);
 }
 
-absl::Status Study::CheckMetric(const Metric& metric) const {
-  RETURN_IF_ERROR(NeedModel("a loss"));
-  if (metric.data.empty()) return InvalidArgument("metric: names no data");
-  for (const DataRef& data : metric.data) {
-    const bool batch = data.part == DataRef::Part::kBatch;
-    const int count = batch ? batches_ : model_->evaluations();
-    if (data.index >= 0 && data.index < count) continue;
-    return InvalidArgument("metric: ", batch ? "batch " : "evaluation set ", data.index, " is not there; there are ",
-                           count);
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<double> Study::Measure(const Metric& metric, std::span<const double> theta) const {
-  RETURN_IF_ERROR(CheckMetric(metric));
-  if (theta.size() != n_) return InvalidArgument("theta: ", theta.size(), " numbers; must be ", n_);
-  double sum = 0.0;
-  for (const DataRef& data : metric.data) {
-    ASSIGN_OR_RETURN(const double loss, model_->Loss(data, theta));
-    sum += loss;
-  }
-  const double mean = sum / static_cast<double>(metric.data.size());
-  return metric.perplexity ? std::exp(mean) : mean;
-}
-
-absl::StatusOr<std::vector<double>> Study::LossesOfEach(std::span<const Order> orders, std::span<const Metric> metrics,
-                                                        const EstimateOptions& options, const Control& control) {
-  RETURN_IF_ERROR(NeedRecorded());
-  if (metrics.size() != orders.size()) return InvalidArgument("metrics: ", metrics.size(), "; must be ", orders.size());
-  for (const Metric& metric : metrics) RETURN_IF_ERROR(CheckMetric(metric));
-  const auto begin = Clock::now();
-  std::vector<double> losses(orders.size());
-  const size_t bytes = n_ * sizeof(double);
-  const size_t chunk = std::clamp<size_t>(static_cast<size_t>(options_.memory_budget) / 4 / bytes, 1, 4096);
-  for (size_t first = 0; first < orders.size(); first += chunk) {
-    const size_t count = std::min(chunk, orders.size() - first);
-    ASSIGN_OR_RETURN(const auto parameters, Estimate(orders.subspan(first, count), options, {{}, control.stop}));
-    RETURN_IF_ERROR(ParallelFor(
-        std::min(ThreadCount(options_.threads), model_->concurrency()), static_cast<int64_t>(count),
-        [&](int64_t i) -> absl::Status {
-          ASSIGN_OR_RETURN(losses[first + i], Measure(metrics[first + i], parameters[i]));
-          return absl::OkStatus();
-        },
-        control.stop));
-    if (control.progress) {
-      control.progress(static_cast<int64_t>(first + count), static_cast<int64_t>(orders.size()), SecondsSince(begin));
-    }
-  }
-  return losses;
-}
-
-absl::StatusOr<std::vector<double>> Study::Losses(std::span<const Order> orders, const Metric& metric, LossMode mode,
-                                                  const EstimateOptions& options, const Control& control) {
-  if (mode == LossMode::kLinear) return LinearLosses(orders, metric, options, control);
-  const std::vector<Metric> metrics(orders.size(), metric);
-  return LossesOfEach(orders, metrics, options, control);
-}
-
-absl::StatusOr<std::vector<double>> Study::LinearLosses(std::span<const Order> orders, const Metric& metric,
-                                                        const EstimateOptions& options, const Control& control) {
-  RETURN_IF_ERROR(NeedRecorded());
-  RETURN_IF_ERROR(CheckMetric(metric));
-  ASSIGN_OR_RETURN(const std::vector<Order> expanded, ExpandAll(orders));
-  const std::vector<double> theta = trajectory_->Row(positions());
-  std::vector<double> gradient(n_, 0.0), one(n_);
-  double loss = 0.0;
-  const double share = 1.0 / static_cast<double>(metric.data.size());
-  for (const DataRef& data : metric.data) {
-    ASSIGN_OR_RETURN(const double value, model_->Gradient(data, theta, one));
-    loss += share * value;
-    for (size_t i = 0; i < n_; ++i) gradient[i] += share * one[i];
-  }
-  // Partial sums by place, added in order afterwards: the result does not depend on the threads.
-  std::vector<std::map<size_t, double>> parts(orders.size());
-  std::mutex mutex;
-  RETURN_IF_ERROR(estimator_->Deviations(
-      expanded, options,
-      [&](size_t order, size_t begin, std::span<const double> d) {
-        double sum = 0.0;
-        for (size_t i = 0; i < d.size(); ++i) sum += gradient[begin + i] * d[i];
-        const std::lock_guard lock(mutex);
-        parts[order][begin] = sum;
-      },
-      control));
-  std::vector<double> losses;
-  for (const auto& places : parts) {
-    double sum = loss;
-    for (const auto& [begin, part] : places) sum += part;
-    losses.push_back(metric.perplexity ? std::exp(sum) : sum);
-  }
-  return losses;
-}
-
 absl::StatusOr<TrainingRun> Study::Retrain(const Order& order, const Control& control) const {
   RETURN_IF_ERROR(NeedModel("training"));
   ASSIGN_OR_RETURN(const Order expanded, Expand(order, batches_, options_.epochs));
   return Train(*model_, options_.optimizer, lr_, expanded, control);
 }
 
-absl::StatusOr<std::vector<double>> Study::RetrainedLosses(std::span<const Order> orders,
-                                                           std::span<const Metric> metrics,
-                                                           const Control& control) const {
-  if (metrics.size() != orders.size()) return InvalidArgument("metrics: ", metrics.size(), "; must be ", orders.size());
-  for (const Metric& metric : metrics) RETURN_IF_ERROR(CheckMetric(metric));
-  const auto begin = Clock::now();
-  std::vector<double> losses(orders.size());
-  std::mutex mutex;
-  int64_t done = 0;
-  RETURN_IF_ERROR(ParallelFor(
-      std::min(ThreadCount(options_.threads), model_ == nullptr ? 1 : model_->concurrency()),
-      static_cast<int64_t>(orders.size()),
-      [&](int64_t i) -> absl::Status {
-        ASSIGN_OR_RETURN(const TrainingRun run, Retrain(orders[i], {{}, control.stop}));
-        ASSIGN_OR_RETURN(losses[i], Measure(metrics[i], run.parameters));
-        const std::lock_guard lock(mutex);
-        ++done;
-        if (control.progress) control.progress(done, static_cast<int64_t>(orders.size()), SecondsSince(begin));
-        return absl::OkStatus();
-      },
-      control.stop));
-  return losses;
-}
-
 absl::StatusOr<double> Study::SpanCoverage(const Order& order, const EstimateOptions& options) {
   RETURN_IF_ERROR(NeedRecorded());
   ASSIGN_OR_RETURN(const Order expanded, Expand(order, batches_, options_.epochs));
   return estimator_->SpanCoverage(expanded, options);
+}
+
+absl::StatusOr<double> Study::Trust() {
+  RETURN_IF_ERROR(NeedRecorded());
+  const bool asks = options_.curvature == Curvature::kDiag || options_.curvature == Curvature::kSecant ||
+                    options_.curvature == Curvature::kSpan;
+  if (probes_ == nullptr || !asks)
+    return FailedPrecondition("trust: needs probe_runs and curvature diag, secant or span, not ",
+                              NameOf(options_.curvature));
+  return estimator_->Trust();
 }
 
 }  // namespace optod::order

@@ -3,6 +3,7 @@
 ///
 ///   Create ── Record ──► reference.bin ── Precompute ──► terms-*.bin ──► Estimate, Losses, Path; search.h, matrix.h
 ///            P steps                     P T gradients (+ P T probes H v)      no gradient taken (hvp apart)
+///                                        K probe runs of P steps ──► runs/terms-*.bin
 ///
 /// Everything lies in one directory and is opened again with Open; both long steps can be stopped (a fill goes on where
 /// it was). Source: FUT, arXiv 2505.22042; what is read out of it and why is in the headers of fill.h and estimator.h.
@@ -19,6 +20,7 @@
 #include "optim/order/model.h"
 #include "optim/order/options.h"
 #include "optim/order/parallel.h"
+#include "optim/order/probe_runs.h"
 #include "optim/order/reference_run.h"
 #include "optim/order/term_store.h"
 
@@ -26,9 +28,10 @@ namespace optod::order {
 
 /// What Precompute will take, before it starts.
 struct Cost {
-  int64_t terms_bytes = 0;      // of the term files
+  int64_t terms_bytes = 0;      // of the term files, those of the probe runs among them
   int64_t reference_bytes = 0;  // of the reference run's parameters, on disk and in memory
-  int64_t gradients = 0;        // at least; a file boundary repeats one or two with secant and second order
+  int64_t gradients =
+      0;  // of terms and probe runs, at least; a file boundary repeats one or two with secant and second order
   int64_t hessian_products = 0;
   int64_t decoded_bytes = 0;  // all terms in memory at once; above memory_budget they stream from disk
   double seconds = 0.0;       // of Precompute on the threads given, from one timed term; 0: not measured
@@ -67,16 +70,21 @@ class Study {
   /// The order of the first epoch: what the searches and the matrix move batches of.
   Order base_order() const { return Order(reference_order_.begin(), reference_order_.begin() + batches_); }
   bool recorded() const { return trajectory_ != nullptr; }
-  bool complete() const { return terms_ != nullptr && terms_->filled() == terms_->layout().segments(); }
+  bool complete() const {
+    const auto full = [](const auto& store) { return store->filled() == store->layout().segments(); };
+    return terms_ != nullptr && full(terms_) && (probes_ == nullptr || full(probes_));
+  }
   const Trajectory& trajectory() const { return *trajectory_; }  // needs recorded()
   const TermStore& terms() const { return *terms_; }             // needs recorded()
+  const TermStore* probes() const { return probes_.get(); }      // of the probe runs; null: none
+  int64_t PositionsOfProbes() const { return static_cast<int64_t>(probe_orders_.size()) * positions(); }
   double curvature_cap() const;
 
   /// The reference run. Again: nothing. Progress in steps.
   absl::Status Record(const Control& control = {});
   /// `measure`: times one term at theta_0, for Cost::seconds.
   absl::StatusOr<Cost> PredictCost(bool measure = false) const;
-  /// Records when that was not done, then fills what is missing. Progress in terms.
+  /// Records when that was not done, then fills what is missing. Progress in terms and positions of probe runs.
   absl::Status Precompute(const Control& control = {});
 
   /// Final parameters of each order: [orders][n].
@@ -101,6 +109,9 @@ class Study {
   absl::StatusOr<double> Measure(const Metric& metric, std::span<const double> theta) const;
 
   absl::StatusOr<double> SpanCoverage(const Order& order, const EstimateOptions& options = {});
+  /// How far the curvature is followed where the probe runs say nothing (estimator.h). FAILED_PRECONDITION without
+  /// both.
+  absl::StatusOr<double> Trust();
 
  private:
   Study(Fs& fs, std::string directory) : fs_(fs), directory_(std::move(directory)) {}
@@ -108,6 +119,7 @@ class Study {
   std::string Describe() const;
   TermLayout Layout() const;
   absl::Status OpenTerms(Trajectory trajectory);
+  absl::Status OpenStores(const TermLayout& layout);
   absl::StatusOr<std::vector<Order>> ExpandAll(std::span<const Order> orders) const;
   absl::Status NeedModel(const char* what) const;
   absl::Status NeedRecorded() const;
@@ -126,7 +138,8 @@ class Study {
   std::vector<double> lr_;
   Order reference_order_;
   std::unique_ptr<Trajectory> trajectory_;
-  std::unique_ptr<TermStore> terms_;
+  std::unique_ptr<TermStore> terms_, probes_;
+  std::vector<Order> probe_orders_;
   std::unique_ptr<Estimator> estimator_;
 };
 

@@ -72,10 +72,11 @@ class Run {
   /// What it will take, before it starts.
   absl::Status Announce() {
     ASSIGN_OR_RETURN(const Cost cost, study_->PredictCost(/*measure=*/!study_->complete()));
-    result_ = {{"parameters", study_->parameters()},        {"batches", study_->batches()},
-               {"positions", study_->positions()},          {"terms_bytes", cost.terms_bytes},
-               {"reference_bytes", cost.reference_bytes},   {"gradients", cost.gradients},
-               {"hessian_products", cost.hessian_products}, {"predicted_seconds", cost.seconds}};
+    result_ = {{"parameters", study_->parameters()}, {"batches", study_->batches()},
+               {"positions", study_->positions()},   {"probe_runs", ProbeRuns(spec_.study, study_->batches())},
+               {"terms_bytes", cost.terms_bytes},    {"reference_bytes", cost.reference_bytes},
+               {"gradients", cost.gradients},        {"hessian_products", cost.hessian_products},
+               {"predicted_seconds", cost.seconds}};
     hooks_.log(Cat("sample order: ", study_->parameters(), " parameters, ", study_->batches(), " batches, ",
                    study_->positions(), " positions, curvature ", NameOf(spec_.study.curvature), ", storage ",
                    NameOf(spec_.study.storage)));
@@ -117,10 +118,21 @@ class Run {
     };
     RETURN_IF_ERROR(study_->Precompute(control));
     result_["precompute_seconds"] = SecondsSince(begin);
-    base_ += int64_t{study_->positions()} * study_->batches();
+    base_ += int64_t{study_->positions()} * study_->batches() + study_->PositionsOfProbes();
     ASSIGN_OR_RETURN(const std::vector<double> errors, study_->terms().DecodeErrors());
     result_["decode_errors"] = errors;
     hooks_.log(Cat("terms are there after ", SecondsSince(begin), " s"));
+    return Trust();
+  }
+
+  /// How much of its own answer a diagonal or the span may give, as the probe runs show.
+  absl::Status Trust() {
+    const absl::StatusOr<double> trust = study_->Trust();
+    if (absl::IsFailedPrecondition(trust.status())) return absl::OkStatus();  // nothing to trust
+    RETURN_IF_ERROR(trust.status());
+    result_["trust"] = *trust;
+    hooks_.log(Cat("curvature ", NameOf(spec_.study.curvature), ": trust ", *trust, " beside the probe runs",
+                   *trust < 0.05 ? "; they alone would do: curvature multisecant is as close and cheaper" : ""));
     return absl::OkStatus();
   }
 
@@ -326,7 +338,25 @@ class Run {
     (*part)["spearman"] = agreement.spearman;
     (*part)["seconds_per_training"] = Median(numbers("training_seconds"));
     (*part)["cpu_seconds_per_training"] = Median(numbers("training_cpu_seconds"));
-    return Save("retrained", retrained, {static_cast<int64_t>(retrained.size())}, part);
+    RETURN_IF_ERROR(Save("retrained", retrained, {static_cast<int64_t>(retrained.size())}, part));
+    return Warn(part);
+  }
+
+  /// A user must not take an estimate that knows less than the reference run does.
+  absl::Status Warn(Json* part) {
+    const double gap = (*part)["absdiff"], guess = (*part)["absdiff_guess"];
+    if (gap < guess || guess == 0.0) return absl::OkStatus();
+    const bool stored = spec_.study.curvature != Curvature::kHvp;
+    const std::string text =
+        Cat("estimates are off by ", gap, " in the median of ", (*part)["orders"].get<size_t>(),
+            " trainings; taking the reference run's value is off by ", guess, ": these estimates say nothing. ",
+            stored && ProbeRuns(spec_.study, study_->batches()) < study_->batches()
+                ? "study: {curvature: multisecant} with as many probe_runs as batches, or hvp, is closer; "
+                : "",
+            "so is a smaller lr, a lossless storage, or more examples a batch");
+    (*part)["warning"] = text;
+    hooks_.log(Cat("warning: ", text));
+    return absl::OkStatus();
   }
 
   void Report(int64_t units, const std::map<std::string, double>& metrics, bool always) {

@@ -8,13 +8,25 @@
 ///   task: {name: text, train: a.txt, dev: b.txt, max_tokens: 64}
 ///   batches: 16                            # T: the first T * batch training examples, in the file's order
 ///   batch: 8                               # examples a batch
-///   study: {optimizer: adam, lr: 0.002, curvature: diag, storage: fp16}      # StudyOptions (optim/order/options.h)
+///   study: {optimizer: adam, lr: 0.002, storage: fp16}                       # StudyOptions (optim/order/options.h)
 ///   evaluations: 1                         # held-out sets: consecutive parts of the dev set
 ///   metric: {perplexity: true}
 ///   estimate: {random_orders: 100}         # parts that the job does itself once the terms are there
 ///   search: {generations: 10, population: 16}
 ///   matrix: {spot_checks: 8}
-///   retrain_checks: 20                     # random orders trained for real, to compare
+///   retrain_checks: 20                     # random orders trained for real, to compare; estimates that are no better
+///                                          # than the reference run's value get a `warning` in the result
+///
+/// Which `study.curvature`:
+///
+///   multisecant   the default; ours, not the paper's: `probe_runs` (16, or as many as batches) further trainings show
+///                 what gradients do along deviations. Costs those trainings and, an order, 2 probe_runs P n operations
+///   hvp           exact products at estimate time: the closest, and each estimate costs more than a training
+///   diag, secant  the paper's diagonals (Hutchinson; finite differences), span: least squares over the reference run.
+///                 With probe runs (the default) they answer for what those do not span, as far as `trust` in the
+///                 result says; `probe_runs: 0` is the paper's plain definition: right for nearly diagonal problems,
+///                 but on a language model no better than `none` (diag) or far worse (secant, span)
+///   none          gradients only, the zeroth order: the cheapest
 ///
 /// Or a built-in problem of doubles: `model: {builtin: logistic, features: 20, rows: 16}`, data generated
 /// (builtin_models.h) or from a table of numbers: `model: {builtin: mlp, hidden: 32, rows: 64, table: digits.csv}`.
@@ -73,8 +85,8 @@ struct SampleOrderSpec {
 /// is not one of logistic, mlp`, `job: unknown field "bathces"`.
 absl::StatusOr<SampleOrderSpec> ParseSampleOrderSpec(const std::string& json_text);
 
-/// Positions of the reference run, and units of the whole job: steps of it, terms, and what the parts take (estimates,
-/// generations, cells, trainings).
+/// Positions of the reference run, and units of the whole job: steps of it, terms, steps of the probe runs, and what
+/// the parts take (estimates, generations, cells, trainings).
 int64_t Positions(const SampleOrderSpec& spec);
 int64_t TotalUnits(const SampleOrderSpec& spec);
 

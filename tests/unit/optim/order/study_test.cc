@@ -55,6 +55,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadOption{"schedule", "lr=1,2\nschedule=cosine", "lr: one number a position leaves nothing to schedule"},
         BadOption{"epochs", "epochs=0", "epochs: 0; must be in 1..100000"},
         BadOption{"ratio", "sketch_ratio=0", "sketch_ratio: 0; must be in 1..4096"},
+        BadOption{"probe_runs", "probe_runs=-2", "probe_runs: -2; must be in 0..1024, or -1"},
+        BadOption{"probe_runs_of_hvp", "curvature=hvp\nprobe_runs=4", "probe_runs: 4; curvature hvp uses none"},
+        BadOption{"no_probe_runs", "curvature=multisecant\nprobe_runs=0", "curvature multisecant is made of them"},
+        BadOption{"probe_ridge", "probe_ridge=0", "probe_ridge: 0; must be > 0"},
         BadOption{"line", "lr", "options: line 1 has no '='"}),
     [](const auto& info) { return std::string(info.param.name); });
 
@@ -318,7 +322,8 @@ TEST_F(StudyTest, DamageIsFoundAndNamed) {
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
     EXPECT_THAT(Message(status), HasSubstr("remove terms-00001-00000.bin and fill again"));
   }
-  for (const auto& [name, at] : {std::pair{"terms-00001-00000.bin", 9}, std::pair{"reference.bin", 50}, std::pair{"study.txt", 30}}) {
+  for (const auto& [name, at] :
+       {std::pair{"terms-00001-00000.bin", 9}, std::pair{"reference.bin", 50}, std::pair{"study.txt", 30}}) {
     flip(name, at);
     EXPECT_EQ(Study::Open(PosixFs(), directory, model).status().code(), absl::StatusCode::kDataLoss) << name;
     flip(name, at);

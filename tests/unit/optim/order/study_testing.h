@@ -89,7 +89,11 @@ inline double Distance(const std::vector<double>& a, const std::vector<double>& 
   return std::sqrt(sum);
 }
 
-inline StudyOptions Options(const std::string& text) {
+/// Unless the text names them: curvature diag as the paper defines it, no probe runs.
+inline StudyOptions Options(std::string text) {
+  if (text.find("curvature=") == std::string::npos) text += "\ncurvature=diag";
+  if (text.find("probe_runs=") == std::string::npos && text.find("=multisecant") == std::string::npos)
+    text += "\nprobe_runs=0";
   auto options = ParseStudyOptions(text);
   EXPECT_TRUE(options.ok()) << options.status();
   return options.ok() ? *options : StudyOptions{};

@@ -63,13 +63,14 @@ SampleOrderSpec Spec(const std::string& more) {
 
 TEST(Spec, DefaultsAndUnits) {
   const SampleOrderSpec plain = Spec("");
-  EXPECT_EQ(TotalUnits(plain), 8 + 64);
+  EXPECT_EQ(TotalUnits(plain), 8 + 64 + 64);  // steps, terms, steps of the probe runs
+  EXPECT_EQ(TotalUnits(Spec(R"(, "study": {"curvature": "none"})")), 8 + 64);
   EXPECT_TRUE(PathsOf(plain).empty());
   EXPECT_FALSE(plain.search || plain.matrix);
   const SampleOrderSpec all = Spec(
       R"(, "study": {"epochs": 2, "optimizer": "sgd", "lr": [0.1]}, "estimate": {"random_orders": 5, "expansion": 0},
                                       "search": {"generations": 3}, "matrix": {}, "retrain_checks": 2, "metric": {"perplexity": true}, "threads": 3)");
-  EXPECT_EQ(TotalUnits(all), 16 * 9 + 5 + 3 + 64 + 2);
+  EXPECT_EQ(TotalUnits(all), 16 * 9 + 16 * 8 + 5 + 3 + 64 + 2);
   EXPECT_EQ(all.study.optimizer.rule, Rule::kSgd);
   EXPECT_EQ(all.study.threads, 3);
   EXPECT_EQ(all.search->estimate.expansion, 0);
