@@ -111,7 +111,7 @@ def test_peft_opens_an_adapter_of_a_masked_model(scheme, tmp_path):
             return option_loss(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -1], labels, options)
     untrained = loss(base)
     assert loss(peft.PeftModel.from_pretrained(base, tmp_path / "run" / "attempt-1" / "result").eval()) == pytest.approx(ours, rel=1e-5)
-    assert untrained - ours > 0.1, "the adapter must matter for the comparison to mean something"
+    assert untrained - ours > 0.05, "the adapter must matter for the comparison to mean something"
 
 
 @pytest.mark.parametrize("name", MODELS)
