@@ -71,6 +71,7 @@ class Bpe final : public Tokenizer {
       const std::string& token = data_.tokens[static_cast<size_t>(id)];
       data_.split.byte_level ? AppendBytes(token, &text) : AppendPiece(token, &text);
     }
+    if (data_.split.dummy_prefix && text.starts_with(" ")) text.erase(0, 1);
     return text;
   }
 
@@ -91,8 +92,8 @@ class Bpe final : public Tokenizer {
   void EncodePlain(std::string_view text, std::vector<int64_t>* ids) const {
     if (text.empty()) return;
     std::string with_space;
-    if (data_.split.prefix_space && text.front() != ' ') {
-      with_space = " " + std::string(text);
+    if (data_.split.dummy_prefix || (data_.split.prefix_space && text.front() != ' ')) {
+      with_space.append(1, ' ').append(text);
       text = with_space;
     }
     if (!data_.split.byte_level) return EncodeCharacters(text, ids);

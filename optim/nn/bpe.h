@@ -18,6 +18,7 @@ struct BpeSplit {
   bool pattern = true;         ///< GPT-2's regular expression
   bool single_digits = false;  ///< every digit stands alone (before the pattern)
   bool prefix_space = false;   ///< a space is put in front of the text when there is none
+  bool dummy_prefix = false;   ///< a space is put in front of every text (not byte-level)
   bool byte_fallback = false;  ///< characters without a token become <0xNN> (not byte-level)
 };
 

@@ -3,6 +3,7 @@
 
 #include "base/status.h"
 #include "optim/nn/bpe.h"
+#include "optim/nn/vocabulary.h"
 
 namespace optod::nn {
 
@@ -222,7 +223,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePieceModel(std::string_v
   return made;
 }
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseLlama2cTokenizer(std::string_view bytes) {
+absl::StatusOr<Vocabulary> ReadLlama2cVocabulary(std::string_view bytes) {
   SpmData data;
   size_t at = 4;
   while (at < bytes.size()) {
@@ -244,7 +245,18 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseLlama2cTokenizer(std::string_vie
   }
   if (data.pieces.size() < 259)
     return InvalidArgument("tok.bin: ", data.pieces.size(), " tokens; 3 special ones and 256 bytes are the least");
-  std::unique_ptr<Tokenizer> made = MakeSpm(std::move(data));
+  Vocabulary vocabulary;
+  vocabulary.unknown = data.pieces[0];
+  vocabulary.begin = data.pieces[1];
+  vocabulary.end = data.pieces[2];
+  vocabulary.in_front = {vocabulary.begin};
+  vocabulary.data = std::move(data);
+  return vocabulary;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseLlama2cTokenizer(std::string_view bytes) {
+  ASSIGN_OR_RETURN(Vocabulary vocabulary, ReadLlama2cVocabulary(bytes));
+  std::unique_ptr<Tokenizer> made = MakeSpm(std::get<SpmData>(std::move(vocabulary.data)));
   made->prefix = {1};
   return made;
 }

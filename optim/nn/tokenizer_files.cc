@@ -4,7 +4,7 @@
 #include "base/fs.h"
 #include "base/status.h"
 #include "optim/nn/bpe.h"
-#include "optim/nn/gguf.h"
+#include "optim/nn/vocabulary.h"
 
 namespace optod::nn {
 namespace {
@@ -28,19 +28,11 @@ absl::Status ReadVocab(const json& vocab, const std::string& where, std::vector<
   return absl::OkStatus();
 }
 
-absl::Status AddMerge(const std::string& line, BpeData* data) {
-  const size_t space = line.find(' ');
-  if (space == std::string::npos || space == 0 || space + 1 == line.size())
-    return InvalidArgument("merges: \"", line.substr(0, 32), "\" is not a pair");
-  data->merges.emplace_back(line.substr(0, space), line.substr(space + 1));
-  return absl::OkStatus();
-}
-
 absl::Status ReadMerges(const json& merges, BpeData* data) {
   if (!merges.is_array()) return Bad("model.merges: missing");
   for (const json& merge : merges) {
     if (merge.is_string()) {
-      RETURN_IF_ERROR(AddMerge(merge.get<std::string>(), data));
+      RETURN_IF_ERROR(AddMerge(merge.get<std::string>(), &data->merges));
     } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
       data->merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
     } else {
@@ -88,7 +80,7 @@ absl::Status ReadNormalizer(const json& root, BpeSplit* split) {
   for (const json& part : Members(root.value("normalizer", json()), "normalizers")) {
     const std::string type = TypeOf(part);
     if (type == "Prepend" && !split->byte_level)
-      split->prefix_space = true;
+      split->dummy_prefix = true;
     else if (type == "Replace" && !split->byte_level)
       continue;  // spaces to U+2581, done anyway
     else
@@ -144,58 +136,12 @@ absl::Status ReadAdded(const json& root, BpeData* data) {
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const std::string& path) {
-  ASSIGN_OR_RETURN(Gguf file, Gguf::Open(path));
-  const auto& metadata = file.header().metadata;
-  const auto text = [&](const char* key) {
-    const auto it = metadata.find(key);
-    const std::string* value = it == metadata.end() ? nullptr : std::get_if<std::string>(&it->second);
-    return value == nullptr ? std::string() : *value;
-  };
-  const auto list = [&]<typename T>(const char* key, T) -> const std::vector<T>* {
-    const auto it = metadata.find(key);
-    return it == metadata.end() ? nullptr : std::get_if<std::vector<T>>(&it->second);
-  };
-  const auto* tokens = list("tokenizer.ggml.tokens", std::string());
-  const auto* kinds = list("tokenizer.ggml.token_type", int64_t());
-  if (tokens == nullptr || tokens->empty()) return InvalidArgument("gguf: tokenizer.ggml.tokens: missing");
-  if (kinds != nullptr && kinds->size() != tokens->size())
-    return InvalidArgument("gguf: tokenizer.ggml.token_type: another length than the tokens");
-  const std::string model = text("tokenizer.ggml.model");
-  if (model == "gpt2") {
-    BpeData data;
-    data.tokens = *tokens;
-    const auto* merges = list("tokenizer.ggml.merges", std::string());
-    if (merges == nullptr) return InvalidArgument("gguf: tokenizer.ggml.merges: missing");
-    for (const std::string& merge : *merges) RETURN_IF_ERROR(AddMerge(merge, &data));
-    const std::string pre = text("tokenizer.ggml.pre");
-    if (pre != "" && pre != "default" && pre != "gpt-2" && pre != "smollm")
-      return Unimplemented("gguf: tokenizer.ggml.pre: \"", pre, "\" is not read here (gpt-2, smollm)");
-    data.split.single_digits = pre == "smollm";
-    for (size_t i = 0; kinds != nullptr && i < kinds->size(); ++i) {
-      if ((*kinds)[i] == 3 || (*kinds)[i] == 4) data.special.emplace_back((*tokens)[i], static_cast<int64_t>(i));
-    }
-    return MakeBpe(std::move(data));
-  }
-  if (model != "llama")
-    return Unimplemented("gguf: tokenizer.ggml.model: \"", model, "\" is not read here (gpt2, llama)");
-  SpmData data;
-  data.pieces = *tokens;
-  const auto* scores = list("tokenizer.ggml.scores", double());
-  if (scores == nullptr || scores->size() != tokens->size() || kinds == nullptr)
-    return InvalidArgument("gguf: tokenizer.ggml.scores or token_type: missing");
-  data.scores.assign(scores->begin(), scores->end());
-  data.kinds.assign(kinds->begin(), kinds->end());
-  std::unique_ptr<Tokenizer> made = MakeSpm(std::move(data));
-  if (const int64_t bos = made->Find("<s>"); bos >= 0) made->prefix = {bos};
+  ASSIGN_OR_RETURN(Vocabulary vocabulary, ReadGgufVocabulary(path));
+  auto* bpe = std::get_if<BpeData>(&vocabulary.data);
+  std::unique_ptr<Tokenizer> made =
+      bpe != nullptr ? MakeBpe(std::move(*bpe)) : MakeSpm(std::get<SpmData>(std::move(vocabulary.data)));
+  for (const std::string& token : vocabulary.in_front) made->prefix.push_back(made->Find(token));
   return made;
-}
-
-std::string OnlyFile(const std::string& folder, const std::string& beginning, const std::string& ending) {
-  std::string found;
-  for (const std::string& name : PosixFs().ListDirectory(folder).value_or(std::vector<std::string>())) {
-    if (name.starts_with(beginning) && name.ends_with(ending) && found.empty()) found = folder + "/" + name;
-  }
-  return found;
 }
 
 }  // namespace
@@ -232,7 +178,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseVocabMerges(const std::string& v
     at = end + 1;
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.empty() || line.starts_with("#version")) continue;
-    RETURN_IF_ERROR(AddMerge(line, &data));
+    RETURN_IF_ERROR(AddMerge(line, &data.merges));
   }
   for (size_t i = 0; i < data.tokens.size(); ++i) {
     const std::string& token = data.tokens[i];
@@ -263,11 +209,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path
     if (first.ok() && second.ok()) return ParseVocabMerges(*first, *second);
   }
   if (auto bytes = fs.ReadFile(path + "/tokenizer.model"); bytes.ok()) return ParseSentencePieceModel(*bytes);
-  if (std::string file = OnlyFile(path, "tok", ".bin"); !file.empty()) {
+  if (const std::string file = OnlyFile(path, "tok", ".bin"); !file.empty()) {
     ASSIGN_OR_RETURN(std::string bytes, fs.ReadFile(file));
     return ParseLlama2cTokenizer(bytes);
   }
-  if (std::string file = OnlyFile(path, "", ".gguf"); !file.empty()) return FromGguf(file);
+  if (const std::string file = OnlyFile(path, "", ".gguf"); !file.empty()) return FromGguf(file);
   return NotFound(
       "tokenizer: none of tokenizer.json, vocab.json with merges.txt, tokenizer.model, a .gguf file is there");
 }

