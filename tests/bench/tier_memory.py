@@ -3,7 +3,7 @@
   PYTHON tests/bench/tier_memory.py --disk DIR [--layers 40] [--width 256] [--budget 16] [--steps 200] [--tokens 32]
 
 PYTHON: an interpreter with numpy and safetensors.  Runs optod-worker three times: on a model of one layer, for what the process holds by itself
-(LibTorch, threads, OpenBLAS's 128 MiB of address space a thread); then on the large one under RLIMIT_DATA = that + budget + 64 MiB; then without tiers under
+(LibTorch, threads, OpenBLAS's 128 MiB of address space a thread); then on the large one under RLIMIT_DATA = that + budget + --slack MiB (64); then without tiers under
 the same limit, which must fail, so that the limit is known to bind.  A run is ended after --seconds.  Prints parameters, plan, and anonymous memory (RssAnon, read every 20 ms) after a tenth of the steps and at most."""
 import argparse
 import json
@@ -39,7 +39,10 @@ def train(a, folder, steps, limit=None, tiers=True):
     (folder / "job.json").write_text(json.dumps(spec))
     seen = types.SimpleNamespace(code=None, plan=0, data=0, early=0, late=0, step=0, error="", seconds=0)
     with tempfile.TemporaryDirectory() as out, open(f"{out}/log", "w+") as log, open(f"{out}/errors", "w+") as errors:
-        bound = (lambda: resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))) if limit else None
+        def bound():
+            resource.setrlimit(resource.RLIMIT_STACK, (MIB, MIB))  # of each thread: stacks count as data, and runs differ in threads
+            if limit:
+                resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
         worker = subprocess.Popen([WORKER, "train", "--spec", folder / "job.json", "--folder", out], stdout=log, stderr=errors, preexec_fn=bound)
         ends = time.monotonic() + a.seconds
         while worker.poll() is None:
@@ -71,7 +74,7 @@ def model_of(a, root, layers):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("layers", 40), ("width", 256), ("budget", 16), ("steps", 200), ("tokens", 32), ("threads", 2), ("seconds", 900)):
+    for name, default in (("layers", 40), ("width", 256), ("budget", 16), ("steps", 200), ("tokens", 32), ("threads", 2), ("seconds", 900), ("slack", 64)):
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--disk", required=True)
     a = p.parse_args()
@@ -80,7 +83,7 @@ def main():
         large, model_bytes = model_of(a, root, a.layers)
         alone = train(a, small, max(50, a.steps // 2))
         own_data, own_rss = alone.data - alone.plan, max(alone.early, alone.late) - alone.plan
-        limit = own_data + a.budget * MIB + 64 * MIB
+        limit = own_data + (a.budget + a.slack) * MIB
         run = train(a, large, a.steps, limit)
         refused = train(a, large, 3, limit, tiers=False)
     most = max(run.early, run.late) - own_rss
@@ -90,7 +93,7 @@ def main():
     print(f"anonymous memory beyond the process alone: {most / MIB:.1f} MiB at most ({(most - run.plan) / MIB:+.1f} MiB to the plan); first tenth of the steps "
           f"{(run.early - own_rss) / MIB:.1f}, the rest {(run.late - own_rss) / MIB:.1f} MiB")
     print(f"without tiers under the same limit: exit {refused.code} ({refused.error[:100]})")
-    return 0 if run.code == 0 and refused.code != 0 and most <= run.plan + 64 * MIB and run.late <= run.early + 8 * MIB else 1
+    return 0 if run.code == 0 and refused.code != 0 and most <= run.plan + a.slack * MIB and run.late <= run.early + 8 * MIB else 1
 
 
 if __name__ == "__main__":

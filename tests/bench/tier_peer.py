@@ -103,6 +103,7 @@ def main():
         for _ in range(a.rounds):
             for name, run in runs.items():
                 found[name].append(run())
+                print(f"  {name}: {found[name][-1]['seconds']:.3f} s", file=sys.stderr, flush=True)
         base = empty_worker(folder, a)
     middle = {name: {key: statistics.median(one.get(key, base) for one in all) for key in ("seconds", "peak_mib", "base_mib")} for name, all in found.items()}
     ours = middle["optod, on disk"]["seconds"]
