@@ -7,18 +7,13 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "clients/cli/app.h"
+#include "clients/cli/job_event.h"
 #include "clients/cli/job_file.h"
 #include "clients/cli/output.h"
 #include "clients/cli/strict_yaml.h"
 
 namespace optod::cli {
 namespace {
-
-std::string StateText(const v1::Job& job) {
-  std::string text = v1::Job::State_Name(job.state());
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
-}
 
 /// "trained 1.0 MiB, frozen 0 B, ...; resident 50.1 MiB before the first step, 61.0 MiB at most"; "" when it is not known yet.
 std::string MemoryText(const v1::JobMemory& memory) {
@@ -110,8 +105,7 @@ int Watch(App& app, const std::string& name) {
   int code = kExitDone;
   const absl::Status status = client->WatchJob(request, [&](const v1::JobEvent& event) {
     code = ExitOf(event.job());
-    app.Print(event, Cat("step ", event.step(), "  ", StateText(event.job()), "  ",
-                         static_cast<int>(event.job().progress() * 100), " %\n"));
+    app.Print(event, EventText(event) + "\n");
     std::fflush(stdout);
     return absl::OkStatus();
   });

@@ -3,8 +3,9 @@
 /// moves, updates and perturbs; a BlockCompute is the model. Calls come from one thread, unit after unit in list order.
 ///
 ///   Begin(copies) -> Wanted -> Gathered a copy -> Forward(unit 0, each copy) ... Forward(last unit, each copy) -> Losses
+///                                                 Shared(unit) instead, for a unit that is not trained
 ///
-/// Copy 2k is at theta + eps z_k, copy 2k + 1 at theta - eps z_k; with one copy, at theta.
+/// Copy 2k is at theta + eps z_k, copy 2k + 1 at theta - eps z_k (one-sided: at theta); with one copy, at theta.
 
 #include <cstdint>
 #include <span>
@@ -34,6 +35,13 @@ class BlockCompute {
   }
   /// `weights`: the unit's parts, one behind the other, as copy `copy` sees them; for this call only.
   virtual absl::Status Forward(size_t unit, int copy, std::span<const float> weights) = 0;
+  /// A unit that no copy differs in: all copies at once.
+  virtual absl::Status Shared(size_t unit, int copies, std::span<const float> weights) {
+    for (int copy = 0; copy < copies; ++copy) {
+      if (absl::Status status = Forward(unit, copy, weights); !status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
   /// One a copy. NaN and infinities are the caller's matter.
   virtual absl::StatusOr<std::vector<double>> Losses() = 0;
 };

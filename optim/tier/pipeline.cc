@@ -38,8 +38,8 @@ absl::Status Pipeline::CheckHyper() const {
   RETURN_IF_ERROR(zo::CheckZoHyper(hyper));
   if (hyper.rule != zo::Rule::kPlain)
     return Unimplemented("tier: zo-sgd-cons and forward-grad evaluate other points than theta +- eps z; train them resident");
-  if (hyper.sides != zo::Sides::kTwo)
-    return Unimplemented("tier: optimizer.perturbation: one-side; a sweep carries both sides, use two-side");
+  if (hyper.sides == zo::Sides::kOne && hyper.residue == zo::Residue::kMezo)
+    return Unimplemented("tier: optimizer.residue: mezo with perturbation one-side; use two-side");
   return absl::OkStatus();
 }
 
@@ -180,7 +180,7 @@ absl::Status Pipeline::Sweep(const Task& task) {
 Values Pipeline::ValuesOf(size_t unit, size_t part, size_t offset, std::span<float> slot) const {
   const RecordLayout& layout = store_->layout(unit);
   const UnitPart& p = units_[unit].parts[part];
-  Values values{p.uid, p.first, p.decay, layout.Section(slot, 0).subspan(offset, p.count), {}, {}};
+  Values values{p.number(), p.first, p.decay, layout.Section(slot, 0).subspan(offset, p.count), {}, {}};
   if (layout.states() > 0) values.m = layout.Section(slot, 1).subspan(offset, p.count);
   if (layout.states() > 1) values.v = layout.Section(slot, 2).subspan(offset, p.count);
   return values;
@@ -190,8 +190,7 @@ absl::Status Pipeline::Carry(size_t unit, std::span<float> slot, Progress from, 
   const std::span<float> theta = slot.first(units_[unit].floats());
   if (!units_[unit].trainable) {
     const int copies = task.kind == Kind::kStep ? 2 * options_.hyper.queries : 1;
-    for (int copy = 0; copy < copies && task.compute != nullptr; ++copy)
-      RETURN_IF_ERROR(task.compute->Forward(unit, copy, theta));
+    if (task.compute != nullptr) RETURN_IF_ERROR(task.compute->Shared(unit, copies, theta));
     return task.visitor != nullptr ? (*task.visitor)(unit, {}, slot) : absl::OkStatus();
   }
   if (task.kind == Kind::kStep) return Perturbed(unit, slot, from, *task.compute);
@@ -210,6 +209,7 @@ absl::Status Pipeline::Perturbed(size_t unit, std::span<float> slot, Progress fr
   const size_t floats = units_[unit].floats();
   const std::span<float> plus = std::span(plus_).first(floats);
   const std::span<float> minus = plan_.copies == 2 ? std::span(minus_).first(floats) : plus;
+  const bool two_sided = options_.hyper.sides == zo::Sides::kTwo;
   const auto form = [&](int query, Copies copies) {
     size_t offset = 0;
     for (size_t part = 0; part < units_[unit].parts.size(); ++part) {
@@ -221,10 +221,10 @@ absl::Status Pipeline::Perturbed(size_t unit, std::span<float> slot, Progress fr
     from.updates = step;
   };
   for (int query = 0; query < options_.hyper.queries; ++query) {
-    form(query, plan_.copies == 2 ? Copies::kBoth : Copies::kPlus);
+    form(query, two_sided && plan_.copies == 2 ? Copies::kBoth : Copies::kPlus);
     RETURN_IF_ERROR(compute.Forward(unit, 2 * query, plus));
-    if (plan_.copies == 1) form(query, Copies::kMinus);
-    RETURN_IF_ERROR(compute.Forward(unit, 2 * query + 1, minus));
+    if (two_sided && plan_.copies == 1) form(query, Copies::kMinus);
+    RETURN_IF_ERROR(compute.Forward(unit, 2 * query + 1, two_sided ? minus : slot.first(floats)));
   }
   return absl::OkStatus();
 }
@@ -280,7 +280,8 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
     team_(slices.size(), [&](size_t first, size_t end) {
       for (size_t i = first; i < end; ++i) {
         const auto [unit, part] = PartOf(slices[i]);
-        Values v{slices[i].uid, slices[i].first, units_[unit].parts[part].decay, section(0, i), {}, {}};
+        const UnitPart& p = units_[unit].parts[part];
+        Values v{p.number(), slices[i].first, p.decay, section(0, i), {}, {}};
         if (store_->layout(unit).states() > 0) v.m = section(1, i);
         if (store_->layout(unit).states() > 1) v.v = section(2, i);
         body(i, unit, v);
@@ -305,6 +306,7 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
       Progress progress = from[i];
       if (query > 0) progress.updates = steps;
       pass_here_.Perturb(v, progress, steps, query, Copies::kBoth, up, down);
+      if (options_.hyper.sides == zo::Sides::kOne) std::copy(v.theta.begin(), v.theta.end(), down.begin());
     });
     RETURN_IF_ERROR(compute.Gathered(2 * query, plus));
     RETURN_IF_ERROR(compute.Gathered(2 * query + 1, minus));

@@ -31,7 +31,7 @@
 namespace optod::tier {
 
 struct PipelineOptions {
-  zo::ZoHyper hyper;  ///< rule kPlain, two-sided
+  zo::ZoHyper hyper;  ///< rule kPlain
   uint64_t seed = 0;  ///< of the random stream
   int threads = 1;         ///< of the passes
   ParallelFor parallel;    ///< instead of a team of `threads`: the process's own pool

@@ -88,10 +88,16 @@ class Planner {
   uint64_t CopyBytes() {
     return Largest([&](size_t u) { return units_[u].trainable ? RoundUp(units_[u].floats() * sizeof(float)) : 0; });
   }
-  /// Everything stays where it is computed on.
+  /// Of units that live where they are computed on, whatever the budgets.
+  uint64_t ResidentBytes() const {
+    uint64_t sum = 0;
+    for (size_t u = 0; u < units_.size(); ++u) sum += units_[u].resident ? SlotBytes(u) : 0;
+    return sum;
+  }
+  /// Everything else stays there too.
   bool AllInPlace() const {
     uint64_t sum = 0;
-    for (size_t u = 0; u < units_.size(); ++u) sum += plan_.direct ? RecordBytes(u) : SlotBytes(u);
+    for (size_t u = 0; u < units_.size(); ++u) sum += units_[u].resident ? 0 : plan_.direct ? RecordBytes(u) : SlotBytes(u);
     if (plan_.direct) return sum <= Limit(plan_.request.host_budget);
     return plan_.request.separate_device && plan_.request.device_budget < 0;
   }
@@ -99,20 +105,21 @@ class Planner {
   absl::Status ChooseSlots() {
     copy_ = CopyBytes();
     const bool in_place = AllInPlace();
-    slot_ = Largest([&](size_t u) { return SlotBytes(u); });
+    slot_ = Largest([&](size_t u) { return units_[u].resident ? 0 : SlotBytes(u); });
+    const uint64_t resident = ResidentBytes();
     const uint64_t budget = Limit(plan_.request.device_budget);
     const int asked = plan_.request.slots;
     const int most = in_place ? 0 : asked > 0 ? asked : kMostSlots, least = in_place ? 0 : asked > 0 ? asked : 1;
     for (int copies : {2, 1}) {
       if (copies == 2 && !plan_.request.fused) continue;
       for (int slots = most; slots >= (copies == 2 ? std::min(most, std::max(least, 2)) : least); --slots) {
-        if (static_cast<uint64_t>(slots) * slot_ + static_cast<uint64_t>(copies) * copy_ > budget) continue;
+        if (resident + static_cast<uint64_t>(slots) * slot_ + static_cast<uint64_t>(copies) * copy_ > budget) continue;
         plan_.slots = slots;
         plan_.copies = copies;
         return absl::OkStatus();
       }
     }
-    const uint64_t smallest = static_cast<uint64_t>(least) * slot_ + copy_;
+    const uint64_t smallest = resident + static_cast<uint64_t>(least) * slot_ + copy_;
     return ResourceExhausted("tier.device_budget: ", MiB(budget), " is below ", MiB(smallest), " (", smallest,
                              " bytes), ", least <= 1 ? "a slot" : Cat(least, " slots"),
                              " and a perturbed copy of the largest unit, \"", plan_.largest, "\"");
@@ -122,7 +129,13 @@ class Planner {
     std::vector<uint64_t> slots(units_.size()), records(units_.size());
     for (size_t u = 0; u < units_.size(); ++u) slots[u] = SlotBytes(u), records[u] = RecordBytes(u);
     std::vector<bool> left(units_.size(), true);
-    uint64_t device = static_cast<uint64_t>(plan_.slots) * slot_ + static_cast<uint64_t>(plan_.copies) * copy_;
+    uint64_t device =
+        ResidentBytes() + static_cast<uint64_t>(plan_.slots) * slot_ + static_cast<uint64_t>(plan_.copies) * copy_;
+    for (size_t u = 0; u < units_.size(); ++u) {
+      if (!units_[u].resident) continue;
+      plan_.homes[u] = Home::kDevice;
+      left[u] = false;
+    }
     if (plan_.request.separate_device) {
       const uint64_t room = Limit(plan_.request.device_budget) - device;
       device += Settle(slots, room, Home::kDevice, &left);

@@ -2,7 +2,7 @@
 /// What a tiered run will hold and move, decided before it starts: which unit lives where, how many slots, how many
 /// bytes a step moves, what limits the speed. A run that cannot fit is refused here, with the smallest budget that works.
 ///
-///   device   | slot 0 | slot 1 | .. | plus | minus | units that live there        <= device_budget
+///   device   | slot 0 | slot 1 | .. | plus | minus | resident units, others that live there   <= device_budget
 ///   host     | units that live there (coded) | staging of the disk, one a slot    <= host_budget
 ///   disk     | the rest, twice |
 ///

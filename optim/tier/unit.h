@@ -6,7 +6,7 @@
 ///   units     |rows 0..4095|rows 4096..| ...   |------- layers.0 -------|  ...  |--head--|
 ///             a part = (tensor, first element, elements); a unit = parts, one behind the other, visited in list order
 ///
-/// A part's elements keep their tensor number and place in the random stream (optim/zo/stream.h), so neither cutting
+/// A part's elements keep their number and place in the random stream (optim/zo/stream.h), so neither cutting
 /// nor order changes a direction. Plain data and pure functions.
 
 #include <cstdint>
@@ -19,17 +19,20 @@
 namespace optod::tier {
 
 struct UnitPart {
-  uint32_t uid = 0;     ///< tensor number: over the list, and in the random stream
+  uint32_t uid = 0;     ///< tensor number over the list
   uint64_t first = 0;   ///< element of the tensor
   size_t count = 0;     ///< elements
   size_t columns = 1;   ///< elements of a row (the last extent); first and count are whole rows
   bool decay = true;    ///< weight decay applies
+  int64_t stream = -1;  ///< tensor number in the random stream; -1 = uid
+  uint32_t number() const { return stream < 0 ? uid : static_cast<uint32_t>(stream); }
 };
 
 struct Unit {
   std::string name;  ///< "layers.0", "embed.tokens rows 0..4095"
   std::vector<UnitPart> parts;
   bool trainable = true;  ///< false: read only, never perturbed, never written back
+  bool resident = false;  ///< lives where it is computed on, whatever the budgets: adapters beside a streamed model
   size_t floats() const;
 };
 

@@ -28,7 +28,7 @@ enum class Copies { kBoth, kPlus, kMinus };
 
 class UnitPass {
  public:
-  /// `history` is borrowed. `hyper`: two-sided, plain rule.
+  /// `history` is borrowed. `hyper`: plain rule.
   UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel)
       : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)) {}
 

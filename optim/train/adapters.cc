@@ -74,6 +74,14 @@ void InitLora(const std::vector<tier::BlockTensor>& tensors, uint64_t seed, std:
   }
 }
 
+std::vector<int64_t> VirtualTokenIds(uint64_t seed, int64_t tokens, int64_t vocab) {
+  std::vector<uint32_t> bits(static_cast<size_t>(tokens));
+  zo::FillBits({seed, 0, 0xffffffffu}, 0, 0, bits);
+  std::vector<int64_t> ids;
+  for (uint32_t word : bits) ids.push_back(word % vocab);
+  return ids;
+}
+
 absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& config, const SchemeSpec& scheme,
                          const std::vector<tier::BlockTensor>& tensors, std::span<const float> values) {
   RETURN_IF_ERROR(PosixFs().CreateDirectories(folder));

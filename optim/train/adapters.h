@@ -19,6 +19,10 @@ absl::StatusOr<std::vector<tier::BlockTensor>> AdapterTensors(const nn::ModelCon
 /// LoRA's start (Hu et al., 2021): A uniform in +-1/sqrt(in) (kaiming with a = sqrt 5), B zero; from the random stream.
 void InitLora(const std::vector<tier::BlockTensor>& tensors, uint64_t seed, std::span<float> values);
 
+/// The tokens that virtual ones begin as: keys and values (MeZO, prefix_tuning.py) or embeddings (ZO-Bench,
+/// prompt_tuning.py) of random tokens.
+std::vector<int64_t> VirtualTokenIds(uint64_t seed, int64_t tokens, int64_t vocab);
+
 /// adapter_config.json and adapter_model.safetensors, as peft writes them.
 absl::Status SaveAdapter(const std::string& folder, const nn::ModelConfig& config, const SchemeSpec& scheme,
                          const std::vector<tier::BlockTensor>& tensors, std::span<const float> values);

@@ -65,12 +65,10 @@ absl::Status TorchEngine::InitAdapters(uint64_t seed) {
   return absl::OkStatus();
 }
 
-/// Keys and values of random tokens, as the model sees them (MeZO, prefix_tuning.py).
+/// Keys and values of random tokens, as the model sees them.
 absl::Status TorchEngine::InitPrefix(uint64_t seed) {
-  std::vector<uint32_t> bits(static_cast<size_t>(scheme_.tokens));
-  zo::FillBits({seed, 0, 0xffffffffu}, 0, 0, bits);
   Packed packed;
-  for (uint32_t word : bits) packed.ids.push_back(word % files_.config.vocab);
+  packed.ids = VirtualTokenIds(seed, scheme_.tokens, files_.config.vocab);
   packed.lengths = {scheme_.tokens};
   return Run([&] {
            at::NoGradGuard no_grad;
@@ -88,15 +86,13 @@ absl::Status TorchEngine::InitPrefix(uint64_t seed) {
       .status();
 }
 
-/// Embeddings of random tokens (ZO-Bench, prompt_tuning.py).
+/// Embeddings of random tokens.
 void TorchEngine::InitPrompt(uint64_t seed) {
-  std::vector<uint32_t> bits(static_cast<size_t>(scheme_.tokens));
-  zo::FillBits({seed, 0, 0xffffffffu}, 0, 0, bits);
+  const std::vector<int64_t> ids = VirtualTokenIds(seed, scheme_.tokens, files_.config.vocab);
   const std::span<const float> table = files_.weights.values(static_cast<size_t>(model_.embed_slots().tokens));
   const auto width = static_cast<size_t>(files_.config.hidden);
-  for (size_t v = 0; v < bits.size(); ++v) {
-    const size_t token = bits[v] % static_cast<size_t>(files_.config.vocab);
-    std::copy_n(table.begin() + static_cast<ptrdiff_t>(token * width), width,
+  for (size_t v = 0; v < ids.size(); ++v) {
+    std::copy_n(table.begin() + ids[v] * static_cast<ptrdiff_t>(width), width,
                 adapters_.begin() + static_cast<ptrdiff_t>(v * width));
   }
 }
@@ -173,15 +169,7 @@ Weights TorchEngine::AdapterViews(std::span<const float> theta) const {
 
 std::vector<nn::LayerExtra> TorchEngine::Extras(const Weights& adapters) const {
   std::vector<nn::LayerExtra> extras(static_cast<size_t>(files_.config.layers));
-  if (adapters.empty() || Scheme("prompt")) return extras;
-  const size_t each = adapters.size() / extras.size();
-  for (size_t i = 0; i < extras.size(); ++i) {
-    const at::Tensor* v = &adapters[i * each];
-    if (Scheme("lora"))
-      extras[i] = {v[0], v[1], v[2], v[3], scheme_.alpha / static_cast<double>(scheme_.rank), {}, {}};
-    else
-      extras[i] = {{}, {}, {}, {}, 0, v[0], v[1]};
-  }
+  for (size_t i = 0; i < extras.size(); ++i) extras[i] = ExtraOf(scheme_, adapters, i, extras.size());
   return extras;
 }
 

@@ -208,20 +208,15 @@ absl::Status ReadTier(const Json& json, TrainSpec* spec) {
   if (tier.write_every > 1'000'000) return InvalidArgument("tier.write_every: ", tier.write_every, " must be <= 1000000");
   if (!spec->zeroth_order)
     return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
-  if (spec->scheme.name != "full")
-    return Unimplemented("tier: scheme.name: \"", spec->scheme.name, "\" trains so little that it stays in memory; use full");
   if (spec->optimizer == "zo-sgd-cons" || spec->optimizer == "forward-grad")
     return Unimplemented("tier: \"", spec->optimizer, "\" evaluates other points than theta +- eps z; train it without tier");
-  for (const auto& [on, field] : {std::pair(!spec->blockwise.level.empty(), "blockwise"),
-                                  {spec->sparse.ratio > 0, "sparse"},
-                                  {spec->hybrid.blocks > 0, "hybrid"},
-                                  {spec->parallel.workers > 1, "parallel"},
-                                  {spec->objective != "loss", "objective"}}) {
-    if (on) return Unimplemented("tier: not together with ", field, " yet");
+  for (const auto& [on, field, why] :
+       {std::tuple(!spec->blockwise.level.empty(), "blockwise", "every group would read all parameters once more"),
+        {spec->sparse.ratio > 0, "sparse", "a unit that catches up would need the masks of steps long past"},
+        {spec->hybrid.blocks > 0, "hybrid", "back-propagation needs its layers in memory"},
+        {spec->parallel.workers > 1, "parallel", "workers would have to agree in the middle of a sweep"}}) {
+    if (on) return Unimplemented("tier: not together with ", field, ": ", why);
   }
-  const auto perturbation = spec->hyper.find("perturbation");
-  if (perturbation != spec->hyper.end() && perturbation->second == optim::HyperValue(std::string("one-side")))
-    return Unimplemented("tier: optimizer.perturbation: \"one-side\"; a sweep carries both sides, use two-side");
   return absl::OkStatus();
 }
 

@@ -83,7 +83,8 @@ struct ParallelSpec {
   std::string share = "examples";  ///< examples: a part of the batch each, one direction; queries: a direction each
 };
 
-/// Parameters over memory tiers (ZO2, Wang et al., 2025; optim/tier/plan.h): scheme full, two-sided zeroth order.
+/// Parameters over memory tiers (ZO2, Wang et al., 2025; optim/tier/plan.h), for zeroth order. Adapters stay in memory, and
+/// what is not trained is only read.
 ///
 ///   tier: {host_budget: 128MiB, disk: /scratch, slots: 3, codec: none, write_every: 4}
 struct TierSpec {

@@ -6,15 +6,10 @@
 #include "base/status.h"
 #include "optim/nn/guard.h"
 #include "optim/nn/views.h"
+#include "optim/train/layer_extra.h"
 
 namespace optod::train {
 namespace {
-
-/// Rows of a table that are one unit: whole pieces of the vocabulary, about 4096 rows.
-int64_t UnitRows(int64_t columns) {
-  const int64_t piece = VocabularyRows(columns);
-  return piece * std::max<int64_t>(1, 4096 / piece);
-}
 
 at::Tensor Indices(const std::vector<int64_t>& values) {
   at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
@@ -35,33 +30,50 @@ void CopyRows(const at::Tensor& ids, int64_t first_row, size_t width, std::span<
   }
 }
 
+/// A layer's own tensors on all lanes at once, adapters on each lane.
+class LanesOps final : public nn::BlockOps {
+ public:
+  LanesOps(const nn::ModelConfig& config, const nn::Weights& layer, std::vector<nn::LayerExtra> extras)
+      : config_(config), layer_(layer), extras_(std::move(extras)), plain_(config, layer) {}
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override { return plain_.Linear(x, weight, bias); }
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override { return plain_.Norm(x, weight, bias); }
+  at::Tensor LowRank(const at::Tensor& x, nn::Projection projection) const override {
+    if (!extras_[0].q_a.defined()) return {};
+    const auto lanes = static_cast<int64_t>(extras_.size()), rows = x.size(0) / lanes;
+    std::vector<at::Tensor> parts;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const nn::PlainOps ops(config_, layer_, &extras_[static_cast<size_t>(lane)]);
+      parts.push_back(ops.LowRank(x.slice(0, lane * rows, (lane + 1) * rows), projection));
+    }
+    return lanes == 1 ? parts[0] : at::cat(parts, 0);
+  }
+  nn::KeyValues Prefix(int lane) const override {
+    const nn::LayerExtra& extra = extras_[static_cast<size_t>(lane)];
+    return {extra.prefix_k, extra.prefix_v};
+  }
+
+ private:
+  const nn::ModelConfig& config_;
+  const nn::Weights& layer_;
+  const std::vector<nn::LayerExtra> extras_;
+  const nn::PlainOps plain_;
+};
+
 }  // namespace
 
-std::vector<tier::Unit> UnitsOf(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks) {
-  const nn::EmbedSlots embed = nn::EmbedSlotsOf(config);
-  const nn::HeadSlots head = nn::HeadSlotsOf(config);
-  std::vector<size_t> tables;
-  for (int slot : {embed.tokens, embed.positions, embed.types}) {
-    if (slot >= 0) tables.push_back(static_cast<size_t>(slot));
+TieredCompute::TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme,
+                             bool pairs, const std::function<bool()>& stop)
+    : model_(config),
+      streamed_(streamed),
+      blocks_(streamed.blocks),
+      units_(streamed.units),
+      scheme_(scheme),
+      pairs_(pairs),
+      stop_(stop) {
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    for (size_t slot = 0; slot < blocks_[b].tensors.size(); ++slot) place_.emplace_back(b, static_cast<int>(slot));
   }
-  size_t last = 0;
-  for (const tier::BlockSpec& block : blocks) last += block.tensors.size();
-  last -= blocks.back().tensors.size();
-  if (head.lm_head >= 0) tables.push_back(last + static_cast<size_t>(head.lm_head));
-  std::vector<tier::Unit> units = tier::CutIntoUnits(blocks, tables, static_cast<size_t>(UnitRows(config.hidden)));
-  const size_t vocabulary = head.lm_head >= 0 ? tables.back() : static_cast<size_t>(embed.tokens);
-  std::stable_partition(units.begin(), units.end(),
-                        [&](const tier::Unit& unit) { return unit.parts[0].uid != vocabulary; });
-  return units;
-}
-
-TieredCompute::TieredCompute(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks,
-                             const std::vector<tier::Unit>& units, const std::function<bool()>& stop)
-    : model_(config), blocks_(blocks), units_(units), stop_(stop) {
-  for (size_t b = 0; b < blocks.size(); ++b) {
-    for (size_t slot = 0; slot < blocks[b].tensors.size(); ++slot) place_.emplace_back(b, static_cast<int>(slot));
-  }
-  for (const tier::Unit& unit : units) roles_.push_back(RoleOf(unit));
+  for (const tier::Unit& unit : units_) roles_.push_back(RoleOf(unit));
 }
 
 TieredCompute::Role TieredCompute::RoleOf(const tier::Unit& unit) const {
@@ -72,24 +84,37 @@ TieredCompute::Role TieredCompute::RoleOf(const tier::Unit& unit) const {
   if (block == 0) {
     const bool table = slot == embed.tokens || slot == embed.positions || slot == embed.types;
     role.kind = !table ? Kind::kEmbed : slot == embed.tokens && Tied() ? Kind::kVocabulary : Kind::kTable;
-  } else if (block + 1 == blocks_.size()) {
+  } else if (part.uid >= streamed_.model_tensors) {
+    role.kind = Kind::kAdapters;
+  } else if (block == static_cast<size_t>(model_.config().layers) + 1) {
     role.kind = slot == model_.head_slots().lm_head ? Kind::kVocabulary : Kind::kHead;
   }
   return role;
 }
 
-void TieredCompute::SetExamples(std::span<const Example* const> examples, bool classify) {
+void TieredCompute::SetExamples(std::span<const Example* const> examples, bool classify, const std::string& objective) {
   examples_.assign(examples.begin(), examples.end());
   classify_ = classify;
+  objective_ = objective;
   copies_.clear();  // they look at what goes now
-  packed_ = std::make_unique<Packed>(Pack(examples));
-  batch_ = std::make_unique<nn::Batch>(model_.config(), packed_->ids, packed_->lengths);
+  packed_ = std::make_unique<Packed>(Pack(examples, scheme_.name == "prompt" ? scheme_.tokens : 0));
+  batch_.reset();
+  twice_.reset();
+}
+
+const nn::Batch& TieredCompute::BatchOf(size_t lanes) {
+  std::unique_ptr<nn::Batch>& batch = lanes == 1 ? batch_ : twice_;
+  const int64_t shift = scheme_.name == "prefix" ? scheme_.tokens : 0;
+  if (batch == nullptr)
+    batch = std::make_unique<nn::Batch>(model_.config(), packed_->ids, packed_->lengths, 0, shift, static_cast<int>(lanes));
+  return *batch;
 }
 
 absl::Status TieredCompute::Begin(int copies) {
   copies_.clear();
   copies_.resize(static_cast<size_t>(copies));
   for (Copy& copy : copies_) copy.embed.resize(blocks_[0].tensors.size());
+  (void)BatchOf(1);
   return absl::OkStatus();
 }
 
@@ -123,32 +148,105 @@ absl::Status TieredCompute::Forward(size_t unit, int copy_number, std::span<cons
   if (stop_ && stop_()) return absl::CancelledError("stopped");
   return nn::Guarded([&] {
            at::NoGradGuard no_grad;
-           Copy& copy = copies_[static_cast<size_t>(copy_number)];
-           const Role& role = roles_[unit];
-           switch (role.kind) {
-             case Kind::kTable:
-               Table(role, units_[unit], copy, weights);
-               break;
-             case Kind::kEmbed:
-               copy.embed = ViewsOf(unit, weights);
-               for (at::Tensor& tensor : copy.embed) {
-                 if (tensor.defined()) tensor = tensor.clone();
-               }
-               break;
-             case Kind::kLayer:
-               if (!copy.x.defined()) FinishEmbedding(copy);
-               Layer(copy, ViewsOf(unit, weights));
-               break;
-             case Kind::kHead:
-               Head(copy, ViewsOf(unit, weights));
-               break;
-             case Kind::kVocabulary:
-               Piece(role, units_[unit], copy, weights);
-               break;
+           One(unit, copies_[static_cast<size_t>(copy_number)], weights);
+           return true;
+         })
+      .status();
+}
+
+absl::Status TieredCompute::Shared(size_t unit, int copies, std::span<const float> weights) {
+  if (stop_ && stop_()) return absl::CancelledError("stopped");
+  return nn::Guarded([&] {
+           at::NoGradGuard no_grad;
+           if (roles_[unit].kind == Kind::kLayer) {
+             SharedLayer(unit, Distinct(), weights);
+           } else if (roles_[unit].kind == Kind::kHead) {
+             SharedHead(unit, weights);
+           } else {
+             const size_t distinct = roles_[unit].kind == Kind::kVocabulary ? static_cast<size_t>(copies) : Distinct();
+             for (size_t copy = 0; copy < distinct; ++copy) One(unit, copies_[copy], weights);
            }
            return true;
          })
       .status();
+}
+
+void TieredCompute::One(size_t unit, Copy& copy, std::span<const float> weights) const {
+  const Role& role = roles_[unit];
+  const auto owned = [&] {
+    nn::Weights tensors = ViewsOf(unit, weights);
+    for (at::Tensor& tensor : tensors) {
+      if (tensor.defined()) tensor = tensor.clone();
+    }
+    return tensors;
+  };
+  switch (role.kind) {
+    case Kind::kAdapters:
+      copy.adapters = owned();
+      break;
+    case Kind::kTable:
+      Table(role, units_[unit], copy, weights);
+      break;
+    case Kind::kEmbed:
+      copy.embed = owned();
+      break;
+    case Kind::kLayer:
+      Layer(copy, ViewsOf(unit, weights));
+      break;
+    case Kind::kHead:
+      Head(copy, ViewsOf(unit, weights));
+      break;
+    case Kind::kVocabulary:
+      Piece(role, units_[unit], copy, weights);
+      break;
+  }
+}
+
+void TieredCompute::ByLanes(size_t copies,
+                            const std::function<at::Tensor(const at::Tensor& x, size_t first, size_t lanes)>& apply) {
+  const size_t lanes = pairs_ && copies > 1 ? 2 : 1;
+  for (size_t first = 0; first < copies; first += lanes) {
+    at::Tensor& x = copies_[first].x;
+    if (lanes == 1) {
+      x = apply(x, first, 1);
+      continue;
+    }
+    const at::Tensor both = apply(at::cat({x, copies_[first + 1].x}, 0), first, 2);
+    const int64_t rows = both.size(0) / 2;
+    x = both.slice(0, 0, rows);
+    copies_[first + 1].x = both.slice(0, rows);
+  }
+}
+
+void TieredCompute::SharedLayer(size_t unit, size_t copies, std::span<const float> weights) {
+  const nn::Weights layer = ViewsOf(unit, weights);
+  const auto layers = static_cast<size_t>(model_.config().layers);
+  for (size_t copy = 0; copy < copies; ++copy) {
+    if (!copies_[copy].x.defined()) FinishEmbedding(copies_[copy]);
+  }
+  ByLanes(copies, [&](const at::Tensor& x, size_t first, size_t lanes) {
+    std::vector<nn::LayerExtra> extras;
+    for (size_t lane = 0; lane < lanes; ++lane)
+      extras.push_back(ExtraOf(scheme_, copies_[first + lane].adapters, roles_[unit].block - 1, layers));
+    return model_.Layer(LanesOps(model_.config(), layer, std::move(extras)), x, BatchOf(lanes));
+  });
+}
+
+void TieredCompute::SharedHead(size_t unit, std::span<const float> weights) {
+  const nn::Weights head = ViewsOf(unit, weights);
+  for (size_t copy = 0; copy < copies_.size(); ++copy) {
+    Copy& c = copies_[copy];
+    if (copy >= Distinct()) {
+      c.x = copies_[0].x;
+    } else {
+      if (!c.x.defined()) FinishEmbedding(c);
+      c.x = at::index_select(c.x, 0, Indices(packed_->rows));
+    }
+    if (const int bias = model_.head_slots().lm_bias; bias >= 0) c.bias = head[static_cast<size_t>(bias)].clone();
+  }
+  ByLanes(copies_.size(), [&](const at::Tensor& x, size_t, size_t) {
+    return model_.Final(nn::PlainOps(model_.config(), head), x);
+  });
 }
 
 void TieredCompute::Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {
@@ -164,6 +262,10 @@ void TieredCompute::Table(const Role& role, const tier::Unit& unit, Copy& copy, 
 }
 
 void TieredCompute::FinishEmbedding(Copy& copy) const {
+  for (size_t i = 0; i < packed_->sources.size(); ++i) {  // virtual tokens
+    const int64_t source = packed_->sources[i];
+    if (source < 0) copy.tokens.slice(0, static_cast<int64_t>(i), static_cast<int64_t>(i) + 1).copy_(copy.adapters[0].slice(0, -1 - source, -source));
+  }
   copy.x = model_.Embed(copy.tokens, copy.positions, copy.types, nn::PlainOps(model_.config(), copy.embed));
   copy.tokens = copy.positions = copy.types = at::Tensor();
 }
@@ -200,7 +302,7 @@ absl::StatusOr<std::vector<double>> TieredCompute::Losses() {
   std::vector<double> losses;
   for (const Copy& copy : copies_) {
     if (!copy.vocabulary) return Internal("tier: no unit of the vocabulary came by");
-    losses.push_back(Judge(examples_, copy.vocabulary->LogProbabilities(), classify_).loss);
+    losses.push_back(ValueOf(Judge(examples_, copy.vocabulary->LogProbabilities(), classify_), examples_.size(), objective_));
   }
   return losses;
 }

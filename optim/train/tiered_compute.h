@@ -9,27 +9,26 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "optim/nn/model.h"
 #include "optim/tier/compute.h"
-#include "optim/tier/unit.h"
+#include "optim/train/tiered_units.h"
 #include "optim/train/vocabulary.h"
 
 namespace optod::train {
 
-/// The units of a model in the order of its forward pass: tables in pieces of about 4096 rows (whole pieces of the
-/// resident engine's sweep, vocabulary.h), each layer whole, a tied vocabulary last.
-std::vector<tier::Unit> UnitsOf(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks);
-
 class TieredCompute final : public tier::BlockCompute {
  public:
-  /// Everything is borrowed. `stop`: asked before every unit; true ends the sweep with CANCELLED.
-  TieredCompute(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks,
-                const std::vector<tier::Unit>& units, const std::function<bool()>& stop);
+  /// Everything is borrowed. `pairs`: copies 2k and 2k + 1 of a step go through a unit that is not trained in one
+  /// product, as the resident engine's two lanes do (two-sided estimates). `stop`: asked before every unit; true ends the
+  /// sweep with CANCELLED.
+  TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme, bool pairs,
+                const std::function<bool()>& stop);
 
-  /// What the next sweep computes. `classify`: as Judge's.
-  void SetExamples(std::span<const Example* const> examples, bool classify);
+  /// What the next sweep computes. `classify`: as Judge's; `objective`: as ValueOf's.
+  void SetExamples(std::span<const Example* const> examples, bool classify, const std::string& objective);
   /// Log-probabilities of the picks of copy `copy`, in the order of Judge, after a sweep.
   std::vector<double> LogProbabilities(int copy) const;
 
@@ -37,10 +36,11 @@ class TieredCompute final : public tier::BlockCompute {
   std::vector<tier::Slice> Wanted() override;
   absl::Status Gathered(int copy, std::span<const float> values) override;
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override;
+  absl::Status Shared(size_t unit, int copies, std::span<const float> weights) override;
   absl::StatusOr<std::vector<double>> Losses() override;
 
  private:
-  enum class Kind { kTable, kEmbed, kLayer, kHead, kVocabulary };
+  enum class Kind { kAdapters, kTable, kEmbed, kLayer, kHead, kVocabulary };
   struct Role {
     Kind kind = Kind::kLayer;
     size_t block = 0;
@@ -50,6 +50,7 @@ class TieredCompute final : public tier::BlockCompute {
   struct Copy {
     at::Tensor tokens, positions, types;  ///< rows of the tables
     nn::Weights embed;                    ///< the embed block's other tensors, by slot
+    nn::Weights adapters;
     at::Tensor x;                         ///< [tokens, hidden]; after the head the rows that are asked
     at::Tensor bias;                      ///< of the vocabulary, or undefined
     std::optional<Vocabulary> vocabulary;
@@ -57,22 +58,35 @@ class TieredCompute final : public tier::BlockCompute {
   Role RoleOf(const tier::Unit& unit) const;
   nn::Weights ViewsOf(size_t unit, std::span<const float> weights) const;
   void Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
+  void One(size_t unit, Copy& copy, std::span<const float> weights) const;
   void FinishEmbedding(Copy& copy) const;
   void Layer(Copy& copy, const nn::Weights& layer) const;
   void Head(Copy& copy, const nn::Weights& head) const;
+  void SharedLayer(size_t unit, size_t copies, std::span<const float> weights);
+  void SharedHead(size_t unit, std::span<const float> weights);
+  /// x of the first `copies` copies, pairs of them behind one another, becomes what `apply` makes of it; it is told the
+  /// first copy and the lanes.
+  void ByLanes(size_t copies, const std::function<at::Tensor(const at::Tensor& x, size_t first, size_t lanes)>& apply);
+  const nn::Batch& BatchOf(size_t lanes);
+  /// Of a unit before the first trained one: its copies are one still.
+  size_t Distinct() const { return scheme_.name == "head" && !Tied() ? 1 : copies_.size(); }
   void Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
   bool Tied() const { return model_.head_slots().lm_head < 0; }
 
   nn::Model model_;
+  const TieredUnits& streamed_;
   const std::vector<tier::BlockSpec>& blocks_;
   const std::vector<tier::Unit>& units_;
+  const SchemeSpec scheme_;
+  const bool pairs_;
   const std::function<bool()>& stop_;
   std::vector<std::pair<size_t, int>> place_;  // of a tensor: block, slot
   std::vector<Role> roles_;                    // of a unit
   std::vector<const Example*> examples_;
   bool classify_ = false;
+  std::string objective_ = "loss";
   std::unique_ptr<Packed> packed_;
-  std::unique_ptr<nn::Batch> batch_;
+  std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
   std::vector<Copy> copies_;
 };
 

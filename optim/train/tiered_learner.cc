@@ -17,6 +17,8 @@ std::string HeaderOf(const TrainSpec& spec, const TieredModel& model) {
   for (const auto& [name, value] : spec.hyper) std::visit([&, n = name](const auto& v) { hyper[n] = v; }, value);
   nlohmann::ordered_json header = {{"format", 1},       {"optimizer", spec.optimizer}, {"seed", spec.seed},
                                    {"scheme", "tiered"}, {"hyper", hyper},              {"layout", Sha256Hex(model.LayoutText())}};
+  if (spec.scheme.name != "full") header["scheme"] = Cat("tiered ", spec.scheme.name);
+  if (spec.objective != "loss") header["objective"] = spec.objective;
   if (spec.tier.codec != "none") header["codec"] = {spec.tier.codec, spec.tier.write_every};
   return header.dump();
 }

@@ -12,6 +12,7 @@
 #include "optim/nn/checkpoint.h"
 #include "optim/nn/safetensors.h"
 #include "optim/tier/threads_device.h"
+#include "optim/train/adapters.h"
 #include "optim/train/learner.h"
 #include "optim/train/tiered_compute.h"
 
@@ -31,9 +32,10 @@ tier::ParallelFor OnTorchThreads() {
 /// A model's files cut into units, and where they will be.
 struct Opened {
   std::unique_ptr<nn::WeightReader> reader;
-  std::vector<tier::Unit> units;
+  TieredUnits streamed;
   zo::ZoHyper hyper;
   tier::Plan plan;
+  uint64_t trainable = 0;  ///< floats
 };
 
 double SecondsOf(const std::function<void()>& work) {
@@ -43,9 +45,9 @@ double SecondsOf(const std::function<void()>& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() / 3;
 }
 
-/// Seconds a parameter and step: catching up one update, both copies of every query, two products of a layer's matrix a
-/// query.
-double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, int64_t tokens) {
+/// Seconds a parameter and step: two products of a layer's matrix a query; for the share of the parameters that is
+/// trained, catching up one update and both copies of every query.
+double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, int64_t tokens, double trained) {
   at::NoGradGuard no_grad;
   const at::Tensor x = at::zeros({tokens, config.hidden}, at::kFloat), w = at::zeros({config.inter, config.hidden}, at::kFloat);
   const double product = SecondsOf([&] { (void)at::linear(x, w); });
@@ -62,7 +64,7 @@ double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, i
     for (int query = 0; query < hyper.queries; ++query)
       pass.Perturb(values, {query == 0 ? 0u : 1u, 1}, 1, query, tier::Copies::kBoth, plus, minus);
   });
-  return (passes + 2 * hyper.queries * product) / static_cast<double>(theta.size());
+  return (trained * passes + 2 * hyper.queries * product) / static_cast<double>(theta.size());
 }
 
 absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
@@ -70,15 +72,21 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
   ASSIGN_OR_RETURN(opened.hyper, ZoHyperOf(spec));
   ASSIGN_OR_RETURN(const tier::TierRequest request, TierRequestOf(spec.tier));
   ASSIGN_OR_RETURN(opened.reader, nn::OpenModel(spec.model));
-  opened.units = UnitsOf(opened.reader->config(), opened.reader->blocks());
-  RETURN_IF_ERROR(tier::CheckUnits(opened.units, opened.reader->blocks()));
+  ASSIGN_OR_RETURN(opened.streamed, UnitsOf(opened.reader->config(), opened.reader->blocks(), spec.scheme));
+  RETURN_IF_ERROR(tier::CheckUnits(opened.streamed.units, opened.streamed.blocks));
+  uint64_t all = 0;
+  for (const tier::Unit& unit : opened.streamed.units) {
+    all += unit.floats();
+    opened.trainable += unit.trainable ? unit.floats() : 0;
+  }
   tier::Rates rates;
   if (request.disk && !PosixFs().Exists(spec.tier.disk)) return NotFound("tier.disk: no such folder");
   if (request.disk && tokens > 0) {
     ASSIGN_OR_RETURN(rates, tier::MeasureDisk(spec.tier.disk, kDiskThreads));
   }
-  if (tokens > 0) rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, tokens);
-  ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.units, tier::UnitPass::StatesOf(opened.hyper),
+  const double trained = static_cast<double>(opened.trainable) / static_cast<double>(all);
+  if (tokens > 0) rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, tokens, trained);
+  ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.streamed.units, tier::UnitPass::StatesOf(opened.hyper),
                                                opened.hyper.residue == zo::Residue::kMezo, request, rates));
   return opened;
 }
@@ -88,22 +96,26 @@ class TieredTorchModel final : public TieredModel {
   TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, Opened opened)
       : seed_(spec.seed),
         serial_(!spec.tier.overlap),
+        scheme_(spec.scheme),
+        objective_(spec.objective),
         path_(std::move(path)),
         stop_(std::move(stop)),
         opened_(std::move(opened)),
-        compute_(opened_.reader->config(), opened_.reader->blocks(), opened_.units, stop_) {}
+        compute_(opened_.reader->config(), opened_.streamed, scheme_, opened_.hyper.sides == zo::Sides::kTwo, stop_) {}
 
   const nn::ModelConfig& config() const override { return opened_.reader->config(); }
   int64_t parameters() const override { return static_cast<int64_t>(opened_.plan.parameters); }
+  int64_t trainable() const override { return static_cast<int64_t>(opened_.trainable); }
   const tier::Plan& plan() const override { return opened_.plan; }
   std::string LayoutText() const override {
     std::string text;
-    for (const tier::BlockTensor* tensor : Tensors()) text += Cat(tensor->name, ":", tensor->elements(), ";");
+    for (size_t uid : opened_.streamed.trainable) text += Cat(TensorOf(uid).name, ":", TensorOf(uid).elements(), ";");
     return text;
   }
 
   absl::Status Start(tier::History history) override {
     pipeline_.reset();
+    ASSIGN_OR_RETURN(adapters_, InitialAdapters(opened_.streamed, scheme_, seed_, *opened_.reader));
     device_ = std::make_unique<tier::ThreadsDevice>();
     std::unique_ptr<tier::DirectFile> file;
     if (opened_.plan.disk_bytes > 0) {
@@ -116,18 +128,18 @@ class TieredTorchModel final : public TieredModel {
     options.parallel = OnTorchThreads();
     options.serial = serial_;
     ASSIGN_OR_RETURN(pipeline_, tier::Pipeline::Create(
-                                    opened_.units, opened_.plan, options, device_.get(), std::move(file),
+                                    opened_.streamed.units, opened_.plan, options, device_.get(), std::move(file),
                                     std::move(history), [this](size_t unit, std::span<float> slot) { return Initial(unit, slot); }));
     return absl::OkStatus();
   }
 
   absl::StatusOr<tier::StepLosses> Step(double lr, std::span<const Example* const> batch, bool classify) override {
-    compute_.SetExamples(batch, classify);
+    compute_.SetExamples(batch, classify, objective_);
     return pipeline_->Step(lr, compute_);
   }
 
   absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) override {
-    compute_.SetExamples(examples, false);
+    compute_.SetExamples(examples, false, "loss");
     RETURN_IF_ERROR(pipeline_->Evaluate(compute_).status());
     return compute_.LogProbabilities(0);
   }
@@ -136,7 +148,7 @@ class TieredTorchModel final : public TieredModel {
 
   absl::StatusOr<std::string> Sha256() override {
     optod::Sha256 hash;
-    RETURN_IF_ERROR(InOrder([&](std::span<const float> values) {
+    RETURN_IF_ERROR(InOrder(opened_.streamed.trainable, [&](std::span<const float> values) {
       hash.Update(std::as_bytes(values));
       return absl::OkStatus();
     }));
@@ -144,13 +156,17 @@ class TieredTorchModel final : public TieredModel {
   }
 
   absl::Status Save(const std::string& folder) override {
+    if (opened_.streamed.adapters) return SaveAdapters(folder);
     RETURN_IF_ERROR(PosixFs().CreateDirectories(folder));
     std::vector<nn::TensorToWrite> tensors;
-    for (const tier::BlockTensor* tensor : Tensors())
-      tensors.push_back({tensor->name, nn::FileType::kF32, tensor->shape, {}});
+    std::vector<size_t> uids;
+    for (size_t uid = 0; uid < opened_.streamed.model_tensors; ++uid) {
+      tensors.push_back({TensorOf(uid).name, nn::FileType::kF32, TensorOf(uid).shape, {}});
+      uids.push_back(uid);
+    }
     ASSIGN_OR_RETURN(nn::SafetensorsWriter writer,
                      nn::SafetensorsWriter::Create(folder + "/model.safetensors", tensors, {{"format", "pt"}}));
-    RETURN_IF_ERROR(InOrder([&](std::span<const float> values) { return writer.Append(std::as_bytes(values)); }));
+    RETURN_IF_ERROR(InOrder(uids, [&](std::span<const float> values) { return writer.Append(std::as_bytes(values)); }));
     RETURN_IF_ERROR(writer.Commit());
     return nn::SaveConfig(folder, config());
   }
@@ -176,37 +192,47 @@ class TieredTorchModel final : public TieredModel {
 
  private:
   absl::StatusOr<tier::Progress> Initial(size_t unit, std::span<float> slot) {
-    for (const tier::UnitPart& part : opened_.units[unit].parts) {
+    if (opened_.streamed.units[unit].resident) {
+      std::copy(adapters_.begin(), adapters_.end(), slot.begin());
+      return tier::Progress{};
+    }
+    for (const tier::UnitPart& part : opened_.streamed.units[unit].parts) {
       RETURN_IF_ERROR(opened_.reader->Read(part.uid, part.first, slot.first(part.count)));
       slot = slot.subspan(part.count);
     }
     return tier::Progress{};
   }
 
-  std::vector<const tier::BlockTensor*> Tensors() const {
-    std::vector<const tier::BlockTensor*> tensors;
-    for (const tier::BlockSpec& block : opened_.reader->blocks()) {
-      for (const tier::BlockTensor& tensor : block.tensors) tensors.push_back(&tensor);
-    }
-    return tensors;
+  const tier::BlockTensor& TensorOf(size_t uid) const {
+    size_t block = 0;
+    for (; uid >= opened_.streamed.blocks[block].tensors.size(); ++block) uid -= opened_.streamed.blocks[block].tensors.size();
+    return opened_.streamed.blocks[block].tensors[uid];
   }
 
-  /// All values in the order of the tensors. Units come in the order of the forward pass, so it may take a second sweep:
+  absl::Status SaveAdapters(const std::string& folder) {
+    std::vector<float> values;
+    RETURN_IF_ERROR(InOrder(opened_.streamed.trainable, [&](std::span<const float> part) {
+      values.insert(values.end(), part.begin(), part.end());
+      return absl::OkStatus();
+    }));
+    return SaveAdapter(folder, config(), scheme_, opened_.streamed.blocks.back().tensors, values);
+  }
+
+  /// All values of these tensors in this order. Units come in the order of the forward pass, so it may take a second sweep:
   /// a tied table is the first tensor and the last unit.
-  absl::Status InOrder(const std::function<absl::Status(std::span<const float>)>& sink) {
-    size_t uid = 0;
+  absl::Status InOrder(const std::vector<size_t>& uids, const std::function<absl::Status(std::span<const float>)>& sink) {
+    size_t at = 0;
     uint64_t element = 0;
-    const std::vector<const tier::BlockTensor*> tensors = Tensors();
-    while (uid < tensors.size()) {
+    while (at < uids.size()) {
       RETURN_IF_ERROR(pipeline_->ForEachUnit([&](size_t unit, tier::Progress, std::span<const float> slot) {
-        for (const tier::UnitPart& part : opened_.units[unit].parts) {
+        for (const tier::UnitPart& part : opened_.streamed.units[unit].parts) {
           const std::span<const float> values = slot.first(part.count);
           slot = slot.subspan(part.count);
-          if (part.uid != uid || part.first != element) continue;
+          if (at == uids.size() || part.uid != uids[at] || part.first != element) continue;
           RETURN_IF_ERROR(sink(values));
           element += part.count;
-          if (element < static_cast<uint64_t>(tensors[uid]->elements())) continue;
-          ++uid;
+          if (element < static_cast<uint64_t>(TensorOf(part.uid).elements())) continue;
+          ++at;
           element = 0;
         }
         return absl::OkStatus();
@@ -217,9 +243,12 @@ class TieredTorchModel final : public TieredModel {
 
   const uint64_t seed_;
   const bool serial_;
+  const SchemeSpec scheme_;
+  const std::string objective_;
   const std::string path_;
   const std::function<bool()> stop_;
   Opened opened_;
+  std::vector<float> adapters_;  // as they begin
   TieredCompute compute_;
   std::unique_ptr<tier::ThreadsDevice> device_;
   std::unique_ptr<tier::Pipeline> pipeline_;

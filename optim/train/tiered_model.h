@@ -35,7 +35,8 @@ class TieredModel {
   virtual ~TieredModel() = default;
 
   virtual const nn::ModelConfig& config() const = 0;
-  virtual int64_t parameters() const = 0;
+  virtual int64_t parameters() const = 0;  ///< with adapters
+  virtual int64_t trainable() const = 0;   ///< of them
   virtual const tier::Plan& plan() const = 0;
   /// What the replay log of a run with these tensors begins with.
   virtual std::string LayoutText() const = 0;
@@ -47,9 +48,9 @@ class TieredModel {
   /// Log-probabilities of all picks, in the order of Judge, after the finished steps.
   virtual absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) = 0;
   virtual absl::Status Flush() = 0;
-  /// Of all values in the order of the tensors: what a resident run of the same steps has.
+  /// Of the trained values in the order of the tensors: what a resident run of the same steps has.
   virtual absl::StatusOr<std::string> Sha256() = 0;
-  /// A Hugging Face folder.
+  /// A Hugging Face folder; of adapters a PEFT folder.
   virtual absl::Status Save(const std::string& folder) = 0;
   /// Since the start: tier/read_bytes, tier/written_bytes; tier/compute_seconds, tier/waited_seconds (computing stood
   /// still for a unit), tier/overlap (the former over both); tier/compute_busy, tier/disk_busy (shares of the time; the

@@ -9,6 +9,7 @@
 #include "optim/nn/model.h"
 #include "optim/nn/views.h"
 #include "optim/train/engine.h"
+#include "optim/train/layer_extra.h"
 #include "optim/train/packed.h"
 #include "optim/train/vocabulary.h"
 

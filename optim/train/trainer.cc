@@ -85,14 +85,19 @@ class Run {
     order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
     if (tiered_ != nullptr) {
       hooks_.log(tier::PlanText(tiered_->plan()));
+      LogWhatTrains(tiered_->trainable(), tiered_->parameters());
       return absl::OkStatus();
     }
     ASSIGN_OR_RETURN(engine_, Engine::Create(&model_, spec_.scheme, spec_.seed));
     engine_->stop = hooks_.stop;
-    hooks_.log(Cat(spec_.task.name, ": ", data_.train.size(), " train, ", data_.dev.size(), " dev, ", data_.test.size(),
-                   " test examples; ", engine_->layout().size(), " of ", model_.weights.parameters(),
-                   " parameters train (", spec_.scheme.name, "), ", spec_.optimizer));
+    LogWhatTrains(static_cast<int64_t>(engine_->layout().size()), static_cast<int64_t>(model_.weights.parameters()));
     return absl::OkStatus();
+  }
+
+  void LogWhatTrains(int64_t trainable, int64_t parameters) const {
+    hooks_.log(Cat(spec_.task.name, ": ", data_.train.size(), " train, ", data_.dev.size(), " dev, ", data_.test.size(),
+                   " test examples; ", trainable, " of ", parameters, " parameters train (", spec_.scheme.name, "), ",
+                   spec_.optimizer));
   }
 
   absl::Status CheckTargets() const {

@@ -75,6 +75,14 @@ absl::StatusOr<Json> Wait(client::Client& client, const std::string& name) {
   }
 }
 
+/// Coded units pass through buffers on the host: the bytes that a plan without room for them asks for, "... MiB (N bytes),
+/// the staging of 3 slots"; 0 = another refusal.
+int64_t StagingIn(const absl::Status& refusal) {
+  const std::string message(refusal.message());
+  const size_t end = message.find(" bytes), the staging of "), begin = message.rfind('(', end);
+  return end == std::string::npos || begin == std::string::npos ? 0 : std::atoll(message.c_str() + begin + 1);
+}
+
 class Study {
  public:
   absl::Status Run(bool json) {
@@ -109,24 +117,27 @@ class Study {
     spec["tier"] = variant.tier;
     spec["tier"]["host_budget"] = 0;
     spec["tier"]["disk"] = Env("OPTOD_STUDY_DISK", "/var/tmp");
-    if (const std::string budget = Env("OPTOD_STUDY_BUDGET", ""); !budget.empty()) {
-      spec["tier"]["device_budget"] = budget;
-      if (variant.tier.contains("codec")) spec["tier"]["host_budget"] = budget;  // staging of coded units
-    } else if (variant.tier.contains("codec")) {
-      spec["tier"]["host_budget"] = "16MiB";
-    }
+    if (const std::string budget = Env("OPTOD_STUDY_BUDGET", ""); !budget.empty()) spec["tier"]["device_budget"] = budget;
     return spec;
   }
 
-  absl::StatusOr<Row> RunOne(const Variant& variant, int batch) {
-    const Json spec = SpecFor(variant, batch);
+  absl::StatusOr<Json> RunJob(const Json& spec) {
     v1::CreateJobRequest request;
     request.mutable_job()->set_spec_json(spec.dump());
     request.set_request_id(Cat("zo2/", std::hash<std::string>()(spec.dump())));
     ASSIGN_OR_RETURN(const v1::Job job, client_->CreateJob(request));
+    return Wait(*client_, job.name());
+  }
+
+  absl::StatusOr<Row> RunOne(const Variant& variant, int batch) {
+    Json spec = SpecFor(variant, batch);
     Row row;
     row.name = variant.name;
-    const absl::StatusOr<Json> result = Wait(*client_, job.name());
+    absl::StatusOr<Json> result = RunJob(spec);
+    if (const int64_t staging = result.ok() ? 0 : StagingIn(result.status()); staging > 0) {
+      spec["tier"]["host_budget"] = staging;
+      result = RunJob(spec);
+    }
     if (!result.ok()) {
       row.failure = std::string(result.status().message());
       return row;

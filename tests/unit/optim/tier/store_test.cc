@@ -60,13 +60,24 @@ TEST_P(BadUnits, AreRefused) {
 struct RoundTrip {
   const char* name;
   Codec codec;
-  double relative;  ///< one step of the format
+  double relative;  ///< distance of neighbours from 1 on: 2 to the power of minus the bits behind the point
+  int smallest = -126;  ///< exponent of the smallest normal number
 };
 class Codecs : public testing::TestWithParam<RoundTrip> {};
 INSTANTIATE_TEST_SUITE_P(All, Codecs,
                          testing::Values(RoundTrip{"none", Codec::kNone, 0}, RoundTrip{"bf16", Codec::kBf16, 0x1p-7},
-                                         RoundTrip{"fp16", Codec::kF16, 0x1p-10}, RoundTrip{"fp8", Codec::kFp8, 0x1p-3}),
+                                         RoundTrip{"fp16", Codec::kF16, 0x1p-10, -14}, RoundTrip{"fp8", Codec::kFp8, 0x1p-3, -6}),
                          [](const auto& info) { return info.param.name; });
+
+/// Distance of the two numbers of the format that x lies between. `top`: the largest |x| of its row, which fp8 (e4m3, at
+/// most 448) divides by a power of two, the smallest that makes it fit.
+double NeighbourDistance(const RoundTrip& format, double x, double top) {
+  int scale = 0;
+  while (format.codec == Codec::kFp8 && std::ldexp(top, -scale) > 448) ++scale;
+  while (format.codec == Codec::kFp8 && std::ldexp(top, -scale) <= 224) --scale;
+  const int exponent = x == 0 ? format.smallest : std::max(std::ilogb(x) - scale, format.smallest);
+  return std::ldexp(format.relative, exponent + scale);
+}
 
 std::vector<float> Decoded(Codec codec, std::span<const float> values, uint32_t step) {
   constexpr size_t kColumns = 50;
@@ -88,8 +99,13 @@ TEST_P(Codecs, RoundWithinOneStepAndOnlyOnce) {
     const size_t row = i / 50 * 50;
     float top = 0;
     for (size_t j = row; j < row + 50; ++j) top = std::max(top, std::fabs(values[j]));
-    const double step = std::max(GetParam().relative * std::fabs(values[i]), GetParam().codec == Codec::kFp8 ? top * 0x1p-14 : 0x1p-24);
-    EXPECT_LE(std::fabs(double{once[i]} - values[i]), GetParam().relative == 0 ? 0 : step) << i;
+    const double step = NeighbourDistance(GetParam(), values[i], top), units = once[i] / step;
+    if (step > 0) {
+      EXPECT_LT(std::fabs(double{once[i]} - values[i]), step) << i << ": rounds to a neighbour";
+      EXPECT_EQ(units, std::round(units)) << i << ": a number of the format";
+    } else {
+      EXPECT_EQ(once[i], values[i]) << i;
+    }
   }
   const std::vector<float> twice = Decoded(GetParam().codec, once, 2);
   EXPECT_EQ(std::memcmp(once.data(), twice.data(), once.size() * sizeof(float)), 0) << "a coded value must stay";

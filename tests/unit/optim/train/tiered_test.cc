@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <set>
 
 #include "base/fs.h"
 #include "optim/nn/checkpoint.h"
@@ -38,14 +39,16 @@ class TieredRuns : public testing::Test {
     folder_.Write("t.tsv", rows);
   }
   /// `tier`: JSON with FOLDER in place of the folder; "" = resident.
-  absl::StatusOr<TrainSpec> Spec(std::string optimizer, std::string tier, const std::string& scheme = "full") const {
+  absl::StatusOr<TrainSpec> Spec(std::string optimizer, std::string tier, std::string scheme = "full",
+                                 const std::string& more = "") const {
+    if (scheme.find_first_of("{\"") != 0) scheme = "\"" + scheme + "\"";
     if (const size_t at = tier.find("FOLDER"); at != std::string::npos) tier.replace(at, 6, folder_.path());
     const std::string file = folder_.path() + "/t.tsv";
     return ParseTrainSpec(
         R"({"model": ")" + folder_.path() + R"(/m", "steps": 12, "batch": 4, "eval_every": 4, "checkpoint_every": 3, "log_every": 1,
-      "seed": 4, "save_model": true, "schedule": "linear", "scheme": ")" + scheme + R"(", "optimizer": )" + optimizer + R"(,
+      "seed": 4, "save_model": true, "schedule": "linear", "scheme": )" + scheme + R"(, "optimizer": )" + optimizer + R"(,
       "task": {"columns": ["x", "label"], "prompt": "{x}", "options": {"0": "y", "1": "z"}, "train": ")" +
-        file + R"(", "dev": ")" + file + R"(", "test": ")" + file + R"("})" + (tier.empty() ? "" : R"(, "tier": )" + tier) + "}");
+        file + R"(", "dev": ")" + file + R"(", "test": ")" + file + R"("})" + (tier.empty() ? "" : R"(, "tier": )" + tier) + more + "}");
   }
   struct Outcome {
     TrainResult result;
@@ -66,9 +69,11 @@ class TieredRuns : public testing::Test {
     if (result.ok()) outcome.result = *result;
     return outcome;
   }
-  std::string ModelBytes(const std::string& name, int attempt = 1) const {
-    const std::string path = folder_.path() + "/" + name + "/attempt-" + std::to_string(attempt);
-    return PosixFs().ReadFile(path + "/result/model.safetensors").value_or(name);
+  std::string Saved(const std::string& name, int attempt, const std::string& file) const {
+    return PosixFs().ReadFile(folder_.path() + "/" + name + "/attempt-" + std::to_string(attempt) + "/result/" + file).value_or("");
+  }
+  std::string ModelBytes(const std::string& name, int attempt = 1) const { return Saved(name, attempt, "model.safetensors"); }
+  std::string Adapter(const std::string& name, int attempt = 1) const { return Saved(name, attempt, "adapter_model.safetensors"); }
   }
   size_t BlockFiles() const {
     size_t count = 0;
@@ -174,6 +179,61 @@ TEST_F(TieredRuns, PlansAreMadeWithoutRunning) {
   EXPECT_THAT(refused.status().ToString(), HasSubstr("a perturbed copy of the largest unit"));
 }
 
+/// What is trained beside a model that is only read.
+struct SchemeCase {
+  std::string name, scheme, optimizer = R"({"name": "zo-sgd", "lr": 1e-2})", tier = kOnDisk;
+  int model = 1;  ///< of kSmallModels
+  std::string more = "";  ///< fields of the job
+};
+class EveryScheme : public TieredRuns, public testing::WithParamInterface<SchemeCase> {};
+INSTANTIATE_TEST_SUITE_P(
+    Schemes, EveryScheme,
+    testing::Values(SchemeCase{"lora_llama", R"({"name": "lora", "rank": 2})"},
+                    SchemeCase{"lora_opt", R"({"name": "lora", "rank": 2})", R"({"name": "zo-sgd", "lr": 1e-2, "weight_decay": 0.1})", kOnDisk, 3},
+                    SchemeCase{"lora_roberta", R"({"name": "lora", "rank": 2})", R"({"name": "zo-adam", "lr": 1e-3})", kOnDisk, 5},
+                    SchemeCase{"lora_one_slot", R"({"name": "lora", "rank": 2})", R"({"name": "zo-sgd", "lr": 1e-2})", R"({"host_budget": 0, "disk": "FOLDER", "slots": 1})", 0},
+                    SchemeCase{"lora_one_copy", R"({"name": "lora", "rank": 2})", R"({"name": "zo-sgd", "lr": 1e-2})", R"({"host_budget": 0, "disk": "FOLDER", "fused": false})"},
+                    SchemeCase{"prefix_llama", R"({"name": "prefix", "tokens": 3})", R"({"name": "zo-sgd", "lr": 1e-2, "eps": 0.1})"},
+                    SchemeCase{"prefix_opt_q2", R"({"name": "prefix", "tokens": 3})", R"({"name": "zo-sgd", "lr": 1e-2, "queries": 2})", kOnDisk, 3},
+                    SchemeCase{"prompt_llama", R"({"name": "prompt", "tokens": 3})"},
+                    SchemeCase{"prompt_gpt2", R"({"name": "prompt", "tokens": 3})", R"({"name": "zo-sgd-mmt", "lr": 1e-2})", kOnDisk, 4},
+                    SchemeCase{"head_tied", R"("head")"},
+                    SchemeCase{"head_untied", R"("head")", R"({"name": "zo-sgd", "lr": 1e-2})", kOnDisk, 2},
+                    SchemeCase{"head_roberta", R"("head")", R"({"name": "zo-sgd", "lr": 1e-2, "queries": 2})", kOnDisk, 5},
+                    SchemeCase{"full_one_side", R"("full")", R"({"name": "zo-sgd", "lr": 1e-3, "perturbation": "one-side", "queries": 2})"},
+                    SchemeCase{"full_one_side_one_copy", R"("full")", R"({"name": "zo-sgd", "lr": 1e-3, "perturbation": "one-side"})", R"({"host_budget": 0, "disk": "FOLDER", "fused": false})", 0},
+                    SchemeCase{"lora_one_side", R"({"name": "lora", "rank": 2})", R"({"name": "zo-sgd", "lr": 1e-2, "perturbation": "one-side"})"},
+                    SchemeCase{"full_accuracy", R"("full")", R"({"name": "zo-sgd", "lr": 1e-3, "eps": 0.1})", kOnDisk, 1, R"(, "objective": "accuracy")"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_P(EveryScheme, ResumedEqualsResident) {
+  const SchemeCase& c = GetParam();
+  Make(kSmallModels[c.model].config);
+  const auto spec = [&](const std::string& tier) { return Spec(c.optimizer, tier, c.scheme, c.more); };
+  const auto resident = Go(*spec(""), "resident", 1);
+  ASSERT_TRUE(resident.ok()) << resident.status();
+  ASSERT_TRUE(spec(c.tier).ok()) << spec(c.tier).status();
+  const auto first = Go(*spec(c.tier), "parts", 1, /*stop_after=*/5), second = Go(*spec(c.tier), "parts", 2);
+  ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
+  std::vector<double> losses = first->losses;
+  losses.insert(losses.end(), second->losses.begin(), second->losses.end());
+  EXPECT_EQ(losses, resident->losses);
+  EXPECT_GT(std::set<double>(losses.begin(), losses.end()).size(), 1u);
+  ExpectSame(second->result, resident->result);
+  const auto files = [&](const std::string& name, int attempt) { return ModelBytes(name, attempt) + Adapter(name, attempt); };
+  EXPECT_TRUE(files("parts", 2) == files("resident", 1));
+  EXPECT_NE(files("resident", 1), "");
+}
+
+TEST_F(TieredRuns, WhatIsNotTrainedIsOnlyRead) {
+  Make(kSmallModels[1].config);
+  const auto plan = PlanOf(*Spec(R"({"name": "zo-sgd"})", kOnDisk, R"({"name": "lora", "rank": 2})"), 0);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_GT(plan->read, 0u);
+  EXPECT_EQ(plan->written, 0u);
+  EXPECT_EQ(plan->homes.front(), tier::Home::kDevice) << "adapters stay in memory";
+}
+
 struct BadTier {
   const char *tier, *optimizer, *scheme, *message;
 };
@@ -187,8 +247,10 @@ TEST_F(TieredRuns, BadSpecsAreRefused) {
            BadTier{R"({"slots": 65})", R"("zo-sgd")", "full", "tier.slots: 65 must be <= 64"},
            BadTier{R"({})", R"("adamw")", "full", "needs gradients"},
            BadTier{R"({})", R"("zo-sgd-cons")", "full", "evaluates other points"},
-           BadTier{R"({})", R"({"name": "zo-sgd", "perturbation": "one-side"})", "full", "use two-side"},
-           BadTier{R"({})", R"("zo-sgd")", "lora", "scheme.name: \"lora\""},
+           BadTier{R"({}, "sparse": {"ratio": 0.2})", R"("zo-sgd")", "full", "not together with sparse"},
+           BadTier{R"({}, "blockwise": {"level": "linear"})", R"("zo-sgd")", "full", "not together with blockwise"},
+           BadTier{R"({}, "hybrid": {"blocks": 1})", R"("zo-sgd")", "full", "not together with hybrid"},
+           BadTier{R"({}, "parallel": {"workers": 2})", R"("zo-sgd")", "full", "not together with parallel"},
        })
     EXPECT_THAT(Spec(c.optimizer, c.tier, c.scheme).status().ToString(), HasSubstr(c.message));
 }
