@@ -6,9 +6,11 @@
 #include <cstring>
 #include <vector>
 
+#include "optim/rules/half.h"
 #include "optim/zo/stream.h"
 
 namespace optod::order {
+namespace half = optim::half;
 namespace {
 
 constexpr int kSignEntries = 4;  // of a column of the sparse sign sketch
@@ -27,12 +29,6 @@ T Load(const std::byte*& in) {
   in += sizeof value;
   return value;
 }
-
-uint16_t ToBf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // terms are finite: no NaN to keep
-}
-float FromBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 /// Words of the sketch: Philox with key = seed, counter = (element, page low, page high, "sket" + purpose).
 std::array<uint32_t, 4> SketchWords(uint64_t seed, uint64_t page, uint32_t element, uint32_t purpose) {
@@ -161,11 +157,11 @@ void Codec::Encode(uint64_t page, std::span<const double> x, std::span<std::byte
       float top = 0.0f;
       for (const double value : x) top = std::max(top, static_cast<float>(std::abs(value)));
       Store(at, top);
-      for (const double value : x) Store(at, static_cast<_Float16>(top > 0.0f ? value / top : 0.0));
+      for (const double value : x) Store(at, half::ToF16(top > 0.0f ? static_cast<float>(value / top) : 0.0f));
       return;
     }
     case Storage::kBf16:
-      for (const double value : x) Store(at, ToBf16(static_cast<float>(value)));
+      for (const double value : x) Store(at, half::ToBf16(static_cast<float>(value)));
       return;
     case Storage::kSketchSign:
     case Storage::kSketchHadamard:
@@ -182,11 +178,11 @@ void Codec::Decode(uint64_t page, std::span<const std::byte> in, std::span<doubl
       return;
     case Storage::kFp16: {
       const double top = Load<float>(at);
-      for (double& value : x) value = top * static_cast<double>(Load<_Float16>(at));
+      for (double& value : x) value = top * static_cast<double>(half::FromF16(Load<uint16_t>(at)));
       return;
     }
     case Storage::kBf16:
-      for (double& value : x) value = FromBf16(Load<uint16_t>(at));
+      for (double& value : x) value = half::FromBf16(Load<uint16_t>(at));
       return;
     case Storage::kSketchSign:
     case Storage::kSketchHadamard: {

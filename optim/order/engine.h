@@ -17,6 +17,7 @@ struct Plan {
   bool product = false;  // H d of whole vectors: hvp, span, or probe runs
   bool held = false;     // the reference's moments
   int records = 1;       // read for the estimated run
+  int left_out = -1;     // a probe run that is not used
 };
 
 inline absl::StatusOr<Plan> MakePlan(const Recorded& r, const EstimateOptions& options) {

@@ -55,6 +55,17 @@ class Engine {
 
   absl::StatusOr<double> Trust() { return products_.Trust(); }
 
+  absl::StatusOr<std::vector<double>> OfProbe(int k, const EstimateOptions& options) {
+    ASSIGN_OR_RETURN(Plan plan, MakePlan(r_, options));
+    plan.left_out = k;
+    std::vector<double> end(r_.trajectory->n());
+    RETURN_IF_ERROR(products_.Follow(std::span(&(*r_.probe_orders)[static_cast<size_t>(k)], 1), plan,
+                                     [&](size_t, int t, std::span<const double> d) {
+                                       if (t == r_.trajectory->positions()) end.assign(d.begin(), d.end());
+                                     }));
+    return end;
+  }
+
  private:
   int64_t Budget() const { return r_.options->memory_budget / (r_.probes != nullptr ? 2 : 1); }
 
@@ -97,5 +108,9 @@ absl::StatusOr<double> Estimator::SpanCoverage(const Order& order, const Estimat
 }
 
 absl::StatusOr<double> Estimator::Trust() { return impl_->wide ? impl_->wide->Trust() : impl_->narrow->Trust(); }
+
+absl::StatusOr<std::vector<double>> Estimator::OfProbe(int k, const EstimateOptions& options) {
+  return impl_->wide ? impl_->wide->OfProbe(k, options) : impl_->narrow->OfProbe(k, options);
+}
 
 }  // namespace optod::order

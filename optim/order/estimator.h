@@ -33,6 +33,7 @@ namespace optod::order {
 struct EstimateOptions {
   int expansion = -1;  ///< 0: no curvature; 1: first order; 2: second; -1: the most that is stored
   Moments moments = Moments::kReplay;
+  bool calibrate = true;  ///< values of a metric, not parameters; where there are probe runs (Calibration in study.h)
 };
 
 /// Everything a study has recorded. All must outlive the estimator.
@@ -72,6 +73,9 @@ class Estimator {
 
   /// See above; needs probe runs and curvature diag, secant or span. Measured once.
   absl::StatusOr<double> Trust();
+
+  /// The final deviation of the order of probe run k, estimated as if that run had not been made: [n].
+  absl::StatusOr<std::vector<double>> OfProbe(int k, const EstimateOptions& options);
 
  private:
   struct Impl;

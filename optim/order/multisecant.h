@@ -13,6 +13,8 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -46,14 +48,22 @@ class Multisecant {
 
   int runs() const { return store_.layout().batches; }
 
+  struct System {
+    System(std::vector<double> products, int size, double relative)
+        : gram(std::move(products)), ridge(relative), factor(gram, size, relative) {}
+    const std::vector<double> gram;  // S'S [K, K]
+    const double ridge;
+    const RidgeFactor factor;
+  };
+
   /// What all runs say about one position.
   class Position {
    public:
     const T* s(int k) const { return s_[k]->data(); }
     const T* y(int k) const { return y_[k]->data(); }
 
-    /// c [K] of every d [n]; one pass over S.
-    std::vector<std::vector<T>> Fit(std::span<const T* const> d) const {
+    /// c [K] of every d [n]; one pass over S. Run `left_out` (unless -1) as if it had not been made.
+    std::vector<std::vector<T>> Fit(std::span<const T* const> d, int left_out = -1) const {
       std::vector<std::vector<double>> right(d.size(), std::vector<double>(s_.size()));
       for (size_t begin = 0; begin < n_; begin += kPiece) {
         const size_t count = std::min(kPiece, n_ - begin);
@@ -62,9 +72,11 @@ class Multisecant {
             right[i][k] += kernels::Dot(s_[k]->data() + begin, d[i] + begin, count);
         }
       }
+      std::optional<RidgeFactor> without;
+      if (left_out >= 0) without.emplace(system_->gram, static_cast<int>(s_.size()), system_->ridge, left_out);
       std::vector<std::vector<T>> fits;
       for (auto& one : right) {
-        const std::vector<double> c = system_->Solve(std::move(one));
+        const std::vector<double> c = (without ? *without : system_->factor).Solve(std::move(one));
         fits.emplace_back(c.begin(), c.end());
       }
       return fits;
@@ -83,7 +95,7 @@ class Multisecant {
     }
     Cells s_, y_;
     size_t n_ = 0;
-    std::shared_ptr<const RidgeFactor> system_;
+    std::shared_ptr<const System> system_;
   };
 
   /// Reads position t. FAILED_PRECONDITION: "probe runs: 3 of 16 files are there; precompute first"; DATA_LOSS.
@@ -97,11 +109,12 @@ class Multisecant {
       ASSIGN_OR_RETURN(position.y_.emplace_back(), cache_.Get(kChange, t, k));
     }
     const std::lock_guard lock(mutex_);
-    if (systems_[t] == nullptr) systems_[t] = std::make_shared<const RidgeFactor>(Gram(position), runs(), ridge_);
+    if (systems_[t] == nullptr) systems_[t] = std::make_shared<const System>(Gram(position), runs(), ridge_);
     position.system_ = systems_[t];
     return position;
   }
 
+ private:
   /// S'S of a position: [K, K].
   std::vector<double> Gram(const Position& position) const {
     const int size = runs();
@@ -118,14 +131,11 @@ class Multisecant {
     return gram;
   }
 
-  double ridge() const { return ridge_; }
-
- private:
   const TermStore& store_;
   const double ridge_;
   CellCache<T> cache_;
   std::mutex mutex_;
-  std::vector<std::shared_ptr<const RidgeFactor>> systems_;
+  std::vector<std::shared_ptr<const System>> systems_;
 };
 
 }  // namespace optod::order

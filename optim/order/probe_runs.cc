@@ -27,6 +27,10 @@ class Probe {
     const std::vector<double> theta = trajectory_.Row(t);
     std::copy(run_.parameters().begin(), run_.parameters().end(), records[kDeviation].begin());
     for (size_t i = 0; i < theta.size(); ++i) records[kDeviation][i] -= theta[i];
+    if (t == trajectory_.positions()) {
+      std::fill(change.begin(), change.end(), 0.0);
+      return absl::OkStatus();
+    }
     RETURN_IF_ERROR(AtReference(t, theta, change));
     RETURN_IF_ERROR(run_.Step(order_[t]));
     for (size_t i = 0; i < change.size(); ++i) change[i] = run_.gradient()[i] - change[i];
@@ -51,13 +55,13 @@ class Probe {
 std::vector<Order> ProbeOrders(int runs, int batches, int epochs, uint64_t seed) {
   CounterRandom random(seed, kStream);
   std::vector<Order> orders;
-  Order base;
+  Order base, places;
   for (int k = 0; k < runs; ++k) {
-    if (k % batches == 0) base = random.Permutation(batches);
+    if (k % batches == 0) base = random.Permutation(batches), places = random.Permutation(batches);
     const int together = std::min(batches, runs - k / batches * batches);  // runs that share this base
     const auto shift = static_cast<int>(int64_t{k % batches} * batches / together);
     Order& order = orders.emplace_back();
-    for (int p = 0; p < epochs * batches; ++p) order.push_back(base[(p + shift) % batches]);
+    for (int p = 0; p < epochs * batches; ++p) order.push_back(base[(places[p % batches] + shift) % batches]);
   }
   return orders;
 }
@@ -65,6 +69,7 @@ std::vector<Order> ProbeOrders(int runs, int batches, int epochs, uint64_t seed)
 TermLayout ProbeLayout(const TermLayout& terms, int runs) {
   TermLayout layout = terms;
   layout.batches = runs;
+  layout.positions = terms.positions + 1;
   layout.records = 2;
   if (!layout.codec.lossless() && layout.codec.storage != Storage::kBf16) layout.codec.storage = Storage::kFp16;
   return layout;

@@ -1,11 +1,11 @@
 #pragma once
 /// Probe runs: trainings of other orders than the reference's, kept for what they say about curvature where estimates
-/// go. Run k sees the batches of a random order rotated by k T / K, so that every batch stands first, second, ... about
-/// equally often: with K = T, every batch at every position once. At position t, with its batch l and its parameters
-/// gamma:
+/// go. Run k has batch base[(places[t] + k T / K) mod T] at position t, base and places random permutations: every
+/// batch stands first, second, ... about equally often (with K = T a Latin square, every batch at every position once),
+/// and no run is another one shifted in time. At position t, with its batch l and its parameters gamma:
 ///
 ///   deviation   s = gamma - theta_t                                 [n]
-///   change      y = g(gamma, B_l) - g(theta_t, B_l), about H s      [n]
+///   change      y = g(gamma, B_l) - g(theta_t, B_l), about H s      [n]; 0 after the last position, t = P
 ///
 /// The gradients at gamma are the training's own, so K runs cost K trainings; with lossy storage the gradients at
 /// theta_t are taken again (the stored ones err by more than s changes them). Kept in a term store of its own, in the
@@ -25,7 +25,8 @@ inline constexpr Record kDeviation = kGradient, kChange = kCurvature;  // of the
 /// The order of every run, spelled out over the epochs: [runs][epochs * batches]. A function of its arguments.
 std::vector<Order> ProbeOrders(int runs, int batches, int epochs, uint64_t seed);
 
-/// `terms`: the layout of the study's terms. As few files a run as segment_bytes allows.
+/// `terms`: the layout of the study's terms; this one has a position more, t = P. As few files a run as segment_bytes
+/// allows.
 TermLayout ProbeLayout(const TermLayout& terms, int runs);
 
 /// Fills the runs that are missing, up to model.concurrency() at a time. Progress in positions of runs, those that were

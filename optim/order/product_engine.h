@@ -191,7 +191,7 @@ class ProductEngine : protected EngineBase<T> {
     const auto trust = static_cast<T>(measured);
     std::vector<const T*> d;
     for (const State& state : states) d.push_back(state.d.data());
-    std::vector<std::vector<T>> fits = probes.Fit(d);
+    std::vector<std::vector<T>> fits = probes.Fit(d, plan.left_out);
     for (size_t begin = 0; begin < n(); begin += kPiece) {
       const size_t count = std::min(kPiece, n() - begin);
       for (size_t i = 0; i < states.size(); ++i) {
@@ -240,22 +240,19 @@ class ProductEngine : protected EngineBase<T> {
     const int runs = multisecant_->runs();
     for (int t = 1; t < positions(); ++t) {
       ASSIGN_OR_RETURN(const auto probes, Probes(t));
-      const std::vector<double> gram = multisecant_->Gram(probes);
       for (int j = 0; j < std::min(kTrusted, runs); ++j) {
-        RETURN_IF_ERROR(LeaveOut(probes, gram, t, j * runs / std::min(kTrusted, runs), &both, &square));
+        RETURN_IF_ERROR(LeaveOut(probes, t, j * runs / std::min(kTrusted, runs), &both, &square));
       }
     }
     return square > 0.0 ? std::clamp(both / square, 0.0, 1.0) : 0.0;
   }
 
   /// Adds <predicted, true> and |predicted|^2 of run k's rest, in units of the gradient's square.
-  absl::Status LeaveOut(const typename Multisecant<T>::Position& probes, const std::vector<double>& gram, int t, int k,
-                        double* both, double* square) {
-    const int runs = multisecant_->runs(), l = (*r_.probe_orders)[static_cast<size_t>(k)][static_cast<size_t>(t)];
-    const auto row = gram.begin() + static_cast<ptrdiff_t>(k) * runs;
-    const std::vector<double> c =
-        RidgeFactor(gram, runs, multisecant_->ridge(), k).Solve(std::vector<double>(row, row + runs));
-    std::vector<T> fit(c.begin(), c.end()), fitted(n()), change(n());
+  absl::Status LeaveOut(const typename Multisecant<T>::Position& probes, int t, int k, double* both, double* square) {
+    const int l = (*r_.probe_orders)[static_cast<size_t>(k)][static_cast<size_t>(t)];
+    const T* own = probes.s(k);
+    const std::vector<T> fit = probes.Fit(std::span(&own, 1), k)[0];
+    std::vector<T> fitted(n()), change(n());
     probes.Fitted(fit, 0, n(), fitted.data());
     probes.Change(fit, 0, n(), change.data());
     std::vector<double> rest(n()), predicted(n());

@@ -13,7 +13,7 @@
 namespace optod::order {
 namespace {
 
-constexpr int64_t kMostTerms = 100'000'000;
+constexpr int64_t kMostTerms = 100'000'000, kMostProbeSteps = 10'000'000;
 constexpr double kMostNumbers = 1e17;  // their bytes are counted in 63 bits
 
 using Clock = std::chrono::steady_clock;
@@ -46,6 +46,10 @@ absl::Status Study::Shape(const StudyOptions& options) {
   const Order first = options.reference_order.empty() ? Identity(batches_) : options.reference_order;
   ASSIGN_OR_RETURN(reference_order_, Expand(first, batches_, options.epochs, "reference_order"));
   ASSIGN_OR_RETURN(lr_, LearningRates(options, static_cast<int>(reference_order_.size())));
+  if (const int64_t steps = int64_t{ProbeRuns(options, batches_)} * positions(); steps > kMostProbeSteps) {
+    return InvalidArgument("probe_runs: ", ProbeRuns(options, batches_), " of ", positions(),
+                           " positions are more than ", kMostProbeSteps, " steps");
+  }
   probe_orders_ = ProbeOrders(ProbeRuns(options, batches_), batches_, options.epochs, options.seed);
   return absl::OkStatus();
 }

@@ -9,7 +9,9 @@
 /// it was). Source: FUT, arXiv 2505.22042; what is read out of it and why is in the headers of fill.h and estimator.h.
 /// Thread-safe once recorded: estimates may overlap each other and a running Precompute (orders whose terms are there).
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -47,6 +49,20 @@ struct Metric {
 /// L(theta_P), gamma_P - theta_P>, without the model once the gradient is known: for many orders that stay close.
 enum class LossMode { kForward, kLinear };
 
+/// Values by estimate, corrected by what the probe runs show. A deviation that is not known exactly costs loss, as any
+/// uncorrelated step of its length would, so values by estimate lie off in one direction, more the further an order
+/// goes: value - reference value ~ slope (estimated - reference value) + shift r, r = |gamma_P - theta_P|^2 over its
+/// mean over the probe runs. Least squares over the probe runs, each estimated as if it had not been made; slope is
+/// kept in [0, 1] (0: estimates say nothing, and orders get about the mean of the probe runs). The identity order
+/// (r = 0) keeps the reference's value. Not in the FUT paper.
+struct Calibration {
+  double slope = 1.0, shift = 0.0;
+  double square = 0.0;     // mean |gamma_P - theta_P|^2 of the estimated probe runs
+  double reference = 0.0;  // the metric at theta_P
+  double mean = 0.0;       // of the metric over the trained probe runs: the guess that needs no estimate
+  int runs = 0;            // 0: none, or fewer than 4; then nothing is corrected
+};
+
 class Study {
  public:
   /// Makes the directory and writes the options. ALREADY_EXISTS when a study is there; INVALID_ARGUMENT for options
@@ -77,7 +93,7 @@ class Study {
   const Trajectory& trajectory() const { return *trajectory_; }  // needs recorded()
   const TermStore& terms() const { return *terms_; }             // needs recorded()
   const TermStore* probes() const { return probes_.get(); }      // of the probe runs; null: none
-  int64_t PositionsOfProbes() const { return static_cast<int64_t>(probe_orders_.size()) * positions(); }
+  int64_t PositionsOfProbes() const { return static_cast<int64_t>(probe_orders_.size()) * (positions() + 1); }
   double curvature_cap() const;
 
   /// The reference run. Again: nothing. Progress in steps.
@@ -93,11 +109,12 @@ class Study {
                                                             const Control& control = {});
   /// Parameters before every position and after the last: [P + 1][n]. The identity gives the reference to the bit.
   absl::StatusOr<std::vector<std::vector<double>>> Path(const Order& order, const EstimateOptions& options = {});
-  /// The metric of each order by estimate. Progress in orders.
+  /// The metric of each order by estimate: calibrated (options.calibrate, kForward, 4 or more probe runs), else as the
+  /// model says at the estimated parameters. Progress in orders.
   absl::StatusOr<std::vector<double>> Losses(std::span<const Order> orders, const Metric& metric,
                                              LossMode mode = LossMode::kForward, const EstimateOptions& options = {},
                                              const Control& control = {});
-  /// The same with a metric an order (metrics.size() == orders.size()), by forward passes.
+  /// The same with a metric an order (metrics.size() == orders.size()), by forward passes, never calibrated.
   absl::StatusOr<std::vector<double>> LossesOfEach(std::span<const Order> orders, std::span<const Metric> metrics,
                                                    const EstimateOptions& options = {}, const Control& control = {});
 
@@ -112,6 +129,9 @@ class Study {
   /// How far the curvature is followed where the probe runs say nothing (estimator.h). FAILED_PRECONDITION without
   /// both.
   absl::StatusOr<double> Trust();
+  /// Of one metric; made once: an estimate and two evaluations a probe run.
+  absl::StatusOr<Calibration> Calibrate(const Metric& metric, const EstimateOptions& options = {},
+                                        const Control& control = {});
 
  private:
   Study(Fs& fs, std::string directory) : fs_(fs), directory_(std::move(directory)) {}
@@ -124,6 +144,11 @@ class Study {
   absl::Status NeedModel(const char* what) const;
   absl::Status NeedRecorded() const;
   absl::Status CheckMetric(const Metric& metric) const;
+  absl::StatusOr<std::vector<double>> ForwardLosses(std::span<const Order> orders, std::span<const Metric> metrics,
+                                                    const Calibration& calibration, const EstimateOptions& options,
+                                                    const Control& control);
+  absl::StatusOr<Calibration> MakeCalibration(const Metric& metric, const EstimateOptions& options,
+                                              const Control& control);
   absl::StatusOr<std::vector<double>> LinearLosses(std::span<const Order> orders, const Metric& metric,
                                                    const EstimateOptions& options, const Control& control);
 
@@ -141,6 +166,8 @@ class Study {
   std::unique_ptr<TermStore> terms_, probes_;
   std::vector<Order> probe_orders_;
   std::unique_ptr<Estimator> estimator_;
+  std::mutex calibration_mutex_;
+  std::map<std::string, Calibration> calibrations_;
 };
 
 }  // namespace optod::order

@@ -13,6 +13,16 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
+double Square(std::span<const double> a, std::span<const double> b) {
+  double sum = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+  return sum;
+}
+
+double Calibrated(const Calibration& c, double value, double square) {
+  return c.reference + c.slope * (value - c.reference) + c.shift * (square / c.square);
+}
+
 }  // namespace
 
 absl::Status Study::CheckMetric(const Metric& metric) const {
@@ -42,11 +52,18 @@ absl::StatusOr<double> Study::Measure(const Metric& metric, std::span<const doub
 
 absl::StatusOr<std::vector<double>> Study::LossesOfEach(std::span<const Order> orders, std::span<const Metric> metrics,
                                                         const EstimateOptions& options, const Control& control) {
+  return ForwardLosses(orders, metrics, {}, options, control);
+}
+
+absl::StatusOr<std::vector<double>> Study::ForwardLosses(std::span<const Order> orders, std::span<const Metric> metrics,
+                                                         const Calibration& calibration, const EstimateOptions& options,
+                                                         const Control& control) {
   RETURN_IF_ERROR(NeedRecorded());
   if (metrics.size() != orders.size()) return InvalidArgument("metrics: ", metrics.size(), "; must be ", orders.size());
   for (const Metric& metric : metrics) RETURN_IF_ERROR(CheckMetric(metric));
   const auto begin = Clock::now();
   std::vector<double> losses(orders.size());
+  const std::vector<double> end = trajectory_->Row(positions());
   const size_t bytes = n_ * sizeof(double);
   const size_t chunk = std::clamp<size_t>(static_cast<size_t>(options_.memory_budget) / 4 / bytes, 1, 4096);
   for (size_t first = 0; first < orders.size(); first += chunk) {
@@ -55,7 +72,9 @@ absl::StatusOr<std::vector<double>> Study::LossesOfEach(std::span<const Order> o
     RETURN_IF_ERROR(ParallelFor(
         std::min(ThreadCount(options_.threads), model_->concurrency()), static_cast<int64_t>(count),
         [&](int64_t i) -> absl::Status {
-          ASSIGN_OR_RETURN(losses[first + i], Measure(metrics[first + i], parameters[i]));
+          ASSIGN_OR_RETURN(const double value, Measure(metrics[first + i], parameters[i]));
+          losses[first + i] =
+              calibration.runs == 0 ? value : Calibrated(calibration, value, Square(parameters[i], end));
           return absl::OkStatus();
         },
         control.stop));
@@ -69,8 +88,14 @@ absl::StatusOr<std::vector<double>> Study::LossesOfEach(std::span<const Order> o
 absl::StatusOr<std::vector<double>> Study::Losses(std::span<const Order> orders, const Metric& metric, LossMode mode,
                                                   const EstimateOptions& options, const Control& control) {
   if (mode == LossMode::kLinear) return LinearLosses(orders, metric, options, control);
-  const std::vector<Metric> metrics(orders.size(), metric);
-  return LossesOfEach(orders, metrics, options, control);
+  RETURN_IF_ERROR(NeedRecorded());
+  RETURN_IF_ERROR(CheckMetric(metric));
+  RETURN_IF_ERROR(ExpandAll(orders).status());  // before what takes long
+  Calibration calibration;
+  if (options.calibrate) {
+    ASSIGN_OR_RETURN(calibration, Calibrate(metric, options, {{}, control.stop}));
+  }
+  return ForwardLosses(orders, std::vector<Metric>(orders.size(), metric), calibration, options, control);
 }
 
 absl::StatusOr<std::vector<double>> Study::LinearLosses(std::span<const Order> orders, const Metric& metric,

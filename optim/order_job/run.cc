@@ -278,11 +278,16 @@ class Run {
     if (count == 0 || Reuse("retrain_checks", count)) return absl::OkStatus();
     const std::vector<Order> orders = RandomOrders(count);
     Json part = Earlier("retrain_checks");
-    if (!part.is_object() || !part.contains("retrained"))
-      part = {{"retrained", Json::array()},        {"estimated", Json::array()},
-              {"zeroth", Json::array()},           {"error", Json::array()},
-              {"error_zeroth", Json::array()},     {"error_guess", Json::array()},
-              {"training_seconds", Json::array()}, {"training_cpu_seconds", Json::array()}};
+    if (!part.is_object() || !part.contains("uncalibrated"))
+      part = {{"retrained", Json::array()},
+              {"estimated", Json::array()},
+              {"uncalibrated", Json::array()},
+              {"zeroth", Json::array()},
+              {"error", Json::array()},
+              {"error_zeroth", Json::array()},
+              {"error_guess", Json::array()},
+              {"training_seconds", Json::array()},
+              {"training_cpu_seconds", Json::array()}};
     for (int i = static_cast<int>(part["retrained"].size()); i < count; ++i) {
       RETURN_IF_ERROR(Going());
       RETURN_IF_ERROR(Check(orders[static_cast<size_t>(i)], &part));
@@ -312,7 +317,10 @@ class Run {
     };
     ASSIGN_OR_RETURN(const auto estimated, study_->Estimate(std::span(&order, 1), spec_.estimation, Quietly()));
     ASSIGN_OR_RETURN(const auto without, study_->Estimate(std::span(&order, 1), zeroth, Quietly()));
-    RETURN_IF_ERROR(add("estimated", "error", estimated[0]));
+    RETURN_IF_ERROR(add("uncalibrated", "error", estimated[0]));
+    ASSIGN_OR_RETURN(const std::vector<double> values,
+                     study_->Losses(std::span(&order, 1), metric, LossMode::kForward, spec_.estimation, Quietly()));
+    (*part)["estimated"].push_back(values[0]);
     RETURN_IF_ERROR(add("zeroth", "error_zeroth", without[0]));
     (*part)["error_guess"].push_back(Distance(guess, run.parameters));
     return add("retrained", nullptr, run.parameters);
@@ -322,9 +330,13 @@ class Run {
   absl::Status Judge(Json* part) {
     const auto numbers = [&](const char* name) { return (*part)[name].get<std::vector<double>>(); };
     const std::vector<double> estimated = numbers("estimated"), retrained = numbers("retrained");
-    std::vector<double> gap, guess;
+    const std::vector<double> uncalibrated = numbers("uncalibrated");
+    ASSIGN_OR_RETURN(const Calibration calibration, study_->Calibrate(MetricOf(spec_), spec_.estimation, Quietly()));
+    std::vector<double> gap, raw, guess, mean;
     for (size_t i = 0; i < estimated.size(); ++i) {
       gap.push_back(std::abs(estimated[i] - retrained[i]));
+      raw.push_back(std::abs(uncalibrated[i] - retrained[i]));
+      mean.push_back(std::abs(calibration.mean - retrained[i]));
       guess.push_back(std::abs(reference_ - retrained[i]));
     }
     ASSIGN_OR_RETURN(const Agreement agreement, Compare(estimated, retrained));
@@ -333,7 +345,12 @@ class Run {
     (*part)["error_over_zeroth"] = zeroth > 0.0 ? Median(numbers("error")) / zeroth : 0.0;
     (*part)["error_over_guess"] = still > 0.0 ? Median(numbers("error")) / still : 0.0;
     (*part)["absdiff"] = Median(gap);
+    (*part)["absdiff_uncalibrated"] = Median(raw);
     (*part)["absdiff_guess"] = Median(guess);
+    if (calibration.runs > 0) {
+      (*part)["absdiff_mean_of_probe_runs"] = Median(mean);
+      (*part)["calibration"] = {{"slope", calibration.slope}, {"shift", calibration.shift}};
+    }
     (*part)["pearson"] = agreement.pearson;
     (*part)["spearman"] = agreement.spearman;
     (*part)["seconds_per_training"] = Median(numbers("training_seconds"));

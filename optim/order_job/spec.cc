@@ -164,6 +164,7 @@ Take EstimateKeys(SampleOrderSpec* spec) {
                  {"loss", Choice<LossMode>(&spec->estimate.loss,
                                            {{"forward", LossMode::kForward}, {"linear", LossMode::kLinear}})},
                  {"expansion", Int(&spec->estimation.expansion, 0, 2)},
+                 {"calibrate", Bool(&spec->estimation.calibrate)},
                  {"moments", Choice<Moments>(&spec->estimation.moments,
                                              {{"replay", Moments::kReplay}, {"reference", Moments::kReference}})}});
 }
@@ -244,8 +245,8 @@ absl::StatusOr<SampleOrderSpec> ParseSampleOrderSpec(const std::string& json_tex
 int64_t Positions(const SampleOrderSpec& spec) { return int64_t{spec.batches} * spec.study.epochs; }
 
 int64_t TotalUnits(const SampleOrderSpec& spec) {
-  int64_t units = Positions(spec) * (1 + spec.batches + ProbeRuns(spec.study, spec.batches)) +
-                  spec.estimate.random_orders + spec.retrain_checks;
+  int64_t units = Positions(spec) * (1 + spec.batches) + (Positions(spec) + 1) * ProbeRuns(spec.study, spec.batches);
+  units += spec.estimate.random_orders + spec.retrain_checks;
   if (spec.search) units += spec.search->generations;
   if (spec.matrix) units += int64_t{spec.batches} * spec.batches;
   return units;

@@ -28,6 +28,9 @@
 ///                 but on a language model no better than `none` (diag) or far worse (secant, span)
 ///   none          gradients only, the zeroth order: the cheapest
 ///
+/// With probe runs, estimated values are calibrated by them (Calibration in optim/order/study.h), unless `estimate:
+/// {calibrate: false}`; the checks report both, and what the mean of the probe runs alone is off by.
+///
 /// Or a built-in problem of doubles: `model: {builtin: logistic, features: 20, rows: 16}`, data generated
 /// (builtin_models.h) or from a table of numbers: `model: {builtin: mlp, hidden: 32, rows: 64, table: digits.csv}`.
 
@@ -74,7 +77,7 @@ struct SampleOrderSpec {
   int threads = 0;           ///< 0 = all CPUs
   StudyOptions study;
   bool perplexity = false;     ///< metric.perplexity: exp of the loss
-  EstimateOptions estimation;  ///< estimate.expansion, estimate.moments: of all parts
+  EstimateOptions estimation;  ///< estimate.expansion, estimate.moments, estimate.calibrate: of all parts
   EstimatePart estimate;
   std::optional<SearchOptions> search;
   std::optional<MatrixOptions> matrix;

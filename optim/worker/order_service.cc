@@ -229,13 +229,8 @@ absl::Status OrderService::One(const v1::EstimateOrderRequest& request, const or
   const auto begin = Clock::now();
   ASSIGN_OR_RETURN(const auto parameters, study->Estimate(std::span(&order, 1), options, control));
   out->set_seconds(SecondsSince(begin));
-  if (loss == order::LossMode::kLinear) {
-    ASSIGN_OR_RETURN(const auto values, study->Losses(std::span(&order, 1), metric, loss, options, control));
-    out->set_value(values[0]);
-  } else {
-    ASSIGN_OR_RETURN(const double value, study->Measure(metric, parameters[0]));
-    out->set_value(value);
-  }
+  ASSIGN_OR_RETURN(const auto values, study->Losses(std::span(&order, 1), metric, loss, options, control));
+  out->set_value(values[0]);
   const std::vector<double> end = study->trajectory().Row(study->positions());
   out->set_reference_value(reference);
   out->set_distance(Distance(parameters[0], end));

@@ -176,8 +176,9 @@ void Accuracy(Table& table, Directory& directory) {
     for (const char* optimizer : {"adam\nlr=0.05", "sgd\nlr=0.3"}) {
       const std::string base = std::string("optimizer=") + optimizer;
       const Truth truth = Retrain(*Fill(directory, base + "\ncurvature=none", model), 50);
-      for (const char* curvature : {"none", "hvp", "diag\nprobes=16", "diag\nprobes=16\nsecond_order=true", "secant",
-                                    "secant\nsecond_order=true", "span"}) {
+      for (const char* curvature :
+           {"none", "hvp", "multisecant", "diag\nprobes=16", "diag\nprobes=16\nsecond_order=true", "secant",
+            "secant\nsecond_order=true", "span"}) {
         const auto study = Fill(directory, base + "\ncurvature=" + curvature, model);
         for (const Moments moments : {Moments::kReplay, Moments::kReference}) {
           std::string name = curvature;
@@ -201,7 +202,7 @@ void StorageRatios(Table& table, Directory& directory) {
   const auto model =
       Need(MakeLogistic(Need(MakeSynthetic({.features = 2000, .batches = 16, .drift = 0.3, .seed = 1})),
                         BuiltinOptions{.precision = Precision::kFloat32, .initial_scale = 0.01, .seed = 1}));
-  const std::string base = "optimizer=sgd\nlr=0.02\ncurvature=diag\nprobes=4\n";
+  const std::string base = "optimizer=sgd\nlr=0.02\ncurvature=diag\nprobes=4\nprobe_runs=0\n";
   const Truth truth = Retrain(*Fill(directory, base, model), 20);
   for (const char* storage : {"exact", "fp16", "bf16", "sketch-sign", "sketch-hadamard"}) {
     const bool sketch = std::string(storage).starts_with("sketch");
@@ -246,8 +247,8 @@ void Time(Table& table, Directory& directory, const char* name, int batches, int
   auto study = Need(Study::Create(
       PosixFs(), directory.Next(),
       Need(ParseStudyOptions(
-          std::string("optimizer=adam\nlr=0.003\nthreads=1\nprobes=1\nsegment_bytes=67108864\ncurvature=") +
-          curvature)),
+          std::string("optimizer=adam\nlr=0.003\nthreads=1\nprobes=1\nsegment_bytes=67108864\ncurvature=") + curvature +
+          (std::strcmp(curvature, "multisecant") == 0 ? "" : "\nprobe_runs=0"))),
       model));
   Need(study->Record());
   const double precompute = Seconds([&] { Need(study->Precompute()); });
@@ -343,7 +344,7 @@ int main(int argc, char** argv) {
   Accuracy(table, directory);
   StorageRatios(table, directory);
   Uses(table, directory);
-  for (const char* curvature : {"none", "diag", "secant", "span", "hvp"}) {
+  for (const char* curvature : {"none", "diag", "secant", "multisecant", "span", "hvp"}) {
     const bool batched = std::strcmp(curvature, "span") != 0 && std::strcmp(curvature, "hvp") != 0;
     Time(table, directory, "time", 16, 128, curvature, batched ? (quick ? 500 : 10000) : 0);
   }

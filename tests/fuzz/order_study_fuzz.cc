@@ -76,6 +76,7 @@ void Open(MapFs& fs) {
   (void)(*study)->terms().DecodeErrors();
   const Order order = (*study)->base_order();
   (void)(*study)->Estimate(std::span(&order, 1));
+  (void)(*study)->Trust();
 }
 
 }  // namespace
@@ -86,6 +87,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   MapFs fs;
   fs.files = Whole();
   const char* const names[] = {"s/reference.bin", "s/terms-00000-00000.bin", "s/terms-00001-00001.bin"};
+  const auto name = [&](int at) {
+    return data[0] / 8 % 4 == 3 ? std::string("s/runs/terms-00001-00001.bin") : std::string(names[at]);
+  };
   switch (data[0] % 8) {
     case 0:
       Options(text);
@@ -100,10 +104,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 3:
     case 4:
-      fs.files[names[data[0] % 8 - 3]] = text;
+      fs.files[name(data[0] % 8 - 3)] = text;
       break;
     default: {
-      std::string& file = fs.files[names[data[0] % 8 - 5]];
+      std::string& file = fs.files[name(data[0] % 8 - 5)];
       for (size_t i = 0; i + 2 < text.size(); i += 3) {
         const size_t at = (static_cast<uint8_t>(text[i]) << 8 | static_cast<uint8_t>(text[i + 1])) % file.size();
         file[at] = static_cast<char>(file[at] ^ text[i + 2]);

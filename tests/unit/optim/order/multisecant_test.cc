@@ -124,6 +124,43 @@ TEST_F(StudyTest, WithProbeRunsEveryCurvatureBeatsTheZerothOrder) {
   }
 }
 
+// Values: what the probe runs show that estimates are off by is taken off; the identity keeps the reference's value.
+TEST_F(StudyTest, CalibratedValuesAreCloserThanWhatEitherGuessGives) {
+  for (const char* more : {"curvature=multisecant", "curvature=secant"}) {
+    const auto study = Filled(Options(std::string("optimizer=adam\nlr=0.03\nprobe_runs=8\n") + more), MlpProblem(8, 1));
+    ASSERT_NE(study, nullptr);
+    const auto orders = RandomOrders(20, 8, 3);
+    const std::vector<Metric> metrics(orders.size());
+    const auto trained = study->RetrainedLosses(orders, metrics);
+    const auto values = study->Losses(orders, {}),
+               plain = study->Losses(orders, {}, LossMode::kForward, {.calibrate = false});
+    const auto calibration = study->Calibrate({});
+    ASSERT_TRUE(trained.ok() && values.ok() && plain.ok() && calibration.ok()) << values.status();
+    EXPECT_EQ(calibration->runs, 8);
+    EXPECT_TRUE(calibration->slope >= 0.0 && calibration->slope <= 1.0) << calibration->slope;
+    EXPECT_EQ(*plain, *study->LossesOfEach(orders, metrics));
+    std::vector<double> gap, reference, mean;
+    for (size_t i = 0; i < orders.size(); ++i) {
+      gap.push_back(std::abs((*values)[i] - (*trained)[i]));
+      reference.push_back(std::abs(calibration->reference - (*trained)[i]));
+      mean.push_back(std::abs(calibration->mean - (*trained)[i]));
+    }
+    EXPECT_LT(Median(gap), Median(reference)) << more;
+    EXPECT_LT(Median(gap), Median(mean)) << more;
+    const Order identity = Identity(8);
+    EXPECT_EQ((*study->Losses(std::span(&identity, 1), {}))[0], calibration->reference);
+  }
+}
+
+TEST_F(StudyTest, FewProbeRunsCalibrateNothing) {
+  for (const char* text : {"curvature=diag", "curvature=hvp", "curvature=multisecant\nprobe_runs=3"}) {
+    const auto study = Filled(Options(std::string("optimizer=adam\nlr=0.02\n") + text), MlpProblem(5, 1));
+    const auto orders = RandomOrders(3, 5, 3);
+    EXPECT_EQ(study->Calibrate({})->runs, 0);
+    EXPECT_EQ(*study->Losses(orders, {}), *study->Losses(orders, {}, LossMode::kForward, {.calibrate = false}));
+  }
+}
+
 TEST_F(StudyTest, AStoppedFillOfProbeRunsGoesOnToTheSameFiles) {
   for (const char* more : {"", "\nsegment_bytes=1", "\nstorage=sketch-sign\nsketch_ratio=2"}) {
     const StudyOptions options =

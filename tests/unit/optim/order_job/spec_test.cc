@@ -43,6 +43,10 @@ const Refused kRefused[] = {
     {"spots", R"({"model": {"builtin": "mlp"}, "batches": 2, "matrix": {"spot_checks": 5}})", "over the 2 x 2 cells"},
     {"moments", R"({"model": {"builtin": "mlp"}, "batches": 8, "estimate": {"moments": "old"}})",
      "not one of replay, reference"},
+    {"probe_runs", R"({"model": {"builtin": "mlp"}, "batches": 8, "study": {"curvature": "none", "probe_runs": 2}})",
+     "study.probe_runs: 2; curvature none uses none"},
+    {"calibrate", R"({"model": {"builtin": "mlp"}, "batches": 8, "estimate": {"calibrate": 1}})",
+     "estimate.calibrate: not true or false"},
     {"huge", R"({"model": {"builtin": "mlp"}, "batches": 18446744073709551615})", "must be in 1..100000"},
 };
 class RefusedSpec : public testing::TestWithParam<Refused> {};
@@ -63,14 +67,14 @@ SampleOrderSpec Spec(const std::string& more) {
 
 TEST(Spec, DefaultsAndUnits) {
   const SampleOrderSpec plain = Spec("");
-  EXPECT_EQ(TotalUnits(plain), 8 + 64 + 64);  // steps, terms, steps of the probe runs
+  EXPECT_EQ(TotalUnits(plain), 8 + 64 + 9 * 8);  // steps, terms, steps of the probe runs
   EXPECT_EQ(TotalUnits(Spec(R"(, "study": {"curvature": "none"})")), 8 + 64);
   EXPECT_TRUE(PathsOf(plain).empty());
   EXPECT_FALSE(plain.search || plain.matrix);
   const SampleOrderSpec all = Spec(
       R"(, "study": {"epochs": 2, "optimizer": "sgd", "lr": [0.1]}, "estimate": {"random_orders": 5, "expansion": 0},
                                       "search": {"generations": 3}, "matrix": {}, "retrain_checks": 2, "metric": {"perplexity": true}, "threads": 3)");
-  EXPECT_EQ(TotalUnits(all), 16 * 9 + 16 * 8 + 5 + 3 + 64 + 2);
+  EXPECT_EQ(TotalUnits(all), 16 * 9 + 17 * 8 + 5 + 3 + 64 + 2);
   EXPECT_EQ(all.study.optimizer.rule, Rule::kSgd);
   EXPECT_EQ(all.study.threads, 3);
   EXPECT_EQ(all.search->estimate.expansion, 0);

@@ -2,7 +2,8 @@
 
     a  logistic regression, 8 and 16 batches, 50 random orders: parameter error beside the zeroth order, rank correlation
     b  a LLaMA of 29,000 weights on tinyshakespeare, 16 consecutive batches, 20 random orders: |perplexity estimated - retrained| beside guessing the
-       reference order's, by curvature and by storage; decay with the sketch ratio
+       reference order's, by curvature (the paper's plain definitions beside those with probe runs) and by storage; decay with the sketch ratio; the
+       curvatures again on another model and text, and over 32 batches
     c  the order that a genetic search finds beside random orders and curricula by rule; memorisation matrix of 8 batches beside the retrained one
     d  seconds of an estimate, of 10,000, of the terms, beside a training; growth with batches, parameters and rows of a batch
 
@@ -66,21 +67,26 @@ class Bench:
 def checks(result: Row) -> Row:
     """What 20 or 50 real trainings said."""
     c = result["retrain_checks"]
-    return {"error/zeroth": c["error_over_zeroth"], "error/guess": c["error_over_guess"], "absdiff": c["absdiff"], "absdiff_guess": c["absdiff_guess"],
-            "spearman": c["spearman"]}
+    found = {"error/zeroth": c["error_over_zeroth"], "error/guess": c["error_over_guess"], "absdiff": c["absdiff"], "absdiff_guess": c["absdiff_guess"],
+             "spearman": c["spearman"]}
+    for name in ("absdiff_uncalibrated", "absdiff_mean_of_probe_runs"):   # there with probe runs
+        if "calibration" in c:
+            found[name] = c[name]
+    return found
 
 
 # ---- a: logistic regression
 
 CURVATURES: Dict[str, Row] = {"none": {"curvature": "none"}, "hvp": {"curvature": "hvp"}, "diag": {"curvature": "diag", "probes": 16},
-                              "secant": {"curvature": "secant"}, "span": {"curvature": "span"}}
+                              "secant": {"curvature": "secant"}, "span": {"curvature": "span"}, "multisecant": {"curvature": "multisecant"}}
+PLAIN = ("diag", "secant", "span")   # also as the paper defines them, without probe runs
 
 
 def logistic(bench: Bench) -> None:
     for batches in (8, 16):
         for curvature, options in CURVATURES.items():
             for moments in ("replay", "reference"):
-                if moments == "reference" and curvature in ("none", "span"):
+                if moments == "reference" and curvature in ("none", "span", "multisecant"):
                     continue
                 spec = {"model": {"builtin": "logistic", "features": 20, "rows": 16, "evaluation_rows": 256, "data_seed": 1, "seed": 1}, "batches": batches,
                         "threads": 1, "study": {"optimizer": "adam", "lr": 0.05, **options}, "estimate": {"moments": moments, "seed": 2},
@@ -112,11 +118,12 @@ class Text:
                 "metric": {"perplexity": True}, "study": {"optimizer": "adam", "lr": RATE, **study}, **more}
 
 
-def prepare(bench: Bench, source: pathlib.Path) -> Text:
-    text = source.read_text()
-    folder = bench.out / "fut-model"
-    parameters = write_llama(folder, text)
-    train, dev = split_text(bench.out / "fut-text", text, 500_000, 8192)
+def prepare(bench: Bench, source: pathlib.Path, seed: int = 0) -> Text:
+    """The model drawn from `seed`, to be trained on the text from 200,000 characters times the seed on."""
+    text, name = source.read_text(), f"-{seed}" if seed else ""
+    folder = bench.out / f"fut-model{name}"
+    parameters = write_llama(folder, text, seed=seed)
+    train, dev = split_text(bench.out / f"fut-text{name}", text[200_000 * seed:], 500_000, 8192)
     return Text(str(folder), train, dev, parameters)
 
 
@@ -124,40 +131,58 @@ STORAGES: List[Row] = [{"storage": "fp16"}, {"storage": "bf16"}] + [
     {"storage": f"sketch-{kind}", "sketch_ratio": ratio} for kind in ("hadamard", "sign") for ratio in (2, 8, 32)]
 
 
-def language(bench: Bench, text: Text) -> Dict[str, Row]:
-    """Rows by name of the variant."""
-    batches, orders = (6, 4) if bench.quick else (16, 20)
+def by_curvature() -> Dict[str, Row]:
     variants = {name: dict(options, probes=4) if name == "diag" else options for name, options in CURVATURES.items()}
+    for name in PLAIN:
+        variants[f"{name}, plain"] = {**variants[name], "probe_runs": 0}
+    return variants
+
+
+def language(bench: Bench, text: Text, other: Text) -> None:
+    batches = 6 if bench.quick else 16
+    variants = by_curvature()
     for storage in STORAGES:
-        name = "diag " + " ".join(str(value) for value in storage.values())
-        variants[name] = {"curvature": "diag", "probes": 4, **storage}
+        name = "multisecant " + " ".join(str(value) for value in storage.values())
+        variants[name] = {"curvature": "multisecant", **storage}
         if storage["storage"].startswith("sketch"):
             variants[name + " shrunk"] = {**variants[name], "sketch_shrink": True}
-    for name in ("hvp", "diag", "span"):
+    for name in ("hvp", "multisecant"):
         variants[f"{name}, lr x 3"] = {**variants[name], "lr": 3 * RATE}
+    found = gaps(bench, "llama", text, batches, variants)
+    sketches(bench, found)
+    gaps(bench, "llama, other model and text", other, batches, by_curvature())
+    gaps(bench, "llama", text, 2 * batches, by_curvature())
+
+
+def gaps(bench: Bench, problem: str, text: Text, batches: int, variants: Mapping[str, Row]) -> Dict[str, Row]:
+    """Jobs of all variants; rows by name of the variant."""
     found: Dict[str, Row] = {}
+    orders = 4 if bench.quick else 20
     for name, options in variants.items():
         _, result = bench.job(text.spec(batches, study=options, estimate={"seed": 2}, retrain_checks=orders))
         found[name] = {**checks(result), "decode_error": result["decode_errors"][0], "terms_MB": result["terms_bytes"] / 1e6,
                        "precompute_s": result["precompute_seconds"], "training_s": result["retrain_checks"]["seconds_per_training"]}
-        bench.row("llama", variant=name, T=batches, n=result["parameters"], **found[name])
+        bench.row(problem, variant=name, T=batches, n=result["parameters"], **found[name])
         gap, guess = found[name]["absdiff"], found[name]["absdiff_guess"]
-        gated = name != "none" and not name.endswith("x 3")
-        bench.claim(f"llama, T={batches}, {name}: AbsDiff of perplexity, median of {orders} orders, beside the reference order's", f"{gap:.4f} beside {guess:.4f}",
+        gated = name != "none" and not name.endswith(("x 3", "plain"))
+        bench.claim(f"{problem}, T={batches}, {name}: AbsDiff of perplexity, median of {orders} orders, beside the reference order's", f"{gap:.4f} beside {guess:.4f}",
                     "below" if gated else "", gap < guess if gated else None)
-    kinds = {f"{kind}{shrunk}": [(float(ratio), found[f"diag sketch-{kind} {ratio}{shrunk}"]["absdiff"]) for ratio in (2, 8, 32)]
+    return found
+
+
+def sketches(bench: Bench, found: Mapping[str, Row]) -> None:
+    kinds = {f"{kind}{shrunk}": [(float(ratio), found[f"multisecant sketch-{kind} {ratio}{shrunk}"]["absdiff"]) for ratio in (2, 8, 32)]
              for kind in ("hadamard", "sign") for shrunk in ("", " shrunk")}
-    level = {"exact terms": found["diag"]["absdiff"], "guess": found["diag"]["absdiff_guess"]}
+    level = {"exact terms": found["multisecant"]["absdiff"], "guess": found["multisecant"]["absdiff_guess"]}
     kinds.update({label: [(2.0, value), (32.0, value)] for label, value in level.items()})
     bench.files.append(charts_orders.lines(bench.out / "fut-sketch.png", kinds, "sketched terms: AbsDiff of perplexity", "sketch ratio", "AbsDiff"))
-    return found
 
 
 # ---- c: what it is used for
 
 def curriculum(bench: Bench, text: Text) -> None:
     batches, randoms, (generations, population) = (6, 4, (2, 6)) if bench.quick else (16, 20, (10, 16))
-    spec = text.spec(batches, study={"curvature": "diag", "probes": 4}, estimate={"seed": 2}, retrain_checks=randoms,
+    spec = text.spec(batches, study={"curvature": "multisecant"}, estimate={"seed": 2}, retrain_checks=randoms,
                      search={"generations": generations, "population": population, "seed": 1})
     _, result = bench.job(spec)
     search, random = result["search"], result["retrain_checks"]["retrained"]
@@ -174,7 +199,7 @@ def curriculum(bench: Bench, text: Text) -> None:
 def matrix(bench: Bench, text: Text) -> None:
     batches = 4 if bench.quick else 8
     problems = {
-        "llama": lambda memorisation: text.spec(batches, study={"curvature": "diag", "probes": 4},
+        "llama": lambda memorisation: text.spec(batches, study={"curvature": "multisecant"},
                                                 matrix={"spot_checks": batches * batches, "memorisation": memorisation}),
         "mlp": lambda memorisation: {
             "model": {"builtin": "mlp", "features": 6, "classes": 3, "rows": 12, "evaluation_rows": 128, "hidden": 8, "drift": 0.7, "ragged": True,
@@ -214,7 +239,7 @@ def timed(bench: Bench, group: str, spec: Mapping[str, Any], orders: int, **labe
 def mlp(batches: int, hidden: int, rows: int) -> Row:
     return {"model": {"builtin": "mlp", "features": 64, "classes": 10, "rows": rows, "evaluation_rows": 64, "hidden": hidden, "drift": 0.3, "data_seed": 1,
                       "seed": 1, "precision": "float32"},
-            "batches": batches, "study": {"optimizer": "adam", "lr": 0.003, "curvature": "diag", "probes": 1, "segment_bytes": 64 << 20}}
+            "batches": batches, "study": {"optimizer": "adam", "lr": 0.003, "curvature": "diag", "probes": 1, "probe_runs": 0, "segment_bytes": 64 << 20}}
 
 
 def clock(bench: Bench, text: Optional[Text]) -> None:
@@ -225,7 +250,7 @@ def clock(bench: Bench, text: Optional[Text]) -> None:
               "rows of a batch": [base] + [timed(bench, "growth_rows", mlp(16, 128, rows), some, rows=rows) for rows in (256, 1024)]}
     at = {"batches T": "T", "parameters n": "n", "rows of a batch": "rows"}
     if text is not None:
-        language_rows = [timed(bench, "time", text.spec(4 if bench.quick else 16, batch, {"curvature": "diag", "probes": 1}), some, tokens=64 * batch)
+        language_rows = [timed(bench, "time", text.spec(4 if bench.quick else 16, batch, {"curvature": "diag", "probes": 1, "probe_runs": 0}), some, tokens=64 * batch)
                          for batch in ((8,) if bench.quick else (8, 64))]
         growth["tokens of a batch, llama"], at["tokens of a batch, llama"] = language_rows, "tokens"
     for name, rows in growth.items():
@@ -270,7 +295,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             if "a" in parts:
                 logistic(bench)
             if "b" in parts:
-                language(bench, text)
+                language(bench, text, prepare(bench, source, seed=1))
             if "c" in parts:
                 curriculum(bench, text)
                 matrix(bench, text)
