@@ -2,10 +2,13 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
+
+#include "optim/rules/buffer.h"
 
 namespace optod::engine {
 namespace {
@@ -28,18 +31,20 @@ class Pool {
         return data;
       }
     }
-    if (size > SIZE_MAX - 2 * kHugePage) return nullptr;
-    *capacity = (size + kHugePage - 1) / kHugePage * kHugePage;
+    if (size > SIZE_MAX - 3 * kHugePage) return nullptr;
+    // Blocks begin at different places within their first page (optim/rules/buffer.h says why).
+    const size_t stagger = optim::NextStagger(), whole = (size + stagger + kHugePage - 1) / kHugePage * kHugePage;
+    *capacity = whole - stagger;
     // One huge page more than needed, cut to alignment, so that every page of the block can be a huge one.
-    const size_t mapped = *capacity + kHugePage;
+    const size_t mapped = whole + kHugePage;
     void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) return nullptr;
     auto* start = static_cast<std::byte*>(raw);
     const size_t ahead = (kHugePage - reinterpret_cast<uintptr_t>(raw) % kHugePage) % kHugePage;
     if (ahead > 0) munmap(start, ahead);
-    if (kHugePage - ahead > 0) munmap(start + ahead + *capacity, kHugePage - ahead);
-    madvise(start + ahead, *capacity, MADV_HUGEPAGE);
-    return start + ahead;
+    if (kHugePage - ahead > 0) munmap(start + ahead + whole, kHugePage - ahead);
+    madvise(start + ahead, whole, MADV_HUGEPAGE);
+    return start + ahead + stagger;
   }
 
   void Give(std::byte* data, size_t capacity) {
@@ -51,7 +56,8 @@ class Pool {
         return;
       }
     }
-    munmap(data, capacity);
+    const size_t stagger = reinterpret_cast<uintptr_t>(data) % kHugePage;
+    munmap(data - stagger, capacity + stagger);
   }
 
   size_t kept() {

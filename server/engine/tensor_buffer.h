@@ -1,6 +1,7 @@
 #pragma once
 /// Memory for flat parameter and gradient buffers. First touch of fresh pages costs more than the step that follows
-/// (some 10 us a 4 KiB page), so blocks are advised for huge pages and go back to a pool when their last user lets go.
+/// (some 10 us a 4 KiB page), so blocks are advised for huge pages and go back to a pool when their last user lets go. Large
+/// blocks begin at different places within their pages.
 /// Thread-safe; a buffer itself is plain memory.
 
 #include <cstddef>

@@ -1,8 +1,11 @@
 // Pooled buffers, layouts, snapshots, recorded gradients.
+#include <cstdint>
 #include <cstring>
+#include <set>
 
 #include "base/crc32c.h"
 #include "numeric_testing.h"
+#include "optim/rules/buffer.h"
 #include "server/engine/snapshot.h"
 
 namespace optod::engine {
@@ -26,6 +29,26 @@ TEST(TensorBuffer, IsAlignedAndComesBackFromThePool) {
   first = nullptr;
   EXPECT_EQ(TensorBuffer::Make(9 << 20)->data(), place);
   EXPECT_EQ(TensorBuffer::Make(size_t{1} << 60), nullptr);
+}
+
+// A power of two apart, the streams of a step would share cache sets and memory banks.
+TEST(TensorBuffer, LargeBlocksOfOneSizeBeginAtDifferentPlacesOfTheirPages) {
+  std::vector<std::shared_ptr<TensorBuffer>> buffers;
+  std::set<uintptr_t> places;
+  for (int i = 0; i < 4; ++i) {
+    buffers.push_back(TensorBuffer::Make(size_t{32} << 20));
+    std::memset(buffers.back()->data(), i, buffers.back()->size());  // all of it is there
+    places.insert(reinterpret_cast<uintptr_t>(buffers.back()->data()) % 4096);
+  }
+  EXPECT_EQ(places.size(), 4u);
+  std::set<uintptr_t> rule_places;
+  for (int i = 0; i < 4; ++i) {
+    optim::Buffer buffer(size_t{32} << 20);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 64, 0u);
+    std::memset(buffer.data(), i, buffer.size());
+    rule_places.insert(reinterpret_cast<uintptr_t>(buffer.data()) % 4096);
+  }
+  EXPECT_EQ(rule_places.size(), 4u);
 }
 
 Layout MakeLayout() {
