@@ -62,19 +62,21 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 }
 
 /// A function of single elements whose value does not depend on where in x they stand. LibTorch computes two vectors at a
-/// time and what is left at the end of each thread's part with scalar code, whose exp has other last bits; so parts are
-/// whole rows here, and of one row each when its length leaves something. Not differentiable.
+/// time and what is left at the end with scalar code, whose exp has other last bits; so rows are made whole vectors here,
+/// and threads take whole rows (where nothing is differentiated; else LibTorch divides them).
 template <typename Function>
-at::Tensor ByWholeRows(const at::Tensor& x, Function function) {
+at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
   constexpr int64_t kTwoVectors = 32, kGrain = 32768;
-  const int64_t rows = x.size(0), width = x.size(1);
-  const at::Tensor in = x.contiguous(), out = at::empty_like(in);
+  const int64_t rows = x.size(0), width = x.size(1), left = (kTwoVectors - width % kTwoVectors) % kTwoVectors;
+  const at::Tensor in = left == 0 ? x.contiguous() : at::cat({x, at::zeros({rows, left}, x.options())}, 1);
+  const auto cut = [&](const at::Tensor& y) { return left == 0 ? y : y.slice(1, 0, width).contiguous(); };
+  if (at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined()) return cut(function(in));
+  const at::Tensor out = at::empty_like(in);
   at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;  // is a thread's own
-    const int64_t step = width % kTwoVectors == 0 ? end - begin : 1;
-    for (int64_t r = begin; r < end; r += step) out.slice(0, r, r + step).copy_(function(in.slice(0, r, r + step)));
+    out.slice(0, begin, end).copy_(function(in.slice(0, begin, end)));
   });
-  return out;
+  return cut(out);
 }
 
 }  // namespace
@@ -153,8 +155,7 @@ at::Tensor Model::Activate(const at::Tensor& x) const {
         return at::gelu(in);
     }
   };
-  const bool differentiated = at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined();
-  return differentiated ? activate(x) : ByWholeRows(x, activate);
+  return ByWholeVectors(x, activate);
 }
 
 at::Tensor Model::Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
