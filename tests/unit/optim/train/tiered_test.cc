@@ -74,7 +74,6 @@ class TieredRuns : public testing::Test {
   }
   std::string ModelBytes(const std::string& name, int attempt = 1) const { return Saved(name, attempt, "model.safetensors"); }
   std::string Adapter(const std::string& name, int attempt = 1) const { return Saved(name, attempt, "adapter_model.safetensors"); }
-  }
   size_t BlockFiles() const {
     size_t count = 0;
     for (const auto& entry : std::filesystem::directory_iterator(folder_.path()))
