@@ -163,6 +163,30 @@ TEST_F(QueueTest, AJobRunsFromSubmitToSuccess) {
   EXPECT_EQ(events->size(), 5u);  // queued, scheduled, running, progress, succeeded
 }
 
+// Memory is said by GetJob alone: a model has hundreds of tensors. A new attempt starts without it.
+TEST_F(QueueTest, MemoryIsOfTheNewestAttemptAndNotInListsAndEvents) {
+  ASSERT_TRUE(Submit("a").ok());
+  queue_->Tick();
+  FakeChannel channel;
+  ASSERT_TRUE(Attach("a", 0, &channel).ok());
+  v1::WorkerMessage memory, progress;
+  memory.mutable_memory()->set_peak_bytes(77);
+  memory.mutable_memory()->add_tensors()->set_name("w");
+  progress.mutable_progress()->set_step(4);
+  ASSERT_TRUE(queue_->OnMessage(&channel, memory).ok());
+  ASSERT_TRUE(queue_->OnMessage(&channel, progress).ok());
+  EXPECT_EQ(Show("a").memory().peak_bytes(), 77u);
+  EXPECT_EQ(Show("a").memory().tensors(0).name(), "w");
+  EXPECT_FALSE(queue_->List("u").at(0).has_memory());
+  bool ended = false;
+  for (const v1::JobEvent& event : *queue_->Events("u", "a", 0, 100, &ended)) EXPECT_FALSE(event.job().has_memory());
+  queue_->Detach(&channel);
+  launcher_.started[0].on_exit({-1, SIGKILL});
+  queue_->Tick();
+  ASSERT_EQ(Show("a").attempt(), 2);
+  EXPECT_FALSE(Show("a").has_memory());
+}
+
 TEST_F(QueueTest, OrderIsPriorityThenFairnessThenAge) {
   ASSERT_TRUE(Submit("old").ok());
   ASSERT_TRUE(Submit("other", "", "v").ok());

@@ -52,6 +52,7 @@ class Runs : public testing::Test {
   struct Outcome {
     TrainResult result;
     std::vector<double> losses;
+    std::vector<TrainMemory> memories;  ///< told while it ran
   };
   absl::StatusOr<Outcome> Go(const TrainSpec& spec, const std::string& name, int attempt,
                              int64_t stop_after = 1 << 20) {
@@ -62,6 +63,7 @@ class Runs : public testing::Test {
       if (metrics.contains("loss")) outcome.losses.push_back(metrics.at("loss"));
       last = step;
     };
+    hooks.memory = [&](const TrainMemory& memory) { outcome.memories.push_back(memory); };
     hooks.stop = [&] { return last >= stop_after; };
     auto result = RunTraining(spec, folder_.path() + "/" + name, attempt, hooks);
     if (!result.ok() && !absl::IsCancelled(result.status())) return result.status();
@@ -178,6 +180,43 @@ TEST_F(Runs, ThreadsDoNotChangeAReplay) {
   zo::SetStreamThreads(threads);
   ASSERT_TRUE(resumed.ok());
   EXPECT_EQ(resumed->result.parameters_sha256, whole->result.parameters_sha256);
+}
+
+struct MemoryCase {
+  const char *optimizer, *scheme;
+  int64_t states;     ///< numbers of state a trained one
+  int64_t gradients;  ///< bytes of gradients held over bytes of trained numbers
+  bool own;           ///< trains weights of the model
+};
+
+// What is counted must add up; what is measured must be there.
+TEST_F(Runs, SayWhereTheirMemoryIs) {
+  const int64_t model = RandomModel(kSmallModels[1].config).weights.parameters() * 4;
+  for (const MemoryCase& c : {MemoryCase{R"({"name": "zo-sgd", "lr": 1e-3})", "full", 0, 0, true},
+                              MemoryCase{R"({"name": "zo-adam", "lr": 1e-3})", "full", 2, 0, true},
+                              MemoryCase{R"({"name": "zo-sgd-mmt", "lr": 1e-3})", "lora", 1, 0, false},
+                              MemoryCase{R"({"name": "adamw", "lr": 1e-3})", "full", 2, 1, true},
+                              MemoryCase{R"({"name": "adamw", "lr": 1e-3})", "lora", 2, 1, false},
+                              MemoryCase{R"({"name": "sgd", "lr": 1e-3, "momentum": 0.9})", "head", 1, 1, true}}) {
+    auto outcome = Go(Spec(c.optimizer, c.scheme), std::string(c.scheme) + Sha256Hex(c.optimizer).substr(0, 8), 1);
+    ASSERT_TRUE(outcome.ok()) << outcome.status();
+    ASSERT_FALSE(outcome->memories.empty()) << c.optimizer;
+    const TrainMemory& memory = outcome->result.memory;
+    int64_t parameters = 0, state = 0;
+    for (const TrainMemory::Tensor& tensor : memory.tensors) {
+      EXPECT_GE(tensor.state, c.states * tensor.parameters) << tensor.name;
+      EXPECT_LE(tensor.state, c.states * tensor.parameters + 8) << tensor.name;  // a count of steps
+      parameters += tensor.parameters;
+      state += tensor.state;
+    }
+    EXPECT_GT(parameters, 0);
+    EXPECT_EQ(memory.parameters, parameters);
+    EXPECT_EQ(memory.frozen, model - (c.own ? parameters : 0)) << c.optimizer << " " << c.scheme;
+    EXPECT_GE(memory.state, state);
+    EXPECT_EQ(memory.gradients, c.gradients * parameters) << c.optimizer << " " << c.scheme;
+    EXPECT_GT(memory.before, 0);
+    EXPECT_GE(memory.peak, memory.before);
+  }
 }
 
 TEST_F(Runs, ANaNLossIsSkippedAndTheRunGoesOn) {
