@@ -362,7 +362,7 @@ class Run {
   /// A user must not take an estimate that knows less than the reference run does.
   absl::Status Warn(Json* part) {
     const double gap = (*part)["absdiff"], guess = (*part)["absdiff_guess"];
-    if (gap < guess || guess == 0.0) return absl::OkStatus();
+    if (gap < guess || guess == 0.0) return WarnOfSlope(part);
     const bool stored = spec_.study.curvature != Curvature::kHvp;
     const std::string text =
         Cat("estimates are off by ", gap, " in the median of ", (*part)["orders"].get<size_t>(),
@@ -371,6 +371,21 @@ class Run {
                 ? "study: {curvature: multisecant} with as many probe_runs as batches, or hvp, is closer; "
                 : "",
             "so is a smaller lr, a lossless storage, or more examples a batch");
+    (*part)["warning"] = text;
+    hooks_.log(Cat("warning: ", text));
+    return absl::OkStatus();
+  }
+
+  /// Close in the median, yet no better than one value for all orders.
+  absl::Status WarnOfSlope(Json* part) {
+    constexpr double kTells = 0.2;
+    if (!part->contains("calibration")) return absl::OkStatus();
+    const double slope = (*part)["calibration"]["slope"];
+    if (slope >= kTells) return absl::OkStatus();
+    const std::string text =
+        Cat("the probe runs show that estimates follow trainings with a slope of ", slope,
+            ": values are close to the mean of the probe runs, and the differences between orders that they show are "
+            "mostly noise; a smaller lr, fewer positions, or more examples a batch would be estimated better");
     (*part)["warning"] = text;
     hooks_.log(Cat("warning: ", text));
     return absl::OkStatus();

@@ -122,6 +122,25 @@ TEST_F(RunTest, BudgetsAreRules) {
   EXPECT_THAT(std::string(memory.status().message()), testing::HasSubstr("memory_budget: 64 bytes"));
 }
 
+// Without curvature the last of 16 positions are far off; the result says so. With probe runs it need not.
+TEST_F(RunTest, EstimatesThatSayNothingAreWarnedOf) {
+  const auto job = [&](const char* folder, const char* study) {
+    const auto result = Run(folder, std::string(R"({"model": {"builtin": "logistic", "features": 20, "rows": 16,
+      "data_seed": 1, "seed": 1}, "batches": 16, "threads": 1, "estimate": {"seed": 2}, "retrain_checks": 50, "study": )") +
+                                        study + "}");
+    EXPECT_TRUE(result.ok()) << result.status();
+    return Json::parse(result.value_or("{}"))["retrain_checks"];
+  };
+  const Json wild = job("wild", R"({"optimizer": "adam", "lr": 0.05, "curvature": "none"})");
+  ASSERT_TRUE(wild.contains("warning")) << wild["absdiff"] << wild["absdiff_guess"];
+  EXPECT_THAT(wild["warning"].get<std::string>(), testing::HasSubstr("these estimates say nothing"));
+  EXPECT_FALSE(wild.contains("calibration"));
+  const Json tame = job("tame", R"({"optimizer": "adam", "lr": 0.05})");
+  EXPECT_FALSE(tame.contains("warning")) << tame["warning"];
+  EXPECT_GT(tame["calibration"]["slope"], 0.2);
+  EXPECT_LT(tame["absdiff"], tame["absdiff_mean_of_probe_runs"]);
+}
+
 TEST(Files, HeadersAreAligned) {
   for (const std::vector<int64_t>& shape : {std::vector<int64_t>{}, {7}, {123456, 3}, {1, 2, 3}}) {
     const std::string header = NpyHeader(shape, "<f8");
