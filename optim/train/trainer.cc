@@ -191,7 +191,7 @@ class Run {
   }
 
   void TellMemory() {
-    const int64_t peak = PeakRss();
+    const int64_t peak = std::max(PeakRss(), memory_.before);  // the kernel counts either by threads: some pages apart
     if (peak == memory_.peak) return;
     memory_.peak = peak;
     if (tiered_ == nullptr) CountMemory();
