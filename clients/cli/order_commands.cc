@@ -22,7 +22,7 @@ struct Asked {
   std::vector<int> batches, evaluations;
   int expansion = -1, random = 0, generations = 0, population = 0, spot_checks = 0;
   uint64_t seed = 0;
-  bool perplexity = false, retrain = false, generalisation = false, trajectory = false;
+  bool perplexity = false, retrain = false, generalisation = false, trajectory = false, uncalibrated = false;
 };
 
 std::string Digits(double value) {
@@ -62,6 +62,7 @@ v1::OrderEstimateOptions OptionsOf(const Asked& asked) {
   if (asked.expansion >= 0) options.set_expansion(asked.expansion);
   options.set_moments(asked.moments == "reference" ? v1::OrderEstimateOptions::REFERENCE
                                                    : v1::OrderEstimateOptions::REPLAY);
+  options.set_uncalibrated(asked.uncalibrated);
   options.set_loss(asked.loss == "linear" ? v1::OrderEstimateOptions::LINEAR : v1::OrderEstimateOptions::FORWARD);
   return options;
 }
@@ -273,7 +274,9 @@ void AddOrderCommands(CLI::App& root, App& app) {
     c->add_option("--expansion", a.expansion, "0 no curvature, 1 first, 2 second order [the most that is stored]")
         ->check(CLI::Range(0, 2));
     c->add_option("--moments", a.moments, "replay or reference")->check(CLI::IsMember({"replay", "reference"}));
-    if (loss) c->add_option("--loss", a.loss, "forward or linear")->check(CLI::IsMember({"forward", "linear"}));
+    if (!loss) return;
+    c->add_option("--loss", a.loss, "forward or linear")->check(CLI::IsMember({"forward", "linear"}));
+    c->add_flag("--uncalibrated", a.uncalibrated, "without what the study's probe runs taught");
   };
   add("show", "options, sizes, what is filled", &Show);
   {

@@ -47,6 +47,7 @@ Metric MetricOf(const v1::OrderMetric& message) {
 
 absl::StatusOr<order::EstimateOptions> OptionsOf(const v1::OrderEstimateOptions& message) {
   order::EstimateOptions options;
+  options.calibrate = !message.uncalibrated();
   if (message.has_expansion()) {
     if (message.expansion() < 0 || message.expansion() > 2)
       return InvalidArgument("options.expansion: ", message.expansion(), "; must be 0, 1 or 2");

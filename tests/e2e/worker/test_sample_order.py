@@ -108,7 +108,6 @@ def test_a_bad_job_is_refused_at_once(client, changes, message):
 
 @pytest.mark.parametrize("changes, message", [
     ({"study": {**MLP["study"], "disk_budget": 100}}, "disk_budget: 100 bytes; this study takes"),
-    ({"study": {**MLP["study"], "memory_budget": 64}, "estimate": {"random_orders": 1}}, "memory_budget: 64 bytes, half of it for probe runs"),
     ({"study": {**MLP["study"], "lr": [0.1, 0.2]}}, "lr: 2 numbers; must be 1 or 6"),
     ({"study": {**MLP["study"], "reference_order": [0, 0, 1, 2, 3, 4]}}, "stands twice"),
     ({"model": {**MLP["model"], "table": "/nowhere.csv"}}, "model.table: no such file"),
@@ -180,10 +179,15 @@ def test_matrix(study, tmp_path):
     assert matrix.values.shape == (T, T) and len(matrix.spots) == 4
     for batch, position, estimated, _ in matrix.spots:
         assert matrix.values[int(batch), int(position)] == estimated
-    moved = [2, 0, 1, 3, 4, 5]
-    assert study.matrix(generalisation=True).values[2, 0] == study.estimate(moved).value
     for name in ("map.svg", "map.png"):
         assert pathlib.Path(matrix.draw(tmp_path / name)).stat().st_size > 500
+
+
+def test_the_matrix_holds_estimates_that_are_not_calibrated(study):
+    moved = [2, 0, 1, 3, 4, 5]
+    raw = study.estimate(moved, calibrate=False).value
+    assert study.matrix(generalisation=True).values[2, 0] == raw == study.estimates([moved], calibrate=False)[0]
+    assert study.estimate(moved).value == study.estimates([moved])[0] != raw
 
 
 def test_export(study, tmp_path):
@@ -256,6 +260,9 @@ def test_a_job_of_another_kind(client, tmp_path):
 
 def test_a_budget_of_memory_that_is_too_small(client):
     small = client.orders.create({**MLP, "study": {**MLP["study"], "memory_budget": 64}})
+    with pytest.raises(optod.jobs.JobFailed, match="memory_budget: 64 bytes, half of it for probe runs"):
+        small.wait(DEADLINE)
+    small = client.orders.create({**MLP, "study": {**MLP["study"], "memory_budget": 64, "probe_runs": 0}})
     small.wait(DEADLINE)
     with pytest.raises(optod.errors.ResourceExhausted, match="memory_budget: 64 bytes"):
         small.estimate(orders(1)[0])

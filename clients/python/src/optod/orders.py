@@ -81,8 +81,8 @@ def _metric(batches: Iterable[int], evaluations: Iterable[int], perplexity: bool
     return pb.OrderMetric(batches=list(batches), evaluations=list(evaluations), perplexity=perplexity)
 
 
-def _options(expansion: Optional[int], moments: str, loss: str) -> pb.OrderEstimateOptions:
-    options = pb.OrderEstimateOptions(moments=_choice(pb.OrderEstimateOptions.Moments, "moments", moments),
+def _options(expansion: Optional[int], moments: str, loss: str, calibrate: bool = True) -> pb.OrderEstimateOptions:
+    options = pb.OrderEstimateOptions(moments=_choice(pb.OrderEstimateOptions.Moments, "moments", moments), uncalibrated=not calibrate,
                                       loss=_choice(pb.OrderEstimateOptions.Loss, "loss", loss))
     if expansion is not None:
         options.expansion = expansion
@@ -175,22 +175,22 @@ class Study:
 
     def estimate(self, order: Order, *, batches: Iterable[int] = (), evaluations: Iterable[int] = (), perplexity: bool = False,
                  expansion: Optional[int] = None, moments: str = "replay", loss: str = "forward", retrain: bool = False,
-                 expected: Optional[Mapping[str, Any]] = None, timeout: float = 3600.0) -> Estimate:
-        """One order.  retrain: train it for real, too."""
+                 calibrate: bool = True, expected: Optional[Mapping[str, Any]] = None, timeout: float = 3600.0) -> Estimate:
+        """One order.  retrain: train it for real, too.  calibrate=False: without what the study's probe runs taught."""
         request = pb.EstimateOrderRequest(study=self.name, order=_order(order), metric=_metric(batches, evaluations, perplexity),
-                                          options=_options(expansion, moments, loss), expected=_expected(expected), retrain=retrain)
+                                          options=_options(expansion, moments, loss, calibrate), expected=_expected(expected), retrain=retrain)
         answer = self._transport.call(self._stub.EstimateOrder, request, timeout=timeout)
         return Estimate(answer.value, answer.reference_value, answer.distance, answer.seconds,
                         answer.retrained if answer.HasField("retrained") else None, answer.error if answer.HasField("error") else None,
                         answer.retrain_seconds)
 
     def estimates(self, orders: Iterable[Order], *, batches: Iterable[int] = (), evaluations: Iterable[int] = (), perplexity: bool = False,
-                  expansion: Optional[int] = None, moments: str = "replay", loss: str = "forward",
+                  expansion: Optional[int] = None, moments: str = "replay", loss: str = "forward", calibrate: bool = True,
                   expected: Optional[Mapping[str, Any]] = None) -> np.ndarray:
-        """Any number of orders: float64 array of their values, in order."""
+        """Any number of orders: float64 array of their values, in order.  calibrate: as of `estimate`."""
         def requests() -> Iterator[pb.EstimateOrdersRequest]:
             head = pb.EstimateOrdersRequest(study=self.name, metric=_metric(batches, evaluations, perplexity),
-                                            options=_options(expansion, moments, loss), expected=_expected(expected))
+                                            options=_options(expansion, moments, loss, calibrate), expected=_expected(expected))
             some: list = []
             for order in orders:
                 some.append(_order(order))
