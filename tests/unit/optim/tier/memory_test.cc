@@ -89,7 +89,7 @@ Measured RunApart(const MlpShape& shape, int64_t device_budget, uint32_t steps, 
   return measured;
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(OPTOD_THREAD_SANITIZER)
 #define SKIP_IF_SANITIZED() GTEST_SKIP() << "sanitizers keep memory of their own"
 #else
 #define SKIP_IF_SANITIZED() (void)0
