@@ -93,26 +93,31 @@ void ExpectSame(const TrainResult& a, const TrainResult& b) {
 struct TieredCase {
   std::string name, tier, optimizer;
 };
-class EveryFamilyTiered : public TieredRuns, public testing::WithParamInterface<nn::SmallModel> {};
+class DiskBesideResident : public TieredRuns, public testing::WithParamInterface<nn::SmallModel> {
+ protected:
+  void ExpectDiskEqualsResident(const nn::SmallModel& model) {
+    Make(model.config);
+    const auto resident = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", ""), "resident", 1);
+    ASSERT_TRUE(resident.ok()) << resident.status();
+    const auto tiered = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", kOnDisk), "tiered", 1);
+    ASSERT_TRUE(tiered.ok()) << tiered.status();
+    EXPECT_EQ(tiered->losses, resident->losses);
+    ExpectSame(tiered->result, resident->result);
+    EXPECT_TRUE(ModelBytes("tiered") == ModelBytes("resident"));
+    EXPECT_EQ(BlockFiles(), 0u) << "a finished run leaves no block file";
+    EXPECT_GT(tiered->last.at("tier/read_bytes"), 0);
+  }
+};
+
+class EveryFamilyTiered : public DiskBesideResident {};
 INSTANTIATE_TEST_SUITE_P(Models, EveryFamilyTiered, testing::ValuesIn(kSmallModels),
                          [](const auto& info) { return info.param.name; });
 
-TEST_P(EveryFamilyTiered, FromDiskEqualsResident) {
-  Make(GetParam().config);
-  const auto resident = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", ""), "resident", 1);
-  ASSERT_TRUE(resident.ok()) << resident.status();
-  const auto tiered = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", kOnDisk), "tiered", 1);
-  ASSERT_TRUE(tiered.ok()) << tiered.status();
-  EXPECT_EQ(tiered->losses, resident->losses);
-  ExpectSame(tiered->result, resident->result);
-  EXPECT_TRUE(ModelBytes("tiered") == ModelBytes("resident"));
-  EXPECT_EQ(BlockFiles(), 0u) << "a finished run leaves no block file";
-  EXPECT_GT(tiered->last.at("tier/read_bytes"), 0);
-}
+TEST_P(EveryFamilyTiered, FromDiskEqualsResident) { ExpectDiskEqualsResident(GetParam()); }
 
 /// Where the last bits depend on how the work is cut: a vocabulary of several pieces and units, the last not full; rows
 /// that are no multiple of LibTorch's vectors.
-class OddSizes : public TieredRuns, public testing::WithParamInterface<nn::SmallModel> {};
+class OddSizes : public DiskBesideResident {};
 INSTANTIATE_TEST_SUITE_P(
     Models, OddSizes,
     testing::Values(nn::SmallModel{"tied", R"({"model_type": "llama", "vocab_size": 20001, "hidden_size": 64, "intermediate_size": 36,
@@ -126,16 +131,7 @@ INSTANTIATE_TEST_SUITE_P(
       "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 34, "type_vocab_size": 2})"}),
     [](const auto& info) { return info.param.name; });
 
-TEST_P(OddSizes, FromDiskEqualsResident) {
-  Make(GetParam().config);
-  const auto resident = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", ""), "resident", 1);
-  ASSERT_TRUE(resident.ok()) << resident.status();
-  const auto tiered = Go(*Spec(R"({"name": "zo-sgd", "lr": 1e-3})", kOnDisk), "tiered", 1);
-  ASSERT_TRUE(tiered.ok()) << tiered.status();
-  EXPECT_EQ(tiered->losses, resident->losses);
-  ExpectSame(tiered->result, resident->result);
-  EXPECT_TRUE(ModelBytes("tiered") == ModelBytes("resident"));
-}
+TEST_P(OddSizes, FromDiskEqualsResident) { ExpectDiskEqualsResident(GetParam()); }
 
 class EveryTier : public TieredRuns, public testing::WithParamInterface<TieredCase> {};
 INSTANTIATE_TEST_SUITE_P(
