@@ -5,7 +5,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import tiny_model  # noqa: E402
-from live_jobs import LONG, Jobs, LiveServer  # noqa: E402
+from live_jobs import LONG, Jobs, LiveServer, run_undisturbed  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +35,4 @@ def shared_jobs(tmp_path_factory, folder):
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory, folder):
     """(result, losses by step) of LONG when nobody disturbs it."""
-    server = LiveServer(tmp_path_factory.mktemp("plain") / "data").start()
-    one = Jobs(server, folder)
-    name = one.submit(**LONG)
-    kept = one.result(name), one.losses(name)
-    assert server.stop() == 0
-    return kept
+    return run_undisturbed(tmp_path_factory.mktemp("plain") / "data", folder, LONG)

@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from live_jobs import Jobs, LiveServer
+from live_jobs import Jobs, LiveServer, run_undisturbed
 from worker_binary import needs_worker, run_worker
 
 pytestmark = needs_worker
@@ -55,12 +55,7 @@ def test_processes_give_the_bits_of_threads_and_the_values_of_one_worker(shared_
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, folder):
     """(result, losses by step) of LONG when nobody disturbs it."""
-    server = LiveServer(tmp_path_factory.mktemp("plain") / "data").start()
-    one = Jobs(server, folder)
-    name = one.submit(**LONG)
-    kept = one.result(name), one.losses(name)
-    assert server.stop() == 0
-    return kept
+    return run_undisturbed(tmp_path_factory.mktemp("plain") / "data", folder, LONG)
 
 
 def assert_as_undisturbed(jobs, name, undisturbed):
