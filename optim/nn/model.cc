@@ -82,8 +82,7 @@ at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
 }  // namespace
 
 Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths,
-             int64_t past_tokens, int64_t shift, int lanes)
-    : tokens(lanes * static_cast<int64_t>(token_ids.size())), past(past_tokens) {
+             int64_t past, int64_t shift, int lanes) {
   std::vector<int64_t> place;
   for (int lane = 0; lane < lanes; ++lane) {
     for (int64_t length : lengths) {
@@ -98,11 +97,28 @@ Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vec
   const size_t once = token_ids.size();
   token_ids.reserve(once * static_cast<size_t>(lanes));
   for (size_t i = once; i < once * static_cast<size_t>(lanes); ++i) token_ids.push_back(token_ids[i - once]);
+  Place(config, std::move(token_ids), std::move(place));
+}
+
+Batch Batch::Next(const ModelConfig& config, std::vector<int64_t> token_ids, const std::vector<int64_t>& past,
+                  int64_t shift) {
+  Batch batch;
+  std::vector<int64_t> place;
+  for (size_t i = 0; i < past.size(); ++i) {
+    place.push_back(past[i] + shift);
+    batch.runs.push_back({static_cast<int64_t>(i), 1, 1, 0, MaskOf(config, 1, past[i])});
+  }
+  batch.Place(config, std::move(token_ids), std::move(place));
+  return batch;
+}
+
+void Batch::Place(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> places) {
+  tokens = static_cast<int64_t>(token_ids.size());
   if (config.rotary()) {
-    RotaryTables(config, place, &cos, &sin);
+    RotaryTables(config, places, &cos, &sin);
   } else {
-    for (int64_t& p : place) p += config.position_offset;
-    positions = Ints(place);
+    for (int64_t& p : places) p += config.position_offset;
+    positions = Ints(places);
   }
   ids = Ints(token_ids);
 }
@@ -207,10 +223,11 @@ at::Tensor Model::Attention(const BlockOps& ops, const at::Tensor& x, const Batc
   }
   q = q.mul(1.0 / std::sqrt(static_cast<double>(d)));
   std::vector<at::Tensor> parts;
-  for (const Batch::Run& run : batch.runs) {
+  for (size_t r = 0; r < batch.runs.size(); ++r) {
+    const Batch::Run& run = batch.runs[r];
     const int64_t end = run.begin + run.sequences * run.length;
     parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
-                              ops.Prefix(run.lane), cache));
+                              ops.Prefix(run.lane), cache == nullptr ? nullptr : cache + r));
   }
   return ops.Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), layer_.o, layer_.o_bias);
 }

@@ -39,6 +39,9 @@ class Batch {
   /// repeated so many times, for as many versions of the parameters; the first T tokens belong to lane 0.
   Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0,
         int64_t shift = 0, int lanes = 1);
+  /// One more token of several sequences: ids[i] after the past[i] tokens of sequence i, each a run of its own.
+  static Batch Next(const ModelConfig& config, std::vector<int64_t> ids, const std::vector<int64_t>& past,
+                    int64_t shift = 0);
 
   struct Run {
     int64_t begin = 0, sequences = 0, length = 0;
@@ -49,7 +52,11 @@ class Batch {
   at::Tensor positions;  ///< [T] int64, rows of the table of learned positions
   at::Tensor cos, sin;   ///< [T, 1, head_dim], rotary families
   std::vector<Run> runs;
-  int64_t tokens = 0, past = 0;
+  int64_t tokens = 0;
+
+ private:
+  Batch() = default;
+  void Place(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> places);
 };
 
 /// Projections that low-rank adapters may add to.
@@ -101,7 +108,7 @@ class Model {
   /// Rows already gathered: tokens [T, hidden]; positions, types [T, hidden] or undefined.
   at::Tensor Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
                    const BlockOps& embed) const;
-  /// `cache`: keys and values of earlier tokens, replaced by all; nullptr = none kept.
+  /// `cache`: of every run of the batch, keys and values of its earlier tokens, replaced by all; nullptr = none kept.
   at::Tensor Layer(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache = nullptr) const;
   /// Final norm, or RoBERTa's transform: what the vocabulary matrix is applied to.
   at::Tensor Final(const BlockOps& head, const at::Tensor& x) const;

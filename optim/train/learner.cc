@@ -65,10 +65,10 @@ absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec) {
 
 absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify,
                                                      const std::string& own, const std::string& before,
-                                                     ScalarExchange* exchange) {
+                                                     ScalarExchange* exchange, const Answering* answering) {
   if (spec.parallel.workers > 1 && exchange == nullptr)
     return Unimplemented("parallel.workers: ", spec.parallel.workers, "; this worker has no way to the others");
-  const LearnerArgs args{spec, engine, classify, own, before, exchange};
+  const LearnerArgs args{spec, engine, classify, own, before, exchange, answering};
   if (!spec.zeroth_order) return MakeFirstOrder(args);
   return spec.hybrid.blocks > 0 ? MakeHybrid(args) : MakeZerothOrder(args);
 }

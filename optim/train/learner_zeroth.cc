@@ -42,6 +42,7 @@ class ZerothOrder final : public Learner {
         classify_(args.classify),
         engine_(args.engine),
         exchange_(args.exchange),
+        answering_(spec_.objective == "loss" ? nullptr : args.answering),
         hyper_(hyper),
         groups_(std::move(groups)),
         log_(std::move(log)),
@@ -95,7 +96,7 @@ class ZerothOrder final : public Learner {
     } else if (hyper_.rule == zo::Rule::kForwardGrad) {
       ASSIGN_OR_RETURN(outcome, ByForwardMode(part, mask, &record));
     } else if (hyper_.rule == zo::Rule::kPlain && hyper_.sides == zo::Sides::kTwo) {
-      ASSIGN_OR_RETURN(outcome, BySweeps(part, mask, &record));
+      ASSIGN_OR_RETURN(outcome, ByPairs(part, mask, &record));
     } else {
       ASSIGN_OR_RETURN(outcome, ByProcedure(part, mask, &record));
     }
@@ -157,16 +158,16 @@ class ZerothOrder final : public Learner {
     return absl::OkStatus();
   }
 
-  /// Both points of every direction in one sweep over the blocks.
-  absl::StatusOr<StepOutcome> BySweeps(Batch batch, const Mask& mask, ReplayRecord* record) {
+  /// Both points of every direction, this worker's or all.
+  absl::StatusOr<StepOutcome> ByPairs(Batch batch, const Mask& mask, ReplayRecord* record) {
     const bool mine_only = exchange_ != nullptr && spec_.parallel.share == "queries";
     const int first = mine_only ? exchange_->rank() : 0, count = mine_only ? 1 : hyper_.queries;
     std::vector<double> plus, minus;
     for (int q = first; q < first + count; ++q) {
-      ASSIGN_OR_RETURN(const ScoredPair pair,
-                       engine_.ScorePair(Along(record->step, static_cast<uint32_t>(q), mask), batch));
-      plus.push_back(ValueAt(batch, pair.plus));
-      minus.push_back(ValueAt(batch, pair.minus));
+      ASSIGN_OR_RETURN(const auto pair, answering_ == nullptr ? InOneSweep(batch, mask, record->step, q)
+                                                              : OneAfterTheOther(batch, mask, record->step, q));
+      plus.push_back(pair.first);
+      minus.push_back(pair.second);
     }
     zo::ZoHyper now = hyper_;
     now.lr = record->lr;
@@ -174,6 +175,32 @@ class ZerothOrder final : public Learner {
     ASSIGN_OR_RETURN(const zo::ProjectedGradients projected, zo::ProjectLosses(now, plus, minus));
     record->g = projected.g;
     return StepOutcome{plus[0], !projected.usable, projected.reason};
+  }
+  using Pair = absl::StatusOr<std::pair<double, double>>;
+  /// In one sweep over the blocks.
+  Pair InOneSweep(Batch batch, const Mask& mask, uint32_t step, int q) {
+    ASSIGN_OR_RETURN(const ScoredPair pair, engine_.ScorePair(Along(step, static_cast<uint32_t>(q), mask), batch));
+    return std::pair(ValueAt(batch, pair.plus), ValueAt(batch, pair.minus));
+  }
+  /// In a copy of what is trained: answers are many passes over the same values.
+  Pair OneAfterTheOther(Batch batch, const Mask& mask, uint32_t step, int q) {
+    const auto z = DirectionOf(step, mask);
+    std::vector<float> point(engine_.layout().size());
+    double value[2] = {};
+    for (const int side : {0, 1}) {
+      z->AddScaled(q, 0, static_cast<float>(side == 0 ? hyper_.eps : -hyper_.eps), engine_.theta(), point);
+      ASSIGN_OR_RETURN(value[side], ValueOfPoint(batch, point));
+    }
+    return std::pair(value[0], value[1]);
+  }
+  /// What is minimised, at any point.
+  absl::StatusOr<double> ValueOfPoint(Batch batch, std::span<const float> theta) {
+    if (answering_ != nullptr) {
+      ASSIGN_OR_RETURN(const AnswerScore score, answering_->Score(engine_, theta, batch, batch.size()));
+      return -score.f1;
+    }
+    ASSIGN_OR_RETURN(const std::vector<double> log_probs, engine_.Score(theta, batch));
+    return ValueAt(batch, log_probs);
   }
 
   /// Directional derivatives of the objective, exactly (Baydin et al., 2022).
@@ -222,9 +249,9 @@ class ZerothOrder final : public Learner {
     absl::Status status;
     const zo::LossFn<float> loss = [&](std::span<const float> theta) {
       if (!status.ok()) return std::nan("");
-      absl::StatusOr<std::vector<double>> log_probs = engine_.Score(theta, batch);
-      if (!log_probs.ok()) status = log_probs.status();
-      return log_probs.ok() ? ValueAt(batch, *log_probs) : std::nan("");
+      const absl::StatusOr<double> value = ValueOfPoint(batch, theta);
+      status = value.status();
+      return value.value_or(std::nan(""));
     };
     optimizer_.update().set_lr(record->lr);
     const zo::StepResult result = optimizer_.StepByRule(engine_.theta(), *DirectionOf(record->step, mask), loss);
@@ -273,6 +300,7 @@ class ZerothOrder final : public Learner {
   const bool classify_;
   Engine& engine_;
   ScalarExchange* const exchange_;
+  const Answering* const answering_;  // null: the objective is taken of the options' log-probabilities
   const zo::ZoHyper hyper_;
   const std::vector<std::vector<size_t>> groups_;
   ReplayLog log_;

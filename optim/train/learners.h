@@ -13,7 +13,8 @@ struct LearnerArgs {
   Engine& engine;
   bool classify;
   std::string own, before;
-  ScalarExchange* exchange;  ///< null: one worker
+  ScalarExchange* exchange;    ///< null: one worker
+  const Answering* answering;  ///< null: nothing is generated
 };
 
 absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const LearnerArgs& args);

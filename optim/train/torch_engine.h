@@ -1,6 +1,6 @@
 #pragma once
 /// The engine on LibTorch. Private to engine*.cc, which hold one ability each: engine.cc (making, one point, saving),
-/// engine_pairs.cc (two points), engine_slopes.cc (forward mode), engine_gradients.cc (reverse mode, statistics).
+/// engine_answers.cc (greedy text), engine_pairs.cc (two points), engine_slopes.cc (forward mode), engine_gradients.cc (reverse mode, statistics).
 
 #include <functional>
 #include <optional>
@@ -62,6 +62,9 @@ class TorchEngine final : public Engine {
 
   absl::StatusOr<std::vector<double>> Score(std::span<const float> theta,
                                             std::span<const Example* const> examples) override;
+  absl::StatusOr<std::vector<Continuation>> Continue(
+      std::span<const float> theta, const std::vector<std::vector<int64_t>>& prompts, int64_t max_tokens,
+      const std::function<bool(const std::vector<int64_t>&)>& ended) override;
   absl::StatusOr<std::unique_ptr<Walk>> StartWalk(std::span<const Example* const> examples) override;
   absl::StatusOr<ScoredPair> ScorePair(const Perturbation& perturbation, Walk& walk) override;
   void Defer(PendingUpdate update) override;
@@ -94,6 +97,7 @@ class TorchEngine final : public Engine {
   at::Tensor FormDirection(int tensor, const Perturbation& p);
 
  private:
+  class GreedyText;  // engine_answers.cc
   template <typename Work>
   auto Run(Work work) -> absl::StatusOr<decltype(work())> {
     try {

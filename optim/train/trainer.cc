@@ -9,12 +9,14 @@
 #include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/fs.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "optim/nn/inference.h"
 #include "optim/nn/tokenizer_writer.h"
+#include "optim/train/answering.h"
 #include "optim/train/engine.h"
 #include "optim/train/learner.h"
 #include "optim/train/task.h"
@@ -72,7 +74,7 @@ class Run {
     } else {
       ASSIGN_OR_RETURN(model_, nn::LoadModel(spec_.model));
     }
-    ASSIGN_OR_RETURN(const auto tokenizer, nn::LoadTokenizer(spec_.model));
+    ASSIGN_OR_RETURN(std::shared_ptr<const nn::Tokenizer> tokenizer, nn::LoadTokenizer(spec_.model));
     if (tokenizer->vocab() > model_.config.vocab)
       hooks_.log(Cat("tokenizer has ", tokenizer->vocab(), " tokens, the model ", model_.config.vocab));
     nn::ModelConfig room = model_.config;  // virtual tokens take positions too
@@ -82,6 +84,7 @@ class Run {
                              model_.config.max_positions, " positions");
     ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, room));
     RETURN_IF_ERROR(CheckTargets());
+    if (data_.asks && tiered_ == nullptr) answering_.emplace(spec_.task.answer, tokenizer);
     order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
     if (tiered_ != nullptr) {
       hooks_.log(tier::PlanText(tiered_->plan()));
@@ -121,7 +124,8 @@ class Run {
     if (tiered_ != nullptr) {
       ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before));
     } else {
-      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange));
+      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange,
+                                             answering_.has_value() ? &*answering_ : nullptr));
     }
     step_ = learner_->done();
     if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));
@@ -244,10 +248,22 @@ class Run {
       token_loss += o.token_loss;
     }
     const auto n = static_cast<double>(set.size());
+    if (answering_.has_value()) return Answered(set, token_loss / static_cast<double>(tokens));
     if (!data_.choose)
       return Evaluation{step_, -token_loss / static_cast<double>(tokens), token_loss / static_cast<double>(tokens)};
     return Evaluation{step_, static_cast<double>(right) / n, loss / n};
   }
+
+  absl::StatusOr<Evaluation> Answered(const std::vector<Example>& set, double loss) {
+    std::vector<const Example*> all;
+    for (const Example& example : set) all.push_back(&example);
+    ASSIGN_OR_RETURN(const AnswerScore score,
+                     answering_->Score(*engine_, engine_->theta(), all, static_cast<size_t>(spec_.batch)));
+    hooks_.log(Cat("step ", step_, ": ", set.size(), " answers, exact match ", score.exact, ", F1 ", score.f1));
+    return Evaluation{step_, score.f1, loss};
+  }
+  /// What a score is.
+  const char* ScoreName() const { return data_.choose ? "accuracy" : answering_.has_value() ? "f1" : "score"; }
 
   absl::Status Evaluate() {
     ASSIGN_OR_RETURN(const Evaluation e, Judged(data_.dev));
@@ -255,10 +271,10 @@ class Run {
     evaluations_.push_back(e);
     if (best) RETURN_IF_ERROR(learner_->KeepBest());
     RETURN_IF_ERROR(WriteEvaluations());
-    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score},
+    hooks_.progress(step_, {{Cat(ScoreName(), "/dev"), e.score},
                             {"loss/dev", e.loss},
                             {"peak_rss_bytes", static_cast<double>(PeakRss())}});
-    hooks_.log(Cat("step ", step_, ": dev ", data_.choose ? "accuracy " : "score ", e.score, ", loss ", e.loss));
+    hooks_.log(Cat("step ", step_, ": dev ", ScoreName(), " ", e.score, ", loss ", e.loss));
     return absl::OkStatus();
   }
   /// The first of the highest scores.
@@ -320,6 +336,7 @@ class Run {
   TaskData data_;
   std::unique_ptr<Engine> engine_;       // or
   std::unique_ptr<TieredModel> tiered_;  // parameters over memory tiers
+  std::optional<Answering> answering_;   // of tasks whose answers are generated
   std::unique_ptr<BatchOrder> order_;
   std::unique_ptr<Learner> learner_;
   std::vector<Evaluation> evaluations_;
