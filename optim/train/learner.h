@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -36,6 +37,9 @@ class Learner {
   virtual absl::Status KeepBest() = 0;
   /// Brings the parameters to what they were after `step` steps, the best one kept. `reload` puts the initial values.
   virtual absl::Status GoTo(int64_t step, const std::function<absl::Status()>& reload) = 0;
+
+  /// The reported loss of a step that is done (0-based), where there is a log of it.
+  virtual std::optional<double> LossOf(int64_t step) const { return (void)step, std::nullopt; }
 
   struct Memory {
     optim::RuleMemory optimizer;  ///< tensors: as Engine::trainable

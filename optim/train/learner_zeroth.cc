@@ -84,6 +84,7 @@ class ZerothOrder final : public Learner {
   }
 
   int64_t done() const override { return static_cast<int64_t>(log_.records().size()); }
+  std::optional<double> LossOf(int64_t step) const override { return log_.records()[static_cast<size_t>(step)].loss; }
 
   absl::StatusOr<StepOutcome> Step(int64_t step, Batch whole, double lr) override {
     const std::vector<const Example*> part = Share(whole);

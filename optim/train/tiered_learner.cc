@@ -43,6 +43,7 @@ class TieredLearner final : public Learner {
   }
 
   int64_t done() const override { return static_cast<int64_t>(log_.records().size()); }
+  std::optional<double> LossOf(int64_t step) const override { return log_.records()[static_cast<size_t>(step)].loss; }
 
   absl::StatusOr<StepOutcome> Step(int64_t step, std::span<const Example* const> batch, double lr) override {
     ASSIGN_OR_RETURN(const tier::StepLosses losses, model_.Step(lr, batch, classify_));

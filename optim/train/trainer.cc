@@ -129,6 +129,7 @@ class Run {
     }
     step_ = learner_->done();
     if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));
+    TellAgain();
     for (const std::string& folder : {Own(), before}) {
       if (evaluations_.empty() && !folder.empty()) ReadEvaluations(folder);
     }
@@ -136,6 +137,16 @@ class Run {
     // At once: an attempt that ends before its first evaluation must not hide those of the attempts before it.
     return evaluations_.empty() ? absl::OkStatus() : WriteEvaluations();
   }
+
+  /// Losses of the log that nobody heard: the attempt before ended with them on the way.
+  void TellAgain() const {
+    if (!Leads() || hooks_.told_step >= step_) return;
+    for (int64_t step = hooks_.told_step + 1; step <= step_; ++step) {
+      const std::optional<double> loss = learner_->LossOf(step - 1);
+      if (ReportDue(step) && loss.has_value()) hooks_.progress(step, {{"loss", *loss}, {"lr", RateAt(step - 1)}});
+    }
+  }
+  bool ReportDue(int64_t step) const { return step % spec_.log_every == 0 || step == spec_.steps; }
 
   void ReadEvaluations(const std::string& folder) {
     const auto json =
@@ -175,7 +186,7 @@ class Run {
       ++timed_steps_;
       skipped_ += outcome.skipped ? 1 : 0;
       if (outcome.skipped) hooks_.log(Cat("step ", step_, " skipped: ", outcome.reason));
-      if (step_ % spec_.log_every == 0 || step_ == spec_.steps) {
+      if (ReportDue(step_)) {
         std::map<std::string, double> figures;
         if (tiered_ != nullptr) figures = tiered_->Figures();
         figures.insert({{"loss", outcome.loss},

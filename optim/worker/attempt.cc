@@ -181,6 +181,7 @@ absl::StatusOr<train::TrainResult> Train(const v1::WorkerTask& task, Link& link)
   nn::UseCachingAllocator();
   zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
   train::TrainHooks hooks = HooksFor(link);
+  hooks.told_step = task.told_step();
   if (task.workers() > 1) hooks.exchange = &link.exchange();
   return GuardedTraining(spec, train::RankFolder(task.folder(), task.rank()), task.attempt(), hooks);
 }

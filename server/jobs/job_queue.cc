@@ -53,6 +53,12 @@ std::string ParametersOf(const std::string& result_json) {
   return json.is_object() ? json.value("parameters_sha256", "") : "";
 }
 
+/// The last step whose loss is in the job's events.
+int64_t ToldStep(const std::vector<v1::JobEvent>& events) {
+  const auto last = std::find_if(events.rbegin(), events.rend(), [](const v1::JobEvent& event) { return event.metrics().contains("loss"); });
+  return last == events.rend() ? 0 : last->step();
+}
+
 }  // namespace
 
 JobQueue::JobQueue(QueueOptions options, JobFiles files, Launcher& launcher, Clock& clock)
@@ -488,6 +494,7 @@ absl::StatusOr<v1::WorkerTask> JobQueue::Attach(const v1::WorkerHello& hello, Wo
     task.set_threads(ThreadsOf(job.placement().cpus(), workers));
     task.set_rank(hello.rank());
     task.set_workers(workers);
+    task.set_told_step(ToldStep(entry.events));
     return task;
   }
   return NotFound("job: no such job");
