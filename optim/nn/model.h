@@ -137,5 +137,7 @@ void UseCachingAllocator();
 /// One OpenMP pool for LibTorch, OpenBLAS and the rules; `threads` <= 0 = all CPUs this process may use. Returns the
 /// number.
 int SetThreads(int threads);
+/// Has BLAS take the work areas of all threads now.
+void TouchBlas();
 
 }  // namespace optod::nn

@@ -15,6 +15,7 @@
 #include "optim/nn/inference.h"
 #include "optim/train/trainer.h"
 #include "optim/worker/guarded_training.h"
+#include "optim/worker/memory_limit.h"
 #include "optim/worker/sample_order.h"
 #include "optim/worker/server_exchange.h"
 #include "optim/zo/stream.h"
@@ -187,6 +188,8 @@ absl::StatusOr<train::TrainResult> Train(const v1::WorkerTask& task, Link& link)
 }
 
 absl::StatusOr<std::string> Work(const v1::WorkerTask& task, Link& link) {
+  if (task.threads() > 0) nn::SetThreads(task.threads());
+  RETURN_IF_ERROR(TakeMemoryLimit());
   if (IsSampleOrder(task.spec_json())) return Order(task, link);
   ASSIGN_OR_RETURN(const train::TrainResult result, Train(task, link));
   return train::ResultJson(result);
