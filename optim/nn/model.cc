@@ -61,6 +61,9 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return at::add(at::mul(x, cos), at::mul(turned, sin));
 }
 
+/// Whether a graph or tangents depend on x: then nothing is written into parts of a tensor.
+bool Differentiated(const at::Tensor& x) { return at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined(); }
+
 /// A function of single elements whose value does not depend on where in x they stand. LibTorch computes two vectors at a
 /// time and what is left at the end with scalar code, whose exp has other last bits; so rows are made whole vectors here,
 /// and threads take whole rows (where nothing is differentiated; else LibTorch divides them).
@@ -70,7 +73,7 @@ at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
   const int64_t rows = x.size(0), width = x.size(1), left = (kTwoVectors - width % kTwoVectors) % kTwoVectors;
   const at::Tensor in = left == 0 ? x.contiguous() : at::cat({x, at::zeros({rows, left}, x.options())}, 1);
   const auto cut = [&](const at::Tensor& y) { return left == 0 ? y : y.slice(1, 0, width).contiguous(); };
-  if (at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined()) return cut(function(in));
+  if (Differentiated(x)) return cut(function(in));
   const at::Tensor out = at::empty_like(in);
   at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;  // is a thread's own
@@ -135,8 +138,12 @@ at::Tensor PlainOps::ApplyLinear(const ModelConfig& config, const at::Tensor& x,
 at::Tensor PlainOps::ApplyNorm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& gain,
                                const at::Tensor& bias) {
   if (!config.rms()) return at::layer_norm(x, {x.size(-1)}, gain, bias, config.norm_eps);
+  return at::mul(RmsScaled(config, x), gain);
+}
+
+at::Tensor PlainOps::RmsScaled(const ModelConfig& config, const at::Tensor& x) {
   const at::Tensor scale = at::rsqrt(x.mul(x).mean(at::IntArrayRef{-1}, /*keepdim=*/true).add(config.norm_eps));
-  return at::mul(at::mul(x, scale), gain);
+  return at::mul(x, scale);
 }
 
 at::Tensor PlainOps::Linear(const at::Tensor& x, int weight, int bias) const {
@@ -222,17 +229,33 @@ at::Tensor Model::Attention(const BlockOps& ops, const at::Tensor& x, const Batc
     k = Rotate(k, batch.cos.to(q.scalar_type()), batch.sin.to(q.scalar_type()));
   }
   q = q.mul(1.0 / std::sqrt(static_cast<double>(d)));
-  std::vector<at::Tensor> parts;
-  for (size_t r = 0; r < batch.runs.size(); ++r) {
-    const Batch::Run& run = batch.runs[r];
-    const int64_t end = run.begin + run.sequences * run.length;
-    parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
-                              ops.Prefix(run.lane), cache == nullptr ? nullptr : cache + r));
-  }
-  return ops.Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), layer_.o, layer_.o_bias);
+  return ops.Linear(AttendRuns(ops, q, k, v, batch, cache), layer_.o, layer_.o_bias);
 }
 
-/// One run of n sequences of equal length. Queries that share a key head are rows of one product: no keys are copied.
+at::Tensor Model::AttendRuns(const BlockOps& ops, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const Batch& batch, KeyValues* cache) const {
+  const auto attend = [&](const Batch::Run& run) {
+    const int64_t end = run.begin + run.sequences * run.length;
+    return AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
+                     ops.Prefix(run.lane), cache == nullptr ? nullptr : cache + (&run - batch.runs.data()));
+  };
+  const int64_t width = config_.heads * config_.head_dim;
+  if (batch.runs.size() == 1) return attend(batch.runs[0]).reshape({q.size(0), width});
+  if (Differentiated(q)) {
+    std::vector<at::Tensor> parts;
+    for (const Batch::Run& run : batch.runs) parts.push_back(attend(run).reshape({-1, width}));
+    return at::cat(parts, 0);
+  }
+  const at::Tensor all = at::empty({q.size(0), width}, q.options());
+  for (const Batch::Run& run : batch.runs) {
+    const at::Tensor part = attend(run);
+    all.slice(0, run.begin, run.begin + run.sequences * run.length).view(part.sizes()).copy_(part);
+  }
+  return all;
+}
+
+/// One run of n sequences of equal length: [n, length, kv, share, d], a view. Queries that share a key head are rows of
+/// one product: no keys are copied.
 at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run,
                             const KeyValues& virtual_tokens, KeyValues* cache) const {
   const int64_t n = run.sequences, length = run.length, d = config_.head_dim, kv = config_.kv_heads,
@@ -267,8 +290,7 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
   const at::Tensor weights = at::softmax(scores, -1).view({n * kv, share * length, seen});
   return at::bmm(weights, values)
       .view({n, kv, share, length, d})
-      .permute({0, 3, 1, 2, 4})
-      .reshape({n * length, config_.heads * d});
+      .permute({0, 3, 1, 2, 4});
 }
 
 at::Tensor Model::Final(const BlockOps& head, const at::Tensor& x) const {

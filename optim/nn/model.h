@@ -93,6 +93,8 @@ class PlainOps : public BlockOps {
   /// The family's norm: RMS, or layer norm with a bias. Undefined: no gain, no bias.
   static at::Tensor ApplyNorm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& gain,
                               const at::Tensor& bias);
+  /// x / RMS(x), row by row: the RMS norm before its gain.
+  static at::Tensor RmsScaled(const ModelConfig& config, const at::Tensor& x);
 
  protected:
   const ModelConfig& config_;
@@ -121,6 +123,8 @@ class Model {
 
  private:
   at::Tensor Attention(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache) const;
+  at::Tensor AttendRuns(const BlockOps& ops, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const Batch& batch, KeyValues* cache) const;
   at::Tensor AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const KeyValues& prefix,
                        KeyValues* cache) const;
   at::Tensor Mlp(const BlockOps& ops, const at::Tensor& x) const;
