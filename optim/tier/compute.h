@@ -6,6 +6,7 @@
 ///                                                 Shared(unit) instead, for a unit that is not trained
 ///
 /// Copy 2k is at theta + eps z_k, copy 2k + 1 at theta - eps z_k (one-sided: at theta); with one copy, at theta.
+/// zo-sgd-cons: one more, the last, at theta; then a second sweep, whose copies are its candidates, down and up.
 
 #include <cstdint>
 #include <span>

@@ -11,9 +11,10 @@
 namespace optod::tier {
 
 struct StepRecord {
-  double lr = 0;          ///< of this step: what is applied later keeps it
-  std::vector<double> g;  ///< projected gradients, one a query
-  bool skipped = false;   ///< losses were not finite: nothing is applied
+  double lr = 0;            ///< of this step: what is applied later keeps it
+  std::vector<double> g{};  ///< projected gradients, one a query
+  bool skipped = false;     ///< nothing is applied: losses were not finite, or zo-sgd-cons stayed
+  double factor = 1;        ///< of the update; -1: zo-sgd-cons went up
 };
 
 class History {
@@ -22,6 +23,9 @@ class History {
     applied_.push_back((applied_.empty() ? 0 : applied_.back()) + (record.skipped ? 0 : 1));
     records_.push_back(std::move(record));
   }
+  /// The step that is being made, when points of it are updates themselves (zo-sgd-cons' candidates).
+  void Open(StepRecord record) { open_ = std::move(record); }
+  const StepRecord& open() const { return open_; }
   uint32_t steps() const { return static_cast<uint32_t>(records_.size()); }
   const StepRecord& operator[](uint32_t step) const { return records_[step]; }
   /// Which update of every tensor step `step` is: 1 for the first that was not skipped (Adam's t).
@@ -29,6 +33,7 @@ class History {
 
  private:
   std::vector<StepRecord> records_;
+  StepRecord open_;
   std::vector<int64_t> applied_;
 };
 

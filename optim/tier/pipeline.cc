@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "base/status.h"
-#include "optim/zo/projected_gradient.h"
+#include "optim/zo/replay.h"
 
 namespace optod::tier {
 
@@ -28,16 +28,20 @@ Pipeline::Pipeline(std::vector<Unit> units, const Plan& plan, const PipelineOpti
       device_(device),
       history_(std::move(history)),
       team_(options.parallel ? options.parallel : MakeTileTeam(options.threads)),
-      pass_(options.hyper, options.seed, history_, team_),
-      pass_here_(options.hyper, options.seed, history_, MakeTileTeam(1)) {}
+      pass_(options.hyper, options.seed, history_, team_, options.mask),
+      pass_here_(options.hyper, options.seed, history_, MakeTileTeam(1), options.mask) {}
 
 Pipeline::~Pipeline() { (void)device_->Drain(); }
 
 absl::Status Pipeline::CheckHyper() const {
   const zo::ZoHyper& hyper = options_.hyper;
   RETURN_IF_ERROR(zo::CheckZoHyper(hyper));
-  if (hyper.rule != zo::Rule::kPlain)
-    return Unimplemented("tier: zo-sgd-cons and forward-grad evaluate other points than theta +- eps z; train them resident");
+  if (hyper.rule == zo::Rule::kForwardGrad)
+    return Unimplemented("tier: forward-grad carries a tangent beside every activation; train it resident");
+  if (options_.mask != nullptr && hyper.residue == zo::Residue::kMezo)
+    return Unimplemented("tier: masks with optimizer.residue mezo; use none");
+  if (Conservative() && (hyper.residue == zo::Residue::kMezo || zo::NeedsRule(hyper)))
+    return Unimplemented("tier: zo-sgd-cons with residue mezo or signs element by element; train it resident");
   if (hyper.sides == zo::Sides::kOne && hyper.residue == zo::Residue::kMezo)
     return Unimplemented("tier: optimizer.residue: mezo with perturbation one-side; use two-side");
   return absl::OkStatus();
@@ -166,8 +170,7 @@ void Pipeline::WriteBack(size_t unit, size_t visit, Event computed, Progress now
 
 absl::Status Pipeline::Sweep(const Task& task) {
   if (task.compute != nullptr) {
-    const int copies = task.kind == Kind::kStep ? 2 * options_.hyper.queries : 1;
-    RETURN_IF_ERROR(task.compute->Begin(copies));
+    RETURN_IF_ERROR(task.compute->Begin(CopiesOf(task.kind)));
     RETURN_IF_ERROR(Gather(*task.compute, task.kind));
   }
   for (size_t unit = 0; unit < units_.size(); ++unit)
@@ -189,19 +192,24 @@ Values Pipeline::ValuesOf(size_t unit, size_t part, size_t offset, std::span<flo
 absl::Status Pipeline::Carry(size_t unit, std::span<float> slot, Progress from, const Task& task) {
   const std::span<float> theta = slot.first(units_[unit].floats());
   if (!units_[unit].trainable) {
-    const int copies = task.kind == Kind::kStep ? 2 * options_.hyper.queries : 1;
-    if (task.compute != nullptr) RETURN_IF_ERROR(task.compute->Shared(unit, copies, theta));
+    if (task.compute != nullptr) RETURN_IF_ERROR(task.compute->Shared(unit, CopiesOf(task.kind), theta));
     return task.visitor != nullptr ? (*task.visitor)(unit, {}, slot) : absl::OkStatus();
   }
   if (task.kind == Kind::kStep) return Perturbed(unit, slot, from, *task.compute);
-  size_t offset = 0;
-  for (size_t part = 0; part < units_[unit].parts.size(); ++part) {
-    pass_.CatchUp(ValuesOf(unit, part, offset, slot), from, history_.steps());
-    offset += units_[unit].parts[part].count;
-  }
+  if (task.kind == Kind::kCandidates) return Candidates(unit, slot, from, *task.compute);
+  ForParts(unit, slot, [&](const Values& values, size_t) { pass_.CatchUp(values, from, history_.steps()); });
   if (task.compute != nullptr) return task.compute->Forward(unit, 0, theta);
   if (task.visitor != nullptr) return (*task.visitor)(unit, After(unit, task), slot);
   return absl::OkStatus();
+}
+
+template <class Body>
+void Pipeline::ForParts(size_t unit, std::span<float> slot, Body body) const {
+  size_t offset = 0;
+  for (size_t part = 0; part < units_[unit].parts.size(); ++part) {
+    body(ValuesOf(unit, part, offset, slot), offset);
+    offset += units_[unit].parts[part].count;
+  }
 }
 
 absl::Status Pipeline::Perturbed(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute) {
@@ -211,20 +219,36 @@ absl::Status Pipeline::Perturbed(size_t unit, std::span<float> slot, Progress fr
   const std::span<float> minus = plan_.copies == 2 ? std::span(minus_).first(floats) : plus;
   const bool two_sided = options_.hyper.sides == zo::Sides::kTwo;
   const auto form = [&](int query, Copies copies) {
-    size_t offset = 0;
-    for (size_t part = 0; part < units_[unit].parts.size(); ++part) {
-      const size_t count = units_[unit].parts[part].count;
-      pass_.Perturb(ValuesOf(unit, part, offset, slot), from, step, query, copies, plus.subspan(offset, count),
-                    minus.subspan(offset, count));
-      offset += count;
-    }
+    ForParts(unit, slot, [&](const Values& values, size_t offset) {
+      pass_.Perturb(values, from, step, options_.first_query + query, copies, plus.subspan(offset, values.theta.size()),
+                    minus.subspan(offset, values.theta.size()));
+    });
     from.updates = step;
   };
-  for (int query = 0; query < options_.hyper.queries; ++query) {
+  for (int query = 0; query < Evaluated(); ++query) {
     form(query, two_sided && plan_.copies == 2 ? Copies::kBoth : Copies::kPlus);
     RETURN_IF_ERROR(compute.Forward(unit, 2 * query, plus));
     if (two_sided && plan_.copies == 1) form(query, Copies::kMinus);
     RETURN_IF_ERROR(compute.Forward(unit, 2 * query + 1, two_sided ? minus : slot.first(floats)));
+  }
+  return Conservative() ? compute.Forward(unit, 2 * Evaluated(), slot.first(floats)) : absl::OkStatus();
+}
+
+absl::Status Pipeline::Candidates(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute) {
+  const size_t floats = units_[unit].floats();
+  const std::span<float> descent = std::span(plus_).first(floats);
+  const std::span<float> ascent = plan_.copies == 2 ? std::span(minus_).first(floats) : descent;
+  const bool both = plan_.copies == 2;
+  for (int copy = 0; copy < 2; ++copy) {
+    if (copy == 0 || !both) {
+      ForParts(unit, slot, [&](const Values& values, size_t offset) {
+        const size_t count = values.theta.size();
+        const auto part = [&](std::span<float> copies, bool wanted) { return wanted ? copies.subspan(offset, count) : std::span<float>(); };
+        pass_.Candidates(values, from, history_.steps(), part(descent, both || copy == 0), part(ascent, both || copy == 1));
+      });
+      from.updates = history_.steps();
+    }
+    RETURN_IF_ERROR(compute.Forward(unit, copy, copy == 0 ? descent : ascent));
   }
   return absl::OkStatus();
 }
@@ -288,52 +312,86 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
       }
     });
   };
+  const auto of = [&](std::vector<float>& copy, size_t i) { return std::span(copy).subspan(begin[i], slices[i].count); };
+  const auto frozen = [&](size_t i, size_t unit, const Values& v) {
+    if (units_[unit].trainable) return false;
+    for (std::vector<float>* copy : {&plus, &minus}) std::copy(v.theta.begin(), v.theta.end(), of(*copy, i).begin());
+    return true;
+  };
+  if (kind == Kind::kCandidates) {
+    each([&](size_t i, size_t unit, const Values& v) {
+      if (!frozen(i, unit, v)) pass_here_.Candidates(v, from[i], steps, of(plus, i), of(minus, i));
+    });
+    RETURN_IF_ERROR(compute.Gathered(0, plus));
+    return compute.Gathered(1, minus);
+  }
   if (kind != Kind::kStep) {
     each([&](size_t i, size_t unit, const Values& v) {
       if (units_[unit].trainable) pass_here_.CatchUp(v, from[i], steps);
     });
     return compute.Gathered(0, std::span(values).first(floats));
   }
-  for (int query = 0; query < options_.hyper.queries; ++query) {
+  for (int query = 0; query < Evaluated(); ++query) {
     each([&](size_t i, size_t unit, const Values& v) {
-      const std::span<float> up = std::span(plus).subspan(begin[i], v.theta.size());
-      const std::span<float> down = std::span(minus).subspan(begin[i], v.theta.size());
-      if (!units_[unit].trainable) {
-        std::copy(v.theta.begin(), v.theta.end(), up.begin());
-        std::copy(v.theta.begin(), v.theta.end(), down.begin());
-        return;
-      }
+      if (frozen(i, unit, v)) return;
       Progress progress = from[i];
       if (query > 0) progress.updates = steps;
-      pass_here_.Perturb(v, progress, steps, query, Copies::kBoth, up, down);
-      if (options_.hyper.sides == zo::Sides::kOne) std::copy(v.theta.begin(), v.theta.end(), down.begin());
+      pass_here_.Perturb(v, progress, steps, options_.first_query + query, Copies::kBoth, of(plus, i), of(minus, i));
+      if (options_.hyper.sides == zo::Sides::kOne) std::copy(v.theta.begin(), v.theta.end(), of(minus, i).begin());
     });
     RETURN_IF_ERROR(compute.Gathered(2 * query, plus));
     RETURN_IF_ERROR(compute.Gathered(2 * query + 1, minus));
   }
-  return absl::OkStatus();
+  return Conservative() ? compute.Gathered(2 * Evaluated(), std::span(values).first(floats)) : absl::OkStatus();
 }
 
 // ---- the public surface
 
-absl::StatusOr<StepLosses> Pipeline::Step(double lr, BlockCompute& compute) {
-  RETURN_IF_ERROR(Sweep({Kind::kStep, &compute}));
-  ASSIGN_OR_RETURN(const std::vector<double> losses, compute.Losses());
-  const auto copies = static_cast<size_t>(2 * options_.hyper.queries);
-  if (losses.size() != copies) return Internal("tier: ", losses.size(), " losses for ", copies, " copies");
+int Pipeline::CopiesOf(Kind kind) const {
+  if (kind == Kind::kCandidates) return 2;
+  return kind == Kind::kStep ? 2 * Evaluated() + (Conservative() ? 1 : 0) : 1;
+}
+
+absl::StatusOr<std::vector<double>> Pipeline::LossesOf(Kind kind, BlockCompute& compute) {
+  RETURN_IF_ERROR(Sweep({kind, &compute}));
+  ASSIGN_OR_RETURN(std::vector<double> losses, compute.Losses());
+  if (losses.size() == static_cast<size_t>(CopiesOf(kind))) return losses;
+  return Internal("tier: ", losses.size(), " losses for ", CopiesOf(kind), " copies");
+}
+
+absl::StatusOr<StepLosses> Pipeline::Measure(double lr, BlockCompute& compute) {
+  ASSIGN_OR_RETURN(const std::vector<double> losses, LossesOf(Kind::kStep, compute));
   StepLosses result;
-  for (size_t c = 0; c < copies; c += 2) {
+  for (size_t c = 0; c < static_cast<size_t>(2 * Evaluated()); c += 2) {
     result.plus.push_back(losses[c]);
     result.minus.push_back(losses[c + 1]);
   }
   zo::ZoHyper hyper = options_.hyper;
   hyper.lr = lr;
+  hyper.queries = Evaluated();
   ASSIGN_OR_RETURN(const zo::ProjectedGradients projected, zo::ProjectLosses(hyper, result.plus, result.minus));
+  result.loss = result.plus[0];
   result.g = projected.g;
   result.skipped = !projected.usable;
   result.reason = projected.reason;
-  history_.Add({lr, result.g, result.skipped});
+  if (Conservative() && !result.skipped) RETURN_IF_ERROR(MeasureCandidates(lr, compute, losses.back(), &result));
   return result;
+}
+
+absl::Status Pipeline::MeasureCandidates(double lr, BlockCompute& compute, double stay, StepLosses* losses) {
+  history_.Open({lr, losses->g});
+  ASSIGN_OR_RETURN(const std::vector<double> at, LossesOf(Kind::kCandidates, compute));
+  losses->loss = at[0];
+  losses->chosen = zo::ChooseCandidate(stay, at[0], at[1]);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepLosses> Pipeline::Step(double lr, BlockCompute& compute) {
+  ASSIGN_OR_RETURN(StepLosses losses, Measure(lr, compute));
+  StepRecord record{lr, losses.g, losses.skipped || losses.chosen == zo::Candidate::kStay};
+  if (losses.chosen == zo::Candidate::kAscent) record.factor = -1;
+  Finish(std::move(record));
+  return losses;
 }
 
 absl::StatusOr<std::vector<double>> Pipeline::Evaluate(BlockCompute& compute) {

@@ -19,6 +19,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,12 +28,15 @@
 #include "optim/tier/history.h"
 #include "optim/tier/unit_pass.h"
 #include "optim/tier/unit_store.h"
+#include "optim/zo/projected_gradient.h"
 
 namespace optod::tier {
 
 struct PipelineOptions {
-  zo::ZoHyper hyper;  ///< rule kPlain
+  zo::ZoHyper hyper;  ///< rule kPlain or kConservative
+  int first_query = 0, evaluated = 0;  ///< directions that this worker evaluates, of hyper.queries; evaluated 0 = all
   uint64_t seed = 0;  ///< of the random stream
+  const MaskSource* mask = nullptr;  ///< of sparse estimation; borrowed
   int threads = 1;         ///< of the passes
   ParallelFor parallel;    ///< instead of a team of `threads`: the process's own pool
   bool serial = false;  ///< nothing overlaps: for the ablation
@@ -40,9 +44,11 @@ struct PipelineOptions {
 };
 
 struct StepLosses {
-  std::vector<double> plus, minus, g;  ///< one a query
+  double loss = 0;                     ///< the reported one: of the first plus; zo-sgd-cons: of the descent
+  std::vector<double> plus, minus, g;  ///< one a query that was evaluated
   bool skipped = false;                ///< not finite: the step changes nothing (kMezo: leaves its rounding)
   std::string reason;
+  std::optional<zo::Candidate> chosen;  ///< zo-sgd-cons
 };
 
 class Pipeline {
@@ -55,8 +61,12 @@ class Pipeline {
                                                           const InitialValues& initial);
   ~Pipeline();
 
-  /// Step number history().steps() at learning rate `lr`.
+  /// Step number history().steps() at learning rate `lr`: Measure, and Finish with what it says.
   absl::StatusOr<StepLosses> Step(double lr, BlockCompute& compute);
+  /// The losses of the next step; nothing is applied. zo-sgd-cons: in two sweeps.
+  absl::StatusOr<StepLosses> Measure(double lr, BlockCompute& compute);
+  /// Ends the step: its own record, or the one that several workers agree on.
+  void Finish(StepRecord record) { history_.Add(std::move(record)); }
   /// A forward pass at theta, every finished step in it; the trajectory is as if it had not been.
   absl::StatusOr<std::vector<double>> Evaluate(BlockCompute& compute);
   /// Every finished step applied, written home and synced: the block file alone is a snapshot then.
@@ -64,6 +74,8 @@ class Pipeline {
   /// The values with every finished step applied, unit after unit: theta, then m, v.
   using Visitor = std::function<absl::Status(size_t unit, Progress progress, std::span<const float> slot)>;
   absl::Status ForEachUnit(const Visitor& visitor);
+  /// As ForEachUnit; and afterwards no unit lacks a step, wherever it lives: masks of those steps are not asked for again.
+  absl::Status Settle(const Visitor& visitor) { return Sweep({Kind::kFlush, nullptr, &visitor}); }
   /// All units into `file`, as UnitFile has them.
   absl::Status Snapshot(std::unique_ptr<DirectFile> file);
   const History& history() const { return history_; }
@@ -72,7 +84,7 @@ class Pipeline {
   QueueTimes times() const { return device_->times(); }
 
  private:
-  enum class Kind { kStep, kEvaluate, kFlush, kVisit };
+  enum class Kind { kStep, kCandidates, kEvaluate, kFlush, kVisit };
   struct Task {
     Kind kind = Kind::kStep;
     BlockCompute* compute = nullptr;
@@ -98,7 +110,17 @@ class Pipeline {
 
   // computing
   absl::Status Carry(size_t unit, std::span<float> slot, Progress from, const Task& task);
+  bool Conservative() const { return options_.hyper.rule == zo::Rule::kConservative; }
+  int Evaluated() const { return options_.evaluated > 0 ? options_.evaluated : options_.hyper.queries; }
+  /// Copies that a sweep carries.
+  int CopiesOf(Kind kind) const;
+  absl::StatusOr<std::vector<double>> LossesOf(Kind kind, BlockCompute& compute);
+  absl::Status MeasureCandidates(double lr, BlockCompute& compute, double stay, StepLosses* losses);
+  /// body(values, offset in the unit) for every part.
+  template <class Body>
+  void ForParts(size_t unit, std::span<float> slot, Body body) const;
   absl::Status Perturbed(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
+  absl::Status Candidates(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
   absl::Status Gather(BlockCompute& compute, Kind kind);
   absl::Status GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from, BlockCompute& compute,
                          Kind kind);

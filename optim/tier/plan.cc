@@ -88,9 +88,9 @@ class Planner {
   uint64_t CopyBytes() {
     return Largest([&](size_t u) { return units_[u].trainable ? RoundUp(units_[u].floats() * sizeof(float)) : 0; });
   }
-  /// Of units that live where they are computed on, whatever the budgets.
+  /// Of units that live where they are computed on, whatever the budgets, and of what is held beside them.
   uint64_t ResidentBytes() const {
-    uint64_t sum = 0;
+    uint64_t sum = RoundUp(plan_.request.beside);
     for (size_t u = 0; u < units_.size(); ++u) sum += units_[u].resident ? SlotBytes(u) : 0;
     return sum;
   }
@@ -190,15 +190,16 @@ class Planner {
   }
 
   void CountBytes() {
+    const auto again = [&](uint64_t bytes) { return static_cast<uint64_t>(plan_.request.sweeps * static_cast<double>(bytes)); };
     for (size_t u = 0; u < units_.size(); ++u) {
       const bool disk = plan_.homes[u] == Home::kDisk, host = plan_.homes[u] == Home::kHost;
       const uint64_t back = units_[u].trainable ? RecordBytes(u) : 0;
       if (disk) {
-        plan_.read += kPage + RecordBytes(u);
+        plan_.read += again(kPage + RecordBytes(u));
         plan_.written += back == 0 ? 0 : (kPage + back) / static_cast<uint64_t>(plan_.request.write_every);
       }
       if (plan_.direct || !(disk || host)) continue;
-      plan_.uploaded += RecordBytes(u);
+      plan_.uploaded += again(RecordBytes(u));
       plan_.offloaded += disk ? back / static_cast<uint64_t>(plan_.request.write_every) : back;
     }
   }
@@ -252,6 +253,8 @@ std::string PlanText(const Plan& p) {
   if (p.disk_bytes > 0)
     out << "disk        " << MiB(p.disk_bytes) << " of space; a step reads " << MiB(p.read) << ", writes " << MiB(p.written)
         << " (every " << p.request.write_every << ")\n";
+  if (p.request.sweeps > 1)
+    out << "sweeps      every unit comes by " << p.request.sweeps << " times a step\n";
   if (p.uploaded > 0)
     out << "link        a step uploads " << MiB(p.uploaded) << ", offloads " << MiB(p.offloaded) << "\n";
   if (!p.limit.empty())
@@ -277,6 +280,7 @@ std::string PlanJson(const Plan& p) {
                                  {"host_peak_bytes", p.host_peak},
                                  {"disk_bytes", p.disk_bytes},
                                  {"write_every", p.request.write_every},
+                                 {"sweeps", p.request.sweeps},
                                  {"step_bytes", {{"read", p.read}, {"written", p.written}, {"uploaded", p.uploaded}, {"offloaded", p.offloaded}}}};
   if (!p.limit.empty())
     json["step_seconds"] = {{"at_least", p.step_seconds}, {"compute", p.compute_seconds}, {"disk", p.disk_seconds},

@@ -30,6 +30,8 @@ struct TierRequest {
   int write_every = 1;   ///< a unit on disk is written each so many steps, and catches up when it is read
   bool separate_device = false;  ///< the device has a memory of its own (a GPU, or its rehearsal)
   bool fused = true;     ///< both perturbed copies in one pass; false: one buffer, two passes
+  uint64_t beside = 0;   ///< bytes that the run holds on the device beside the units: bits of masks
+  double sweeps = 1;     ///< how often a step has every unit come by: 2 for zo-sgd-cons
 };
 
 /// Measured on the machine; 0 = unknown, and then no times are predicted.

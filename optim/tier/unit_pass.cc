@@ -13,6 +13,15 @@ namespace {
 
 constexpr size_t kTile = zo::kChunk;
 
+void AddScaledPair(std::span<const float> z, float scale, std::span<const float> theta, std::span<float> plus,
+                   std::span<float> minus) {
+  for (size_t i = 0; i < z.size(); ++i) {
+    const float step = scale * z[i];
+    plus[i] = theta[i] + step;
+    minus[i] = theta[i] - step;
+  }
+}
+
 double SignOf(double x) { return static_cast<double>((x > 0) - (x < 0)); }
 
 }  // namespace
@@ -61,14 +70,30 @@ void UnitPass::Perturb(const Values& values, Progress from, uint32_t steps, int 
     UpdateTile(tile, from, steps);
     const auto part = [&](std::span<float> copy) { return copy.subspan(tile.at, tile.n); };
     const std::span<float> theta = tile.theta();
-    if (!mezo && copies == Copies::kBoth) {
+    if (!mezo && copies == Copies::kBoth && mask_ == nullptr) {
       zo::AddScaledNormalPair(direction, values.uid, tile.first(), eps, theta, part(plus), part(minus));
+    } else if (!mezo && copies == Copies::kBoth) {
+      DirectionTile(tile, steps, query);
+      AddScaledPair(tile.Z(), eps, theta, part(plus), part(minus));
     } else if (!mezo) {
       const bool up = copies == Copies::kPlus;
-      zo::AddScaledNormalTo(direction, values.uid, tile.first(), up ? eps : -eps, theta, part(up ? plus : minus));
+      AddTile(tile, steps, query, up ? eps : -eps, theta, part(up ? plus : minus));
     } else {
       zo::FillNormal(direction, values.uid, tile.first(), tile.Z());
       MezoTile(tile, copies, part(plus), part(minus));
+    }
+  });
+}
+
+void UnitPass::Candidates(const Values& values, Progress from, uint32_t steps, std::span<float> descent,
+                          std::span<float> ascent) const {
+  ForTiles(values, [&](Tile& tile) {
+    UpdateTile(tile, from, steps);
+    for (const auto& [copies, factor] : {std::pair(descent, 1.0), {ascent, -1.0}}) {
+      if (copies.empty()) continue;
+      const std::span<float> copy = copies.subspan(tile.at, tile.n);
+      std::copy(tile.theta().begin(), tile.theta().end(), copy.begin());
+      PlainTile(tile, steps, history_.open(), factor, copy);
     }
   });
 }
@@ -104,22 +129,36 @@ void UnitPass::PassesTile(Tile& tile, uint32_t step) const {
   }
 }
 
+void UnitPass::DirectionTile(Tile& tile, uint32_t step, int query) const {
+  zo::FillNormal({seed_, step, static_cast<uint32_t>(query)}, tile.values.uid, tile.first(), tile.Z());
+  if (mask_ != nullptr) mask_->Zero(tile.values.uid, tile.first(), step, tile.Z());
+}
+
+/// out = in + scale * z; both may be the same.
+void UnitPass::AddTile(Tile& tile, uint32_t step, int query, float scale, std::span<const float> in,
+                       std::span<float> out) const {
+  const zo::Direction direction{seed_, step, static_cast<uint32_t>(query)};
+  if (mask_ == nullptr) return zo::AddScaledNormalTo(direction, tile.values.uid, tile.first(), scale, in, out);
+  DirectionTile(tile, step, query);
+  for (size_t i = 0; i < tile.n; ++i) out[i] = in[i] + scale * tile.z[i];
+}
+
 void UnitPass::ApplyTile(Tile& tile, uint32_t step) const {
   if (zo::NeedsRule(hyper_))
     RuleTile(tile, step);
   else
-    PlainTile(tile, step);
+    PlainTile(tile, step, history_[step], history_[step].factor, tile.theta());
 }
 
 // As ZoUpdate::ApplyPlain.
-void UnitPass::PlainTile(Tile& tile, uint32_t step) const {
-  const StepRecord& record = history_[step];
+void UnitPass::PlainTile(Tile& tile, uint32_t step, const StepRecord& record, double factor,
+                         std::span<float> theta) const {
   if (hyper_.weight_decay > 0 && tile.values.decay)
-    zo::DecayInPlace(static_cast<float>(record.lr * hyper_.weight_decay), tile.theta());
+    zo::DecayInPlace(static_cast<float>(factor * (record.lr * hyper_.weight_decay)), theta);
   for (size_t k = 0; k < record.g.size(); ++k) {
     const double direction = hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k];
-    const float coefficient = -static_cast<float>(record.lr * direction / static_cast<double>(record.g.size()));
-    zo::AddScaledNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), coefficient, tile.theta());
+    const auto coefficient = static_cast<float>(record.lr * direction / static_cast<double>(record.g.size()));
+    AddTile(tile, step, static_cast<int>(k), static_cast<float>(-factor) * coefficient, theta, theta);
   }
 }
 
@@ -129,7 +168,7 @@ void UnitPass::RuleTile(Tile& tile, uint32_t step) const {
   const std::span<float> gradient(tile.gradient.data(), tile.n);
   std::fill(gradient.begin(), gradient.end(), 0.0f);
   for (size_t k = 0; k < record.g.size(); ++k) {
-    zo::FillNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), tile.Z());
+    DirectionTile(tile, step, static_cast<int>(k));
     const auto scalar = static_cast<float>(hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k]);
     zo::AddProduct(hyper_.sign == zo::Sign::kElement, scalar, std::span<const float>(tile.Z()), gradient);
   }

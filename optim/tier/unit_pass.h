@@ -24,13 +24,23 @@ struct Values {
   std::span<float> theta, m, v;
 };
 
+/// Sparse estimation: which elements have z = 0 (zo/mask.h). Asked from several threads.
+class MaskSource {
+ public:
+  virtual ~MaskSource() = default;
+  /// Elements first .. first + z.size() - 1 of a tensor (its number in the random stream), at most zo::kChunk, as step
+  /// `step` masks them: of a step under way, or of a past one that some unit may lack.
+  virtual void Zero(uint32_t tensor, uint64_t first, uint32_t step, std::span<float> z) const = 0;
+};
+
 enum class Copies { kBoth, kPlus, kMinus };
 
 class UnitPass {
  public:
-  /// `history` is borrowed. `hyper`: plain rule.
-  UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel)
-      : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)) {}
+  /// `history` and `mask` (null: nothing is masked) are borrowed. `hyper`: not forward-grad.
+  UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel,
+           const MaskSource* mask = nullptr)
+      : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)), mask_(mask) {}
 
   /// Floats of optimizer state beside a parameter: 0, 1 or 2.
   static int StatesOf(const zo::ZoHyper& hyper);
@@ -42,6 +52,10 @@ class UnitPass {
   /// kMezo: kBoth, or kPlus and then kMinus; after the latter theta has the step's rounding. kMinus reads `plus` there.
   void Perturb(const Values& values, Progress from, uint32_t steps, int query, Copies copies, std::span<float> plus,
                std::span<float> minus) const;
+  /// CatchUp, then theta after the open step's update and after the opposite one: zo-sgd-cons' candidates.
+  /// Either copy may be empty: it is not formed then.
+  void Candidates(const Values& values, Progress from, uint32_t steps, std::span<float> descent,
+                  std::span<float> ascent) const;
 
  private:
   struct Tile;
@@ -49,7 +63,9 @@ class UnitPass {
   void PassesTile(Tile& tile, uint32_t step) const;
   void MezoTile(Tile& tile, Copies copies, std::span<float> up, std::span<float> down) const;
   void ApplyTile(Tile& tile, uint32_t step) const;
-  void PlainTile(Tile& tile, uint32_t step) const;
+  void DirectionTile(Tile& tile, uint32_t step, int query) const;
+  void AddTile(Tile& tile, uint32_t step, int query, float scale, std::span<const float> in, std::span<float> out) const;
+  void PlainTile(Tile& tile, uint32_t step, const StepRecord& record, double factor, std::span<float> theta) const;
   void RuleTile(Tile& tile, uint32_t step) const;
   template <class Body>
   void ForTiles(const Values& values, Body body) const;
@@ -58,6 +74,7 @@ class UnitPass {
   uint64_t seed_;
   const History& history_;
   ParallelFor parallel_;
+  const MaskSource* const mask_;
 };
 
 }  // namespace optod::tier

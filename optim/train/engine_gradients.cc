@@ -13,39 +13,6 @@ namespace {
 using nn::Weights;
 using torch::autograd::variable_list;
 
-/// The tensors as they are; input and output of every linear layer whose weight trains go to `seen` as well.
-class ObservedOps final : public nn::BlockOps {
- public:
-  using Seen = LayerObserver;
-  ObservedOps(const TorchEngine& engine, size_t block, const Weights& w, const nn::LayerExtra* extra, Seen seen)
-      : engine_(engine), block_(block), extra_(extra), plain_(engine.config(), w, extra), seen_(std::move(seen)) {}
-
-  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
-    return Watched(engine_.TrainableAt(block_, weight), x, plain_.Linear(x, weight, bias));
-  }
-  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override { return plain_.Norm(x, weight, bias); }
-  at::Tensor LowRank(const at::Tensor& x, nn::Projection projection) const override {
-    if (extra_ == nullptr || !extra_->q_a.defined()) return {};
-    const bool query = projection == nn::Projection::kQuery;
-    const int first = static_cast<int>(4 * (block_ - 1)) + (query ? 0 : 2);  // as AdapterTensors lists them
-    const at::Tensor inner = Watched(first, x, at::linear(x, query ? extra_->q_a : extra_->v_a));
-    return Watched(first + 1, inner, at::linear(inner, query ? extra_->q_b : extra_->v_b)).mul(extra_->scale);
-  }
-  nn::KeyValues Prefix(int lane) const override { return plain_.Prefix(lane); }
-
- private:
-  at::Tensor Watched(int tensor, const at::Tensor& x, at::Tensor y) const {
-    if (seen_ && tensor >= 0) seen_(tensor, x, y);
-    return y;
-  }
-
-  const TorchEngine& engine_;
-  const size_t block_;
-  const nn::LayerExtra* const extra_;
-  const nn::PlainOps plain_;
-  const Seen seen_;
-};
-
 at::Tensor Numbers(const std::vector<double>& values) {
   at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kFloat);
   for (size_t i = 0; i < values.size(); ++i) t.data_ptr<float>()[i] = static_cast<float>(values[i]);
@@ -175,7 +142,7 @@ GradientResult TorchEngine::Backward(std::span<const Example* const> examples, b
   for (size_t i = 0; i < adapters.size(); ++i) lead(static_cast<int>(i), adapters[i]);
 
   LayersSeen layers;
-  ObservedOps::Seen seen;
+  LayerObserver seen;
   if (request.statistics != GradientRequest::Statistics::kNone)
     seen = [&](int tensor, const at::Tensor& x, const at::Tensor& y) {
       layers.tensors.push_back(tensor);
@@ -210,6 +177,11 @@ GradientResult TorchEngine::Backward(std::span<const Example* const> examples, b
   return result;
 }
 
+ObservedOps TorchEngine::Observed(size_t block, const Weights& w, const nn::LayerExtra* extra,
+                                  const LayerObserver& seen) const {
+  return {files_.config, block, [this, block](int slot) { return TrainableAt(block, slot); }, w, extra, seen};
+}
+
 /// Log-probabilities of the picks, whole vocabulary at once, with a graph from `first_block` on.
 at::Tensor TorchEngine::PicksOf(std::span<const Example* const> examples, const std::vector<Weights>& blocks,
                                 const Weights& adapters, size_t first_block, const LayerObserver& seen) {
@@ -224,9 +196,9 @@ at::Tensor TorchEngine::PicksOf(std::span<const Example* const> examples, const 
   for (size_t b = 1; b + 1 < blocks.size(); ++b) {
     Breathe();
     const at::AutoGradMode mode(b >= first_block);
-    x = model_.Layer(ObservedOps(*this, b, blocks[b], &extras[b - 1], seen), x, batch);
+    x = model_.Layer(Observed(b, blocks[b], &extras[b - 1], seen), x, batch);
   }
-  x = model_.Final(ObservedOps(*this, blocks.size() - 1, blocks.back(), nullptr, seen),
+  x = model_.Final(Observed(blocks.size() - 1, blocks.back(), nullptr, seen),
                    at::index_select(x, 0, Indices(packed.rows)));
   const at::Tensor logits = nn::Model::Logits(x, Matrix(blocks), Bias(blocks));
   std::vector<int64_t> flat;
@@ -244,17 +216,15 @@ absl::StatusOr<std::map<size_t, std::vector<double>>> TorchEngine::InputNorms(
     const Weights adapters = AdapterViews(theta_);
     const std::vector<nn::LayerExtra> extras = Extras(adapters);
     std::map<size_t, std::vector<double>> norms;
-    const ObservedOps::Seen seen = [&](int tensor, const at::Tensor& x, const at::Tensor&) {
-      const at::Tensor squares = x.mul(x).sum(at::IntArrayRef{0}).contiguous();
-      std::vector<double>& norm = norms[Number(tensor)];
-      for (int64_t i = 0; i < squares.numel(); ++i) norm.push_back(std::sqrt(squares.data_ptr<float>()[i]));
+    const LayerObserver seen = [&](int tensor, const at::Tensor& x, const at::Tensor&) {
+      norms[Number(tensor)] = ColumnNorms(x);
     };
     at::Tensor x = EmbedPlain(base_.front(), packed, batch, Scheme("prompt") ? adapters[0] : at::Tensor());
     for (size_t b = 1; b + 1 < base_.size(); ++b) {
       Breathe();
-      x = model_.Layer(ObservedOps(*this, b, base_[b], &extras[b - 1], seen), x, batch);
+      x = model_.Layer(Observed(b, base_[b], &extras[b - 1], seen), x, batch);
     }
-    model_.Final(ObservedOps(*this, base_.size() - 1, base_.back(), nullptr, seen),
+    model_.Final(Observed(base_.size() - 1, base_.back(), nullptr, seen),
                  at::index_select(x, 0, Indices(packed.rows)));
     return norms;
   });

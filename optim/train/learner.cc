@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "base/fs.h"
+#include "base/sha256.h"
 #include "base/status.h"
 #include "optim/train/learners.h"
 #include "optim/train/state_file.h"
@@ -63,11 +65,59 @@ absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec) {
   return zo::ZoHyperFor(spec.optimizer, values);
 }
 
+std::string LogHeader(const TrainSpec& spec, const std::string& scheme, const std::string& layout) {
+  nlohmann::ordered_json hyper = nlohmann::ordered_json::object();
+  for (const auto& [name, value] : spec.hyper) std::visit([&, n = name](const auto& v) { hyper[n] = v; }, value);
+  nlohmann::ordered_json header = {{"format", 1},       {"optimizer", spec.optimizer},
+                                   {"seed", spec.seed}, {"scheme", scheme},
+                                   {"hyper", hyper},    {"layout", Sha256Hex(layout)}};
+  if (spec.objective != "loss") header["objective"] = spec.objective;
+  if (!spec.blockwise.level.empty()) header["blockwise"] = {spec.blockwise.level, spec.blockwise.schedule};
+  const SparseSpec& s = spec.sparse;
+  if (s.ratio > 0) header["sparse"] = {s.ratio, s.source, s.group, s.law, s.resample};
+  if (spec.parallel.workers > 1) header["parallel"] = {spec.parallel.workers, spec.parallel.share};
+  if (spec.tier.codec != "none") header["codec"] = {spec.tier.codec, spec.tier.write_every};
+  return header.dump();
+}
+
+absl::StatusOr<ReplayLog> OpenLog(const std::string& header, size_t scalars, const std::string& own,
+                                  const std::string& before) {
+  std::vector<ReplayRecord> older;
+  if (!before.empty()) {
+    std::string found;
+    older = ParseReplayLog(PosixFs().ReadFile(before + "/replay.log").value_or(""), scalars, &found, nullptr);
+    if (!older.empty() && found != header) return DataLoss("replay.log: the older attempt is of another run");
+  }
+  ASSIGN_OR_RETURN(ReplayLog log, ReplayLog::Open(own + "/replay.log", header, scalars));
+  for (const ReplayRecord& record : older) {
+    if (record.step == log.records().size()) RETURN_IF_ERROR(log.Append(record));
+  }
+  return log;
+}
+
+absl::Status JoinOthers(ScalarExchange& exchange, ReplayLog& log, const std::function<bool()>& stop,
+                        const std::function<absl::Status(const ReplayRecord&)>& repeat) {
+  bool joined = false;
+  while (!joined) {
+    std::vector<ReplayRecord> missed;
+    ASSIGN_OR_RETURN(joined, exchange.Join(log.records(), &missed, stop));
+    for (const ReplayRecord& record : missed) {
+      RETURN_IF_ERROR(log.Append(record));
+      RETURN_IF_ERROR(repeat(record));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckExchange(const TrainSpec& spec, const ScalarExchange* exchange) {
+  if (spec.parallel.workers <= 1 || exchange != nullptr) return absl::OkStatus();
+  return Unimplemented("parallel.workers: ", spec.parallel.workers, "; this worker has no way to the others");
+}
+
 absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify,
                                                      const std::string& own, const std::string& before,
                                                      ScalarExchange* exchange, const Answering* answering) {
-  if (spec.parallel.workers > 1 && exchange == nullptr)
-    return Unimplemented("parallel.workers: ", spec.parallel.workers, "; this worker has no way to the others");
+  RETURN_IF_ERROR(CheckExchange(spec, exchange));
   const LearnerArgs args{spec, engine, classify, own, before, exchange, answering};
   if (!spec.zeroth_order) return MakeFirstOrder(args);
   return spec.hybrid.blocks > 0 ? MakeHybrid(args) : MakeZerothOrder(args);

@@ -2,10 +2,8 @@
 // replayed by the same code.
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "base/fs.h"
-#include "base/sha256.h"
 #include "base/status.h"
 #include "optim/train/groups.h"
 #include "optim/train/learners.h"
@@ -18,21 +16,10 @@ namespace {
 
 using Batch = std::span<const Example* const>;
 
-/// What a log belongs to; a log of another run is refused.
-std::string HeaderOf(const TrainSpec& spec, const zo::ZoLayout& layout) {
+std::string LayoutText(const zo::ZoLayout& layout) {
   std::string tensors;
   for (size_t i = 0; i < layout.tensors(); ++i) tensors += Cat(layout.tensor(i).name, ":", layout.tensor(i).size, ";");
-  nlohmann::ordered_json hyper = nlohmann::ordered_json::object();
-  for (const auto& [name, value] : spec.hyper) std::visit([&, n = name](const auto& v) { hyper[n] = v; }, value);
-  nlohmann::ordered_json header = {{"format", 1},       {"optimizer", spec.optimizer},
-                                   {"seed", spec.seed}, {"scheme", spec.scheme.name},
-                                   {"hyper", hyper},    {"layout", Sha256Hex(tensors)}};
-  if (spec.objective != "loss") header["objective"] = spec.objective;
-  if (!spec.blockwise.level.empty()) header["blockwise"] = {spec.blockwise.level, spec.blockwise.schedule};
-  const SparseSpec& s = spec.sparse;
-  if (s.ratio > 0) header["sparse"] = {s.ratio, s.source, s.group, s.law, s.resample};
-  if (spec.parallel.workers > 1) header["parallel"] = {spec.parallel.workers, spec.parallel.share};
-  return header.dump();
+  return tensors;
 }
 
 class ZerothOrder final : public Learner {
@@ -50,36 +37,20 @@ class ZerothOrder final : public Learner {
         masks_(spec_.sparse, spec_.seed, engine_.layout()),
         all_(engine_.layout().All()) {}
 
-  /// Takes over the older attempt's records, repeats all of them on the parameters, and joins the other workers.
-  absl::Status Resume(const std::vector<ReplayRecord>& older) {
-    for (const ReplayRecord& record : older) {
-      if (record.step == log_.records().size()) RETURN_IF_ERROR(log_.Append(record));
-    }
+  /// Repeats all records on the parameters, and joins the other workers.
+  absl::Status Resume() {
     for (const ReplayRecord& record : log_.records()) RETURN_IF_ERROR(Repeat(record));
     if (exchange_ == nullptr) return absl::OkStatus();
-    bool joined = false;
-    while (!joined) {
-      std::vector<ReplayRecord> missed;
-      ASSIGN_OR_RETURN(joined, exchange_->Join(log_.records(), &missed, engine_.stop));
-      for (const ReplayRecord& record : missed) {
-        RETURN_IF_ERROR(log_.Append(record));
-        RETURN_IF_ERROR(Repeat(record));
-      }
-    }
-    return absl::OkStatus();
+    return JoinOthers(*exchange_, log_, engine_.stop, [this](const ReplayRecord& record) { return Repeat(record); });
   }
 
   /// Wanda's mask, from a file of this attempt or the one before, or from the first batch (kept in a file then).
   absl::Status FixMask(const std::string& own, const std::string& before) {
-    mask_file_ = own + "/sparse.mask";
-    for (const std::string& path : {mask_file_, before + "/sparse.mask"}) {
-      if (!masks_.fixed() || !PosixFs().Exists(path)) continue;
-      ASSIGN_OR_RETURN(zo::BitMask mask, ReadMask(path, engine_.layout().size()));
-      if (path != mask_file_) RETURN_IF_ERROR(WriteMask(mask_file_, mask));
-      masks_.SetFixed(std::move(mask));
-      mask_set_ = true;
-      break;
-    }
+    mask_file_ = MaskFile(own);
+    if (!masks_.fixed()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(std::optional<zo::BitMask> mask, FindMask(own, before, engine_.layout().size()));
+    if (mask) masks_.SetFixed(*std::move(mask));
+    mask_set_ = mask.has_value();
     return absl::OkStatus();
   }
 
@@ -87,7 +58,7 @@ class ZerothOrder final : public Learner {
   std::optional<double> LossOf(int64_t step) const override { return log_.records()[static_cast<size_t>(step)].loss; }
 
   absl::StatusOr<StepOutcome> Step(int64_t step, Batch whole, double lr) override {
-    const std::vector<const Example*> part = Share(whole);
+    const std::vector<const Example*> part = ShareOf(exchange_, spec_.parallel, whole);
     if (masks_.fixed() && !mask_set_) RETURN_IF_ERROR(DrawFixedMask(whole));
     ReplayRecord record{static_cast<uint32_t>(step), 0, lr, 0, {}};
     ASSIGN_OR_RETURN(const auto mask, masks_.At(step, theta_));
@@ -129,15 +100,6 @@ class ZerothOrder final : public Learner {
  private:
   using Mask = std::shared_ptr<const zo::BitMask>;
 
-  /// The examples that this worker evaluates.
-  std::vector<const Example*> Share(Batch batch) const {
-    const bool divide = exchange_ != nullptr && spec_.parallel.share == "examples";
-    const auto stride = divide ? static_cast<size_t>(spec_.parallel.workers) : size_t{1};
-    std::vector<const Example*> part;
-    for (size_t i = divide ? static_cast<size_t>(exchange_->rank()) : 0; i < batch.size(); i += stride)
-      part.push_back(batch[i]);
-    return part;
-  }
   double ValueAt(Batch batch, std::span<const double> log_probs) const {
     return ValueOf(Judge(batch, log_probs, classify_), batch.size(), spec_.objective);
   }
@@ -327,18 +289,12 @@ absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const LearnerArgs& args
     ASSIGN_OR_RETURN(groups,
                      GroupTensors(args.engine.trainable(), block_of, args.engine.blocks(), args.spec.blockwise.level));
   }
-  const std::string header = HeaderOf(args.spec, args.engine.layout());
+  const std::string header = LogHeader(args.spec, args.spec.scheme.name, LayoutText(args.engine.layout()));
   const size_t scalars = groups.empty() ? static_cast<size_t>(hyper.queries) : groups.size();
-  std::vector<ReplayRecord> older;
-  if (!args.before.empty()) {
-    std::string found;
-    older = ParseReplayLog(PosixFs().ReadFile(args.before + "/replay.log").value_or(""), scalars, &found, nullptr);
-    if (!older.empty() && found != header) return DataLoss("replay.log: the older attempt is of another run");
-  }
-  ASSIGN_OR_RETURN(ReplayLog log, ReplayLog::Open(args.own + "/replay.log", header, scalars));
+  ASSIGN_OR_RETURN(ReplayLog log, OpenLog(header, scalars, args.own, args.before));
   auto learner = std::make_unique<ZerothOrder>(args, hyper, std::move(groups), std::move(log));
   RETURN_IF_ERROR(learner->FixMask(args.own, args.before));
-  RETURN_IF_ERROR(learner->Resume(older));
+  RETURN_IF_ERROR(learner->Resume());
   return learner;
 }
 

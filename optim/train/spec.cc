@@ -208,13 +208,12 @@ absl::Status ReadTier(const Json& json, TrainSpec* spec) {
                          "\" of generated answers would read all parameters once a token; train it without tier");
   if (!spec->zeroth_order)
     return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
-  if (spec->optimizer == "zo-sgd-cons" || spec->optimizer == "forward-grad")
-    return Unimplemented("tier: \"", spec->optimizer, "\" evaluates other points than theta +- eps z; train it without tier");
+  if (spec->optimizer == "forward-grad")
+    return InvalidArgument("tier: optimizer.name is \"forward-grad\", which carries a tangent beside every activation; must be "
+                           "another zeroth-order optimizer, or train without tier");
   for (const auto& [on, field, why] :
        {std::tuple(!spec->blockwise.level.empty(), "blockwise", "every group would read all parameters once more"),
-        {spec->sparse.ratio > 0, "sparse", "a unit that catches up would need the masks of steps long past"},
-        {spec->hybrid.blocks > 0, "hybrid", "back-propagation needs its layers in memory"},
-        {spec->parallel.workers > 1, "parallel", "workers would have to agree in the middle of a sweep"}}) {
+        {spec->hybrid.blocks > 0, "hybrid", "back-propagation needs its layers in memory"}}) {
     if (on) return Unimplemented("tier: not together with ", field, ": ", why);
   }
   return absl::OkStatus();

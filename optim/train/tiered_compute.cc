@@ -158,7 +158,9 @@ absl::Status TieredCompute::Shared(size_t unit, int copies, std::span<const floa
   if (stop_ && stop_()) return absl::CancelledError("stopped");
   return nn::Guarded([&] {
            at::NoGradGuard no_grad;
-           if (roles_[unit].kind == Kind::kLayer) {
+           if (norms_ != nullptr) {
+             One(unit, copies_[0], weights);
+           } else if (roles_[unit].kind == Kind::kLayer) {
              SharedLayer(unit, Distinct(), weights);
            } else if (roles_[unit].kind == Kind::kHead) {
              SharedHead(unit, weights);
@@ -191,10 +193,10 @@ void TieredCompute::One(size_t unit, Copy& copy, std::span<const float> weights)
       copy.embed = owned();
       break;
     case Kind::kLayer:
-      Layer(copy, ViewsOf(unit, weights));
+      Layer(unit, copy, ViewsOf(unit, weights));
       break;
     case Kind::kHead:
-      Head(copy, ViewsOf(unit, weights));
+      Head(unit, copy, ViewsOf(unit, weights));
       break;
     case Kind::kVocabulary:
       Piece(role, units_[unit], copy, weights);
@@ -270,15 +272,35 @@ void TieredCompute::FinishEmbedding(Copy& copy) const {
   copy.tokens = copy.positions = copy.types = at::Tensor();
 }
 
-void TieredCompute::Layer(Copy& copy, const nn::Weights& layer) const {
+void TieredCompute::Layer(size_t unit, Copy& copy, const nn::Weights& layer) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  copy.x = model_.Layer(nn::PlainOps(model_.config(), layer), copy.x, *batch_);
+  if (norms_ == nullptr) {
+    copy.x = model_.Layer(nn::PlainOps(model_.config(), layer), copy.x, *batch_);
+    return;
+  }
+  const nn::LayerExtra extra = ExtraOf(scheme_, copy.adapters, roles_[unit].block - 1, static_cast<size_t>(model_.config().layers));
+  copy.x = model_.Layer(Observed(unit, layer, &extra), copy.x, *batch_);
 }
 
-void TieredCompute::Head(Copy& copy, const nn::Weights& head) const {
+void TieredCompute::Head(size_t unit, Copy& copy, const nn::Weights& head) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  copy.x = model_.Final(nn::PlainOps(model_.config(), head), at::index_select(copy.x, 0, Indices(packed_->rows)));
+  const at::Tensor asked = at::index_select(copy.x, 0, Indices(packed_->rows));
+  copy.x = norms_ == nullptr ? model_.Final(nn::PlainOps(model_.config(), head), asked)
+                             : model_.Final(Observed(unit, head, nullptr), asked);
   if (const int bias = model_.head_slots().lm_bias; bias >= 0) copy.bias = head[static_cast<size_t>(bias)].clone();
+}
+
+ObservedOps TieredCompute::Observed(size_t unit, const nn::Weights& w, const nn::LayerExtra* extra) const {
+  const auto trainable = [this, unit](int slot) {
+    for (const tier::UnitPart& part : units_[unit].parts) {
+      if (units_[unit].trainable && place_[part.uid].second == slot) return static_cast<int>(part.number());
+    }
+    return -1;
+  };
+  const auto seen = [norms = norms_](int tensor, const at::Tensor& x, const at::Tensor&) {
+    (*norms)[static_cast<size_t>(tensor)] = ColumnNorms(x);
+  };
+  return {model_.config(), roles_[unit].block, trainable, w, extra, seen};
 }
 
 void TieredCompute::Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {

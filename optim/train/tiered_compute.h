@@ -7,6 +7,7 @@
 ///                                   ┘
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "optim/nn/model.h"
 #include "optim/tier/compute.h"
+#include "optim/train/observed_ops.h"
 #include "optim/train/tiered_units.h"
 #include "optim/train/vocabulary.h"
 
@@ -29,6 +31,9 @@ class TieredCompute final : public tier::BlockCompute {
 
   /// What the next sweep computes. `classify`: as Judge's; `objective`: as ValueOf's.
   void SetExamples(std::span<const Example* const> examples, bool classify, const std::string& objective);
+  /// From now on sweeps of one copy write the norms of the inputs of linear layers whose weight is trained there, by the
+  /// weight's number in the random stream (what Engine::InputNorms gives); nullptr: no more. Borrowed.
+  void ObserveInputs(std::map<size_t, std::vector<double>>* norms) { norms_ = norms; }
   /// Log-probabilities of the picks of copy `copy`, in the order of Judge, after a sweep.
   std::vector<double> LogProbabilities(int copy) const;
 
@@ -59,9 +64,11 @@ class TieredCompute final : public tier::BlockCompute {
   nn::Weights ViewsOf(size_t unit, std::span<const float> weights) const;
   void Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
   void One(size_t unit, Copy& copy, std::span<const float> weights) const;
+  /// The unit of a layer or head with an eye on its inputs.
+  ObservedOps Observed(size_t unit, const nn::Weights& w, const nn::LayerExtra* extra) const;
   void FinishEmbedding(Copy& copy) const;
-  void Layer(Copy& copy, const nn::Weights& layer) const;
-  void Head(Copy& copy, const nn::Weights& head) const;
+  void Layer(size_t unit, Copy& copy, const nn::Weights& layer) const;
+  void Head(size_t unit, Copy& copy, const nn::Weights& head) const;
   void SharedLayer(size_t unit, size_t copies, std::span<const float> weights);
   void SharedHead(size_t unit, std::span<const float> weights);
   /// x of the first `copies` copies, pairs of them behind one another, becomes what `apply` makes of it; it is told the
@@ -85,6 +92,7 @@ class TieredCompute final : public tier::BlockCompute {
   std::vector<const Example*> examples_;
   bool classify_ = false;
   std::string objective_ = "loss";
+  std::map<size_t, std::vector<double>>* norms_ = nullptr;
   std::unique_ptr<Packed> packed_;
   std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
   std::vector<Copy> copies_;

@@ -107,6 +107,12 @@ class PrefixStart {
 
 }  // namespace
 
+const tier::BlockTensor& TieredUnits::tensor(size_t uid) const {
+  size_t block = 0;
+  for (; uid >= blocks[block].tensors.size(); ++block) uid -= blocks[block].tensors.size();
+  return blocks[block].tensors[uid];
+}
+
 absl::StatusOr<TieredUnits> UnitsOf(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& model,
                                     const SchemeSpec& scheme) {
   TieredUnits result;

@@ -21,6 +21,7 @@ struct TieredUnits {
   std::vector<size_t> trainable;        ///< tensor numbers, in the order of the resident engine's layout
   bool adapters = false;
   size_t model_tensors = 0;
+  const tier::BlockTensor& tensor(size_t uid) const;
 };
 
 /// Tables are in units of about 4096 rows (whole pieces of the resident engine's sweep, vocabulary.h), layers are whole.

@@ -10,13 +10,11 @@
 #include "optim/nn/views.h"
 #include "optim/train/engine.h"
 #include "optim/train/layer_extra.h"
+#include "optim/train/observed_ops.h"
 #include "optim/train/packed.h"
 #include "optim/train/vocabulary.h"
 
 namespace optod::train {
-
-/// Is shown input and output of the linear layers whose weight is trainable tensor `tensor`.
-using LayerObserver = std::function<void(int tensor, const at::Tensor& x, const at::Tensor& y)>;
 
 struct Stopped {};  // thrown between blocks, caught at the surface
 
@@ -149,6 +147,7 @@ class TorchEngine final : public Engine {
                        Vocabulary& vocabulary);
 
   // engine_gradients.cc
+  ObservedOps Observed(size_t block, const nn::Weights& w, const nn::LayerExtra* extra, const LayerObserver& seen) const;
   at::Tensor PicksOf(std::span<const Example* const> examples, const std::vector<nn::Weights>& blocks,
                      const nn::Weights& adapters, size_t first_block, const LayerObserver& seen);
   GradientResult Backward(std::span<const Example* const> examples, bool classify, const GradientRequest& request,

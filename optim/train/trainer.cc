@@ -69,7 +69,8 @@ class Run {
   absl::Status Load() {
     RETURN_IF_ERROR(PosixFs().CreateDirectories(Own()));
     if (spec_.tier.on) {
-      ASSIGN_OR_RETURN(tiered_, TieredModel::Open(spec_, Cat("units-", Sha256Hex(folder_).substr(0, 16)), hooks_.stop));
+      const int rank = hooks_.exchange == nullptr ? 0 : hooks_.exchange->rank();
+      ASSIGN_OR_RETURN(tiered_, TieredModel::Open(spec_, Cat("units-", Sha256Hex(folder_).substr(0, 16)), hooks_.stop, rank));
       model_.config = tiered_->config();
     } else {
       ASSIGN_OR_RETURN(model_, nn::LoadModel(spec_.model));
@@ -122,7 +123,7 @@ class Run {
   absl::Status Resume() {
     const std::string before = Before();
     if (tiered_ != nullptr) {
-      ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before));
+      ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before, hooks_.exchange, hooks_.stop));
     } else {
       ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange,
                                              answering_.has_value() ? &*answering_ : nullptr));
@@ -304,14 +305,16 @@ class Run {
     result.memory = memory_;
     if (tiered_ != nullptr) result.tier = tiered_->Figures();
     ASSIGN_OR_RETURN(result.parameters_sha256, ParametersSha256());
-    if (!Leads()) return result;
+    if (!Leads()) return Discard(), result;
     result.best_step = Best().step;
     result.first_score = evaluations_.front().score;
     result.best_score = Best().score;
     result.last_score = evaluations_.back().score;
     RETURN_IF_ERROR(FinishBest(&result));
+    return Discard(), result;
+  }
+  void Discard() {
     if (tiered_ != nullptr) tiered_->Discard();
-    return result;
   }
   absl::StatusOr<std::string> ParametersSha256() {
     return tiered_ != nullptr ? tiered_->Sha256() : Sha256Hex(std::as_bytes(engine_->theta()));

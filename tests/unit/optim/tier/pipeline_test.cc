@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
 #include "tier_testing.h"
 
@@ -23,7 +24,11 @@ constexpr uint32_t kSteps = 22;
 const ZoHyper kSgd{.lr = 1e-2, .weight_decay = 0.1}, kMezo{.residue = Residue::kMezo, .lr = 1e-2},
     kQueries{.lr = 1e-2, .queries = 3}, kMezoQueries{.residue = Residue::kMezo, .lr = 1e-2, .queries = 2},
     kMomentum{.lr = 1e-3, .momentum = 0.9}, kAdam{.base = Base::kAdam, .lr = 1e-3, .queries = 2},
-    kSign{.sign = Sign::kScalar, .lr = 1e-3}, kElement{.sign = Sign::kElement, .lr = 1e-3};
+    kSign{.sign = Sign::kScalar, .lr = 1e-3}, kElement{.sign = Sign::kElement, .lr = 1e-3},
+    kCons{.rule = zo::Rule::kConservative, .lr = 5e-2, .weight_decay = 0.1},
+    kConsFar{.rule = zo::Rule::kConservative, .lr = 2},
+    kConsQueries{.rule = zo::Rule::kConservative, .lr = 5e-2, .queries = 2},
+    kConsOneSided{.rule = zo::Rule::kConservative, .sides = zo::Sides::kOne, .lr = 5e-2};
 
 TierRequest Ask(bool disk, int slots, int write_every = 1, bool separate = false, bool fused = true) {
   TierRequest request;
@@ -70,6 +75,16 @@ const TierCase kCases[] = {
     {.name = "adam_lazy_threads", .request = Ask(true, 3, 7), .hyper = kAdam, .threads = 2},
     {.name = "sign_disk", .request = Ask(true, 2), .hyper = kSign},
     {.name = "element_sign_disk", .request = Ask(true, 2, 3), .hyper = kElement},
+    {.name = "cons_resident", .request = Ask(false, 0), .hyper = kCons},
+    {.name = "cons_disk_k2", .request = Ask(true, 2), .hyper = kCons},
+    {.name = "cons_far", .request = Ask(true, 2), .hyper = kConsFar},
+    {.name = "cons_disk_k3_threads", .request = Ask(true, 3), .hyper = kCons, .threads = 3},
+    {.name = "cons_lazy_7", .request = Ask(true, 3, 7), .hyper = kCons},
+    {.name = "cons_host", .request = Ask(false, 2, 1, true), .hyper = kCons},
+    {.name = "cons_mixed_three", .request = Ask(true, 2, 7, true), .host_share = 0.7, .device_share = 0.7, .hyper = kCons},
+    {.name = "cons_unfused_untied", .request = Ask(true, 2, 1, false, false), .hyper = kCons, .tied = false},
+    {.name = "cons_q2_lazy", .request = Ask(true, 2, 7), .hyper = kConsQueries, .threads = 2},
+    {.name = "cons_one_sided", .request = Ask(true, 2), .host_share = 0.5, .hyper = kConsOneSided},
 };
 class Equality : public testing::TestWithParam<TierCase> {
  protected:
@@ -83,6 +98,8 @@ void ExpectSame(const StepLosses& got, const zo::StepResult& want, uint32_t step
   EXPECT_EQ(got.plus, want.loss_plus) << "step " << step;
   EXPECT_EQ(got.minus, want.loss_minus) << "step " << step;
   EXPECT_EQ(got.g, want.projected_grad) << "step " << step;
+  EXPECT_EQ(got.loss, want.loss) << "step " << step;
+  EXPECT_EQ(got.chosen, want.chosen) << "step " << step;
 }
 
 TEST_P(Equality, LossesEveryStepAndBytesAtTheEnd) {
@@ -175,6 +192,49 @@ TEST_P(Equality, ResumedAfterAStep) {
       ExpectSame(*got, want, step);
     }
     EXPECT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "stopped after " << stop;
+  }
+}
+
+/// So that the tables above meet all three: what zo-sgd-cons chooses in their steps.
+TEST(Pipeline, ConservativeStepsStayDescendAndAscend) {
+  const MlpModel model({});
+  std::set<zo::Candidate> chosen;
+  for (const ZoHyper& hyper : {kCons, kConsFar}) {
+    auto run = StartRun({.name = "", .request = Ask(false, 0), .hyper = hyper}, model, "");
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (uint32_t step = 0; step < kSteps; ++step) chosen.insert(run->Step(model, hyper.lr)->chosen.value());
+  }
+  EXPECT_EQ(chosen.size(), 3u);
+}
+
+/// Two that evaluate a direction each and finish with both scalars go where one goes that evaluates both.
+TEST(Pipeline, WorkersThatShareQueriesHaveTheBytesOfOne) {
+  const MlpModel model({});
+  TempFolder folder;
+  const ZoHyper hyper{.lr = 1e-2, .queries = 2, .weight_decay = 0.1};
+  Resident resident(model, hyper);
+  std::vector<TierRun> runs;
+  for (int w = 0; w < 2; ++w) {
+    const TierCase c{.name = "", .request = Ask(true, 2 + w, w == 0 ? 1 : 7), .hyper = hyper, .first_query = w, .evaluated = 1};
+    auto run = StartRun(c, model, folder.File("units" + std::to_string(w)));
+    ASSERT_TRUE(run.ok()) << run.status();
+    runs.push_back(*std::move(run));
+  }
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const zo::StepResult want = resident.Step();
+    StepRecord agreed{RateAt(hyper.lr, step)};
+    for (TierRun& run : runs) {
+      MlpCompute compute(model, step);
+      const auto losses = run.pipeline->Measure(agreed.lr, compute);
+      ASSERT_TRUE(losses.ok()) << losses.status();
+      ASSERT_EQ(losses->g.size(), 1u);
+      agreed.g.push_back(losses->g[0]);
+    }
+    EXPECT_EQ(agreed.g, want.projected_grad);
+    for (TierRun& run : runs) {
+      run.pipeline->Finish(agreed);
+      ASSERT_THAT(Different(run, model, resident.theta()), IsEmpty()) << "step " << step;
+    }
   }
 }
 
@@ -308,8 +368,10 @@ TEST(Pipeline, Refuses) {
   const auto refusal = [&](TierCase c) { return StartRun(c, model, folder.File("u")).status().ToString(); };
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.sides = zo::Sides::kOne, .residue = zo::Residue::kMezo}}),
               HasSubstr("optimizer.residue: mezo with perturbation one-side"));
-  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kConservative}}),
-              HasSubstr("zo-sgd-cons"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kForwardGrad}}),
+              HasSubstr("forward-grad"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kConservative, .residue = Residue::kMezo}}),
+              HasSubstr("zo-sgd-cons with residue mezo"));
   EXPECT_THAT(refusal({.name = "", .request = Ask(true, 2, 4), .hyper = kMezo}),
               HasSubstr("tier.write_every: 4 with optimizer.residue \"mezo\"; must be 1"));
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.lr = -1}}), HasSubstr("lr: -1"));

@@ -53,8 +53,8 @@ class Resident {
     compute.factor = factor;
     const zo::StreamDirection<float> z(kSeed, step_, model_.layout());
     optimizer_.update().set_lr(RateAt(hyper_.lr, step_++));
-    return optimizer_.Step(std::span<float>(theta_), z,
-                           [&](std::span<const float> theta) { return compute.LossAt(theta); });
+    return optimizer_.StepByRule(std::span<float>(theta_), z,
+                                 [&](std::span<const float> theta) { return compute.LossAt(theta); });
   }
   const std::vector<float>& theta() const { return theta_; }
   const zo::ZoState<float>& state() const { return optimizer_.update().state(); }
@@ -135,6 +135,7 @@ struct TierCase {
   bool tied = true;
   int threads = 1;
   bool serial = false;
+  int first_query = 0, evaluated = 0;
 };
 
 inline uint64_t AllBytes(const std::vector<Unit>& units, int states, Codec codec) {
@@ -193,6 +194,8 @@ inline absl::StatusOr<TierRun> StartRun(const TierCase& c, const MlpModel& model
   options.seed = kSeed;
   options.threads = c.threads;
   options.serial = c.serial;
+  options.first_query = c.first_query;
+  options.evaluated = c.evaluated;
   options.poison = true;
   auto pipeline = Pipeline::Create(model.units(), *plan, options, run.device.get(), std::move(file), std::move(history), initial);
   if (!pipeline.ok()) return pipeline.status();
