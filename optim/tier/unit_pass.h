@@ -10,6 +10,7 @@
 
 #include <span>
 
+#include "optim/tier/accelerator.h"
 #include "optim/tier/history.h"
 #include "optim/tier/record.h"
 #include "optim/tier/tile_team.h"
@@ -28,9 +29,11 @@ enum class Copies { kBoth, kPlus, kMinus };
 
 class UnitPass {
  public:
-  /// `history` is borrowed. `hyper`: plain rule.
-  UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel)
-      : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)) {}
+  /// `history` is borrowed. `hyper`: plain rule. With an `accelerator` (borrowed), values and copies are in its memory and
+  /// the passes are enqueued there.
+  UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel,
+           Accelerator* accelerator = nullptr)
+      : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)), accelerator_(accelerator) {}
 
   /// Floats of optimizer state beside a parameter: 0, 1 or 2.
   static int StatesOf(const zo::ZoHyper& hyper);
@@ -58,6 +61,7 @@ class UnitPass {
   uint64_t seed_;
   const History& history_;
   ParallelFor parallel_;
+  Accelerator* accelerator_;
 };
 
 }  // namespace optod::tier
