@@ -16,17 +16,14 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "optim/tier/codec_elements.h"
 
 namespace optod::tier {
-
-enum class Codec { kNone, kBf16, kF16, kFp8 };
 
 /// INVALID_ARGUMENT: `codec: "int4" is not one of none, bf16, fp16, fp8`.
 absl::StatusOr<Codec> ParseCodec(const std::string& name);
 const char* CodecName(Codec codec);
 inline bool Lossless(Codec codec) { return codec == Codec::kNone; }
-/// Of whole rows. Codes of a run of rows begin where those of the rows before end.
-size_t CodedBytes(Codec codec, size_t elements, size_t columns);
 
 /// Where the random words of a rounding come from: stream (seed, step, query 2^32 - 2), tensor, element.
 struct Rounding {

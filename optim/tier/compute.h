@@ -34,7 +34,8 @@ class BlockCompute {
     (void)copy, (void)values;
     return absl::OkStatus();
   }
-  /// `weights`: the unit's parts, one behind the other, as copy `copy` sees them; for this call only.
+  /// `weights`: the unit's parts, one behind the other, as copy `copy` sees them; for this call only. With an accelerator
+  /// they are in its memory, and what reads them is enqueued on its compute stream.
   virtual absl::Status Forward(size_t unit, int copy, std::span<const float> weights) = 0;
   /// A unit that no copy differs in: all copies at once.
   virtual absl::Status Shared(size_t unit, int copies, std::span<const float> weights) {

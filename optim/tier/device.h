@@ -33,6 +33,7 @@ struct Work {
   size_t visit = 0;   ///< which visit of the run
   size_t slot = 0;    ///< of the working slots
   uint64_t bytes = 0; ///< moved; 0 for computing
+  bool on_host = false;  ///< touches the host's memory when it is run: what it waits for must be over, not only in order
   absl::AnyInvocable<absl::Status()> run;
 };
 

@@ -28,7 +28,7 @@ Pipeline::Pipeline(std::vector<Unit> units, const Plan& plan, const PipelineOpti
       device_(device),
       history_(std::move(history)),
       team_(options.parallel ? options.parallel : MakeTileTeam(options.threads)),
-      pass_(options.hyper, options.seed, history_, team_, options.mask),
+      pass_(options.hyper, options.seed, history_, team_, options.mask, options.accelerator),
       pass_here_(options.hyper, options.seed, history_, MakeTileTeam(1), options.mask) {}
 
 Pipeline::~Pipeline() { (void)device_->Drain(); }
@@ -38,6 +38,8 @@ absl::Status Pipeline::CheckHyper() const {
   RETURN_IF_ERROR(zo::CheckZoHyper(hyper));
   if (hyper.rule == zo::Rule::kForwardGrad)
     return Unimplemented("tier: forward-grad carries a tangent beside every activation; train it resident");
+  if (options_.accelerator != nullptr && (options_.mask != nullptr || Conservative()))
+    return Unimplemented("tier: masks and zo-sgd-cons in an accelerator's memory; train it on the CPU");
   if (options_.mask != nullptr && hyper.residue == zo::Residue::kMezo)
     return Unimplemented("tier: masks with optimizer.residue mezo; use none");
   if (Conservative() && (hyper.residue == zo::Residue::kMezo || zo::NeedsRule(hyper)))
@@ -48,7 +50,8 @@ absl::Status Pipeline::CheckHyper() const {
 }
 
 absl::Status Pipeline::Begin(std::unique_ptr<DirectFile> file, const InitialValues& initial) {
-  ASSIGN_OR_RETURN(store_, UnitStore::Create(units_, plan_, options_.seed, std::move(file), history_.steps(), initial));
+  ASSIGN_OR_RETURN(store_, UnitStore::Create(units_, plan_, options_.seed, std::move(file), history_.steps(), initial,
+                                             options_.accelerator));
   size_t copy = 0;
   for (size_t u = 0; u < units_.size(); ++u) {
     home_progress_.push_back(store_->first_progress(u));
@@ -56,8 +59,7 @@ absl::Status Pipeline::Begin(std::unique_ptr<DirectFile> file, const InitialValu
     if (!store_->InPlace(u)) moving_.push_back(u);
     if (units_[u].trainable) copy = std::max(copy, units_[u].floats());
   }
-  plus_.resize(copy);
-  if (plan_.copies == 2) minus_.resize(copy);
+  RETURN_IF_ERROR(MakeCopies(copy));
   home_ready_.assign(units_.size(), kDone);
   const auto slots = static_cast<size_t>(plan_.slots);
   slot_free_.assign(slots, kDone);
@@ -70,10 +72,23 @@ absl::Status Pipeline::Begin(std::unique_ptr<DirectFile> file, const InitialValu
   return absl::OkStatus();
 }
 
+absl::Status Pipeline::MakeCopies(size_t floats) {
+  const size_t aligned = RoundUp(floats, 64), all = static_cast<size_t>(plan_.copies) * aligned;
+  if (options_.accelerator != nullptr) {
+    ASSIGN_OR_RETURN(copies_there_, options_.accelerator->Allocate(all * sizeof(float)));
+  } else {
+    copies_here_.resize(all);
+  }
+  const std::span<float> copies = options_.accelerator != nullptr ? copies_there_.floats() : std::span(copies_here_);
+  plus_ = copies.first(floats);
+  if (plan_.copies == 2) minus_ = copies.subspan(aligned, floats);
+  return absl::OkStatus();
+}
+
 // ---- scheduling
 
 Event Pipeline::Submit(Queue queue, std::vector<Event> after, size_t unit, size_t visit, uint64_t bytes,
-                       absl::AnyInvocable<absl::Status()> run) {
+                       absl::AnyInvocable<absl::Status()> run, bool on_host) {
   Work work;
   work.queue = queue;
   work.after = std::move(after);
@@ -81,6 +96,7 @@ Event Pipeline::Submit(Queue queue, std::vector<Event> after, size_t unit, size_
   work.visit = visit;
   work.slot = plan_.slots > 0 ? visit % static_cast<size_t>(plan_.slots) : 0;
   work.bytes = bytes;
+  work.on_host = on_host;
   work.run = std::move(run);
   const Event event = device_->Submit(std::move(work));
   if (options_.serial) (void)device_->Wait(event);  // the error comes back at the next wait
@@ -135,8 +151,7 @@ Event Pipeline::VisitMoving(size_t unit, const Task& task) {
   const Event computed = Submit(Queue::kCompute, {uploaded_[slot]}, unit, visit, 0, [=, this]() -> absl::Status {
     RETURN_IF_ERROR(store_->Check(unit, slot, visit));
     RETURN_IF_ERROR(Carry(unit, store_->Floats(unit, slot), from, task));
-    if (!write) MaybePoison(slot);
-    return absl::OkStatus();
+    return write ? absl::OkStatus() : MaybePoison(slot, Queue::kCompute);
   });
   slot_free_[slot] = computed;
   if (write) WriteBack(unit, visit, computed, now);
@@ -151,16 +166,14 @@ void Pipeline::WriteBack(size_t unit, size_t visit, Event computed, Progress now
   if (!plan_.direct) {
     event = Submit(Queue::kOffload, {computed, staging_free_[slot]}, unit, visit, bytes, [=, this]() -> absl::Status {
       RETURN_IF_ERROR(store_->Offload(unit, slot, visit, now.updates));
-      MaybePoison(slot);
-      return absl::OkStatus();
+      return MaybePoison(slot, Queue::kOffload);
     });
     slot_free_[slot] = event;
   }
   if (store_->OnDisk(unit)) {
     event = Submit(Queue::kWrite, {event}, unit, visit, bytes + kPage, [=, this]() -> absl::Status {
       RETURN_IF_ERROR(store_->Write(unit, slot, visit, now));
-      if (plan_.direct) MaybePoison(slot);
-      return absl::OkStatus();
+      return plan_.direct ? MaybePoison(slot, Queue::kWrite) : absl::OkStatus();
     });
     (plan_.direct ? slot_free_ : staging_free_)[slot] = event;
   }
@@ -189,17 +202,22 @@ Values Pipeline::ValuesOf(size_t unit, size_t part, size_t offset, std::span<flo
   return values;
 }
 
+absl::Status Pipeline::Show(size_t unit, std::span<const float> slot, Progress progress, const Visitor& visitor) {
+  ASSIGN_OR_RETURN(const std::span<const float> floats, store_->OnHost(slot));
+  return visitor(unit, progress, floats);
+}
+
 absl::Status Pipeline::Carry(size_t unit, std::span<float> slot, Progress from, const Task& task) {
   const std::span<float> theta = slot.first(units_[unit].floats());
   if (!units_[unit].trainable) {
     if (task.compute != nullptr) RETURN_IF_ERROR(task.compute->Shared(unit, CopiesOf(task.kind), theta));
-    return task.visitor != nullptr ? (*task.visitor)(unit, {}, slot) : absl::OkStatus();
+    return task.visitor != nullptr ? Show(unit, slot, {}, *task.visitor) : absl::OkStatus();
   }
   if (task.kind == Kind::kStep) return Perturbed(unit, slot, from, *task.compute);
   if (task.kind == Kind::kCandidates) return Candidates(unit, slot, from, *task.compute);
   ForParts(unit, slot, [&](const Values& values, size_t) { pass_.CatchUp(values, from, history_.steps()); });
   if (task.compute != nullptr) return task.compute->Forward(unit, 0, theta);
-  if (task.visitor != nullptr) return (*task.visitor)(unit, After(unit, task), slot);
+  if (task.visitor != nullptr) return Show(unit, slot, After(unit, task), *task.visitor);
   return absl::OkStatus();
 }
 
@@ -215,8 +233,7 @@ void Pipeline::ForParts(size_t unit, std::span<float> slot, Body body) const {
 absl::Status Pipeline::Perturbed(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute) {
   const uint32_t step = history_.steps();
   const size_t floats = units_[unit].floats();
-  const std::span<float> plus = std::span(plus_).first(floats);
-  const std::span<float> minus = plan_.copies == 2 ? std::span(minus_).first(floats) : plus;
+  const std::span<float> plus = plus_.first(floats), minus = plan_.copies == 2 ? minus_.first(floats) : plus;
   const bool two_sided = options_.hyper.sides == zo::Sides::kTwo;
   const auto form = [&](int query, Copies copies) {
     ForParts(unit, slot, [&](const Values& values, size_t offset) {
@@ -282,7 +299,8 @@ absl::Status Pipeline::Gather(BlockCompute& compute, Kind kind) {
   last_compute_ = Submit(Queue::kCompute, after, units_.size(), visits_, 0,
                          [this, slices = std::move(slices), from = std::move(from), &compute, kind] {
                            return GatherNow(slices, from, compute, kind);
-                         });
+                         },
+                         /*on_host=*/true);
   return absl::OkStatus();
 }
 

@@ -41,6 +41,7 @@ struct PipelineOptions {
   ParallelFor parallel;    ///< instead of a team of `threads`: the process's own pool
   bool serial = false;  ///< nothing overlaps: for the ablation
   bool poison = false;  ///< freed slots are filled with NaN: for tests
+  Accelerator* accelerator = nullptr;  ///< borrowed; units are computed on in its memory, `device` enqueues there (streams_device.h)
 };
 
 struct StepLosses {
@@ -93,22 +94,24 @@ class Pipeline {
   Pipeline(std::vector<Unit> units, const Plan& plan, const PipelineOptions& options, Device* device, History history);
   absl::Status Begin(std::unique_ptr<DirectFile> file, const InitialValues& initial);
   absl::Status CheckHyper() const;
+  absl::Status MakeCopies(size_t floats);
 
   // scheduling
   Event Submit(Queue queue, std::vector<Event> after, size_t unit, size_t visit, uint64_t bytes,
-               absl::AnyInvocable<absl::Status()> run);
+               absl::AnyInvocable<absl::Status()> run, bool on_host = false);
   void Issue(size_t visit);
   absl::Status Sweep(const Task& task);
   Event VisitInPlace(size_t unit, const Task& task);
   Event VisitMoving(size_t unit, const Task& task);
   void WriteBack(size_t unit, size_t visit, Event computed, Progress now);
-  void MaybePoison(size_t slot) {
-    if (options_.poison) store_->Poison(slot);
+  absl::Status MaybePoison(size_t slot, Queue queue) {
+    return options_.poison ? store_->Poison(slot, queue) : absl::OkStatus();
   }
   bool WriteDue(size_t unit, const Task& task, Progress now) const;
   Progress After(size_t unit, const Task& task) const;
 
   // computing
+  absl::Status Show(size_t unit, std::span<const float> slot, Progress progress, const Visitor& visitor);
   absl::Status Carry(size_t unit, std::span<float> slot, Progress from, const Task& task);
   bool Conservative() const { return options_.hyper.rule == zo::Rule::kConservative; }
   int Evaluated() const { return options_.evaluated > 0 ? options_.evaluated : options_.hyper.queries; }
@@ -135,7 +138,9 @@ class Pipeline {
   ParallelFor team_;
   UnitPass pass_, pass_here_;
   std::unique_ptr<UnitStore> store_;
-  std::vector<float> plus_, minus_;
+  std::vector<float> copies_here_;  // without an accelerator
+  DeviceBuffer copies_there_;
+  std::span<float> plus_, minus_;
 
   std::vector<size_t> moving_;       // units that come by a slot, in order
   std::vector<size_t> moving_slot_;  // of unit: its number in moving_

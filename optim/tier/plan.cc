@@ -1,15 +1,10 @@
 #include "optim/tier/plan.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
 #include <iomanip>
 #include <limits>
-#include <nlohmann/json.hpp>
+#include <sstream>
 
-#include "base/fs.h"
-#include "base/random_id.h"
 #include "base/status.h"
 #include "optim/tier/direct_file.h"
 
@@ -223,10 +218,6 @@ class Planner {
   Plan plan_;
 };
 
-size_t Count(const Plan& plan, Home home) {
-  return static_cast<size_t>(std::count(plan.homes.begin(), plan.homes.end(), home));
-}
-
 }  // namespace
 
 absl::StatusOr<Plan> MakePlan(const std::vector<Unit>& units, int states, bool mezo, const TierRequest& request,
@@ -244,8 +235,8 @@ absl::StatusOr<Plan> MakePlan(const std::vector<Unit>& units, int states, bool m
 std::string PlanText(const Plan& p) {
   std::ostringstream out;
   out << std::fixed << std::setprecision(3);
-  out << "parameters  " << p.parameters << " in " << p.homes.size() << " units: " << Count(p, Home::kDevice)
-      << " on the device, " << Count(p, Home::kHost) << " on the host, " << Count(p, Home::kDisk) << " on disk; codec "
+  out << "parameters  " << p.parameters << " in " << p.homes.size() << " units: " << p.Count(Home::kDevice)
+      << " on the device, " << p.Count(Home::kHost) << " on the host, " << p.Count(Home::kDisk) << " on disk; codec "
       << CodecName(p.request.codec) << "\n";
   out << "device      " << MiB(p.device_peak) << " at most: " << p.slots << " slots, " << p.copies
       << " perturbed copies (largest unit: " << p.largest << ")\n";
@@ -262,53 +253,6 @@ std::string PlanText(const Plan& p) {
         << p.compute_seconds << " s, disk " << p.disk_seconds << " s, link " << p.link_seconds << " s; overlap " << p.rho
         << "\n";
   return out.str();
-}
-
-std::string PlanJson(const Plan& p) {
-  nlohmann::ordered_json json = {{"parameters", p.parameters},
-                                 {"units", p.homes.size()},
-                                 {"units_on_device", Count(p, Home::kDevice)},
-                                 {"units_on_host", Count(p, Home::kHost)},
-                                 {"units_on_disk", Count(p, Home::kDisk)},
-                                 {"codec", CodecName(p.request.codec)},
-                                 {"lossless", Lossless(p.request.codec)},
-                                 {"slots", p.slots},
-                                 {"copies", p.copies},
-                                 {"optimizer_states", p.states},
-                                 {"largest_unit", p.largest},
-                                 {"device_peak_bytes", p.device_peak},
-                                 {"host_peak_bytes", p.host_peak},
-                                 {"disk_bytes", p.disk_bytes},
-                                 {"write_every", p.request.write_every},
-                                 {"sweeps", p.request.sweeps},
-                                 {"step_bytes", {{"read", p.read}, {"written", p.written}, {"uploaded", p.uploaded}, {"offloaded", p.offloaded}}}};
-  if (!p.limit.empty())
-    json["step_seconds"] = {{"at_least", p.step_seconds}, {"compute", p.compute_seconds}, {"disk", p.disk_seconds},
-                            {"link", p.link_seconds},     {"overlap", p.rho},             {"limit", p.limit}};
-  return json.dump();
-}
-
-absl::StatusOr<Rates> MeasureDisk(const std::string& folder, int threads) {
-  constexpr size_t kBytes = 64 << 20, kAtOnce = 8 << 20;
-  const std::string path = Cat(folder, "/measure.tmp-", RandomId(12));
-  using Clock = std::chrono::steady_clock;
-  const auto run = [&]() -> absl::StatusOr<Rates> {
-    ASSIGN_OR_RETURN(const auto file, OpenDirectFile(path, threads));
-    ASSIGN_OR_RETURN(const PageBuffer buffer, PageBuffer::Create(kAtOnce));
-    std::fill(buffer.bytes().begin(), buffer.bytes().end(), std::byte{1});
-    RETURN_IF_ERROR(file->Reserve(kBytes));
-    Rates rates;
-    auto began = Clock::now();
-    for (size_t at = 0; at < kBytes; at += kAtOnce) RETURN_IF_ERROR(file->Write(at, buffer.bytes()));
-    rates.disk_write = kBytes / std::chrono::duration<double>(Clock::now() - began).count();
-    began = Clock::now();
-    for (size_t at = 0; at < kBytes; at += kAtOnce) RETURN_IF_ERROR(file->Read(at, buffer.bytes()));
-    rates.disk_read = kBytes / std::chrono::duration<double>(Clock::now() - began).count();
-    return rates;
-  };
-  absl::StatusOr<Rates> rates = run();
-  (void)PosixFs().Remove(path);
-  return rates;
 }
 
 }  // namespace optod::tier

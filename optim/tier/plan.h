@@ -10,6 +10,7 @@
 /// slots: no staging, no copies. Time: a step takes at least the longest of computing and of each link (ZO2, Wang et
 /// al., 2025: overlap); rho = computing / the longest link, at most 1 (1 = moving is free). Pure functions.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -56,6 +57,7 @@ struct Plan {
   std::string limit;                                           ///< "compute", "disk" or "link"; "" = unknown
 
   bool moves() const { return slots > 0; }
+  size_t Count(Home home) const { return static_cast<size_t>(std::count(homes.begin(), homes.end(), home)); }
 };
 
 /// `states`: floats of optimizer state beside a parameter. `mezo`: Residue::kMezo. RESOURCE_EXHAUSTED: `tier.device_budget:

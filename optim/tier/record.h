@@ -49,6 +49,8 @@ class RecordLayout {
   };
   Range RangeOf(size_t part, uint64_t first, size_t count, int section, Codec codec) const;
   size_t columns(size_t part) const { return places_[part].part.columns; }
+  size_t parts() const { return places_.size(); }
+  const UnitPart& part(size_t p) const { return places_[p].part; }
   Codec codec() const { return codec_; }
 
  private:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "optim/tier/pass_program.h"
 #include "optim/zo/replay.h"
 #include "optim/zo/stream.h"
 #include "optim/zo/stream_pair.h"
@@ -21,8 +22,6 @@ void AddScaledPair(std::span<const float> z, float scale, std::span<const float>
     minus[i] = theta[i] - step;
   }
 }
-
-double SignOf(double x) { return static_cast<double>((x > 0) - (x < 0)); }
 
 }  // namespace
 
@@ -58,11 +57,16 @@ void UnitPass::ForTiles(const Values& values, Body body) const {
 
 void UnitPass::CatchUp(const Values& values, Progress from, uint32_t steps) const {
   if (from.updates >= steps) return;
+  if (accelerator_ != nullptr)
+    return accelerator_->Pass(seed_, values, ProgramOf(hyper_, history_, from, steps, values.decay), RuleOf(hyper_), {}, {}, {});
   ForTiles(values, [&](Tile& tile) { UpdateTile(tile, from, steps); });
 }
 
 void UnitPass::Perturb(const Values& values, Progress from, uint32_t steps, int query, Copies copies,
                        std::span<float> plus, std::span<float> minus) const {
+  if (accelerator_ != nullptr)
+    return accelerator_->Pass(seed_, values, ProgramOf(hyper_, history_, from, steps, values.decay), RuleOf(hyper_),
+                              CopiesOf(hyper_, steps, query, copies), plus, minus);
   const auto eps = static_cast<float>(hyper_.eps);
   const bool mezo = hyper_.residue == zo::Residue::kMezo;
   const zo::Direction direction{seed_, steps, static_cast<uint32_t>(query)};
@@ -156,9 +160,8 @@ void UnitPass::PlainTile(Tile& tile, uint32_t step, const StepRecord& record, do
   if (hyper_.weight_decay > 0 && tile.values.decay)
     zo::DecayInPlace(static_cast<float>(factor * (record.lr * hyper_.weight_decay)), theta);
   for (size_t k = 0; k < record.g.size(); ++k) {
-    const double direction = hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k];
-    const auto coefficient = static_cast<float>(record.lr * direction / static_cast<double>(record.g.size()));
-    AddTile(tile, step, static_cast<int>(k), static_cast<float>(-factor) * coefficient, theta, theta);
+    const float coefficient = static_cast<float>(factor) * PlainCoefficient(hyper_, record, k);
+    AddTile(tile, step, static_cast<int>(k), coefficient, theta, theta);
   }
 }
 
@@ -169,8 +172,8 @@ void UnitPass::RuleTile(Tile& tile, uint32_t step) const {
   std::fill(gradient.begin(), gradient.end(), 0.0f);
   for (size_t k = 0; k < record.g.size(); ++k) {
     DirectionTile(tile, step, static_cast<int>(k));
-    const auto scalar = static_cast<float>(hyper_.sign == zo::Sign::kScalar ? SignOf(record.g[k]) : record.g[k]);
-    zo::AddProduct(hyper_.sign == zo::Sign::kElement, scalar, std::span<const float>(tile.Z()), gradient);
+    zo::AddProduct(hyper_.sign == zo::Sign::kElement, GradientCoefficient(hyper_, record, k),
+                   std::span<const float>(tile.Z()), gradient);
   }
   const auto rule = zo::RuleScalarsFor<float>(hyper_, record.lr, history_.UpdateNumber(step));
   const float decay = tile.values.decay ? rule.weight_decay : 0.0f;

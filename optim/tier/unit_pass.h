@@ -10,6 +10,7 @@
 
 #include <span>
 
+#include "optim/tier/accelerator.h"
 #include "optim/tier/history.h"
 #include "optim/tier/record.h"
 #include "optim/tier/tile_team.h"
@@ -37,10 +38,16 @@ enum class Copies { kBoth, kPlus, kMinus };
 
 class UnitPass {
  public:
-  /// `history` and `mask` (null: nothing is masked) are borrowed. `hyper`: not forward-grad.
+  /// `history`, `mask` (null: nothing is masked) and `accelerator` are borrowed. `hyper`: not forward-grad. With an
+  /// accelerator, values and copies are in its memory and the passes are enqueued there; no masks, no candidates.
   UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel,
-           const MaskSource* mask = nullptr)
-      : hyper_(hyper), seed_(seed), history_(history), parallel_(std::move(parallel)), mask_(mask) {}
+           const MaskSource* mask = nullptr, Accelerator* accelerator = nullptr)
+      : hyper_(hyper),
+        seed_(seed),
+        history_(history),
+        parallel_(std::move(parallel)),
+        mask_(mask),
+        accelerator_(accelerator) {}
 
   /// Floats of optimizer state beside a parameter: 0, 1 or 2.
   static int StatesOf(const zo::ZoHyper& hyper);
@@ -75,6 +82,7 @@ class UnitPass {
   const History& history_;
   ParallelFor parallel_;
   const MaskSource* const mask_;
+  Accelerator* const accelerator_;
 };
 
 }  // namespace optod::tier

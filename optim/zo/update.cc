@@ -2,24 +2,18 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "base/status.h"
 #include "optim/zo/replay.h"
+#include "optim/zo/update_formulas.h"
 
 namespace optod::zo {
-namespace {
 
-template <class T>
-T SignOf(T x) {
-  return static_cast<T>((x > 0) - (x < 0));
-}
-
-}  // namespace
+using formula::SignOf;
 
 template <class T>
 void DecayInPlace(T rate, std::span<T> theta) {
-  for (T& x : theta) x -= rate * x;
+  for (T& x : theta) x = formula::Decayed(rate, x);
 }
 
 template <class T>
@@ -79,45 +73,31 @@ void ZoUpdate<T>::ApplyPlain(std::span<T> theta, const DirectionSource<T>& z, st
 
 template <class T>
 void AddProduct(bool sign, T scalar, std::span<const T> direction, std::span<T> grad) {
-  for (size_t i = 0; i < grad.size(); ++i) {
-    const T product = scalar * direction[i];
-    grad[i] += sign ? SignOf(product) : product;
-  }
+  for (size_t i = 0; i < grad.size(); ++i) grad[i] += formula::Product(sign, scalar, direction[i]);
 }
 
 template <class T>
 void Average(size_t queries, T decay, std::span<const T> theta, std::span<T> grad) {
-  if (queries > 1) {
-    for (T& x : grad) x /= static_cast<T>(queries);
-  }
-  if (decay != 0) {
-    for (size_t i = 0; i < grad.size(); ++i) grad[i] += decay * theta[i];
-  }
+  for (size_t i = 0; i < grad.size(); ++i)
+    grad[i] = formula::Averaged(static_cast<T>(queries), decay, theta[i], grad[i]);
 }
 
 template <class T>
 void BaseStep(const ZoHyper& hyper, const RuleScalars<T>& rule, std::span<const T> grad, size_t first,
               std::span<T> theta, ZoState<T>* state) {
   if (hyper.base == Base::kAdam) {
-    const T beta1 = static_cast<T>(hyper.beta1), beta2 = static_cast<T>(hyper.beta2),
-            eps = static_cast<T>(hyper.adam_eps);
-    for (size_t i = 0; i < theta.size(); ++i) {
-      T& m = state->m[first + i];
-      T& v = state->v[first + i];
-      m = beta1 * m + (1 - beta1) * grad[i];
-      v = beta2 * v + (1 - beta2) * grad[i] * grad[i];
-      theta[i] -= rule.lr * (m / rule.bias1) / (std::sqrt(v / rule.bias2) + eps);
-    }
+    const formula::AdamConstants<T> adam{static_cast<T>(hyper.beta1), static_cast<T>(hyper.beta2),
+                                         static_cast<T>(hyper.adam_eps), rule.lr, rule.bias1, rule.bias2};
+    for (size_t i = 0; i < theta.size(); ++i)
+      formula::Adam(adam, grad[i], theta[i], state->m[first + i], state->v[first + i]);
     return;
   }
   const T momentum = static_cast<T>(hyper.momentum);
   for (size_t i = 0; i < theta.size(); ++i) {
-    T step = grad[i];
-    if (momentum > 0) {  // no dampening, no bias correction: the first step takes the gradient as it is
-      if (rule.t > 1) step += momentum * state->m[first + i];
-      state->m[first + i] = step;
-    }
-    theta[i] -= rule.lr * step;
+    if (momentum > 0)
+      formula::Momentum(momentum, rule.lr, rule.t == 1, grad[i], theta[i], state->m[first + i]);
+    else
+      theta[i] -= rule.lr * grad[i];
   }
 }
 
