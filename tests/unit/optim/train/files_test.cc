@@ -112,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"parallel_queries",
                Job(R"(, "parallel": {"workers": 2, "share": "queries"})", R"({"name": "zo-sgd", "queries": 2})"),
                "optimizer.queries: must be 1 with parallel.share queries"},
-        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "use none"},
+        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "must be none"},
         BadJob{"no_train",
                R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"name": "sst2", "dev": "/b"}})",
                "task.train: missing"},
