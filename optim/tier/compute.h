@@ -23,6 +23,12 @@ struct Slice {
   size_t count = 0;
 };
 
+/// Block-wise steps: three copies and a sweep a group. Copy 2 walks at theta up to the unit where the group begins and waits
+/// there for the next sweep, which begins with that unit; Branch makes copies 0 and 1 of it, and from there on every unit
+/// comes to both at once.
+///
+///   Begin(3)   a group: Wanted -> Gathered(2 | 0, 1) -> Forward(.., 2) ... -> Branch -> Pair(unit) ... Pair(last unit) -> Losses
+
 class BlockCompute {
  public:
   virtual ~BlockCompute() = default;
@@ -44,7 +50,16 @@ class BlockCompute {
     }
     return absl::OkStatus();
   }
-  /// One a copy. NaN and infinities are the caller's matter.
+  /// Copies 0 and 1 are now where copy 2 is; what they were is forgotten.
+  virtual absl::Status Branch() { return absl::UnimplementedError("blockwise: this model does not branch"); }
+  /// Copies 0 and 1. Where `moved[part]` is 0, the part is the same in both.
+  virtual absl::Status Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                            std::span<const uint8_t> moved) {
+    (void)moved;
+    absl::Status status = Forward(unit, 0, plus);
+    return status.ok() ? Forward(unit, 1, minus) : status;
+  }
+  /// One a copy (block-wise: of copies 0 and 1). NaN and infinities are the caller's matter.
   virtual absl::StatusOr<std::vector<double>> Losses() = 0;
 };
 

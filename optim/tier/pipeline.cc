@@ -1,6 +1,7 @@
 #include "optim/tier/pipeline.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/status.h"
@@ -38,8 +39,12 @@ absl::Status Pipeline::CheckHyper() const {
   RETURN_IF_ERROR(zo::CheckZoHyper(hyper));
   if (hyper.rule == zo::Rule::kForwardGrad)
     return Unimplemented("tier: forward-grad carries a tangent beside every activation; train it resident");
-  if (options_.accelerator != nullptr && (options_.mask != nullptr || Conservative()))
-    return Unimplemented("tier: masks and zo-sgd-cons in an accelerator's memory; train it on the CPU");
+  if (options_.accelerator != nullptr && (options_.mask != nullptr || Conservative() || !options_.groups.empty()))
+    return Unimplemented("tier: masks, zo-sgd-cons and block-wise estimation in an accelerator's memory; train it on the CPU");
+  const bool plain = hyper.rule == zo::Rule::kPlain && hyper.sides == zo::Sides::kTwo && hyper.queries == 1 &&
+                     hyper.residue == zo::Residue::kNone && plan_.copies == 2;
+  if (!options_.groups.empty() && !plain)
+    return Unimplemented("tier: block-wise estimation needs two-sided estimates of one query, both copies at once, and residue none");
   if (options_.mask != nullptr && hyper.residue == zo::Residue::kMezo)
     return Unimplemented("tier: masks with optimizer.residue mezo; use none");
   if (Conservative() && (hyper.residue == zo::Residue::kMezo || zo::NeedsRule(hyper)))
@@ -55,9 +60,11 @@ absl::Status Pipeline::Begin(std::unique_ptr<DirectFile> file, const InitialValu
   size_t copy = 0;
   for (size_t u = 0; u < units_.size(); ++u) {
     home_progress_.push_back(store_->first_progress(u));
-    moving_slot_.push_back(moving_.size());
     if (!store_->InPlace(u)) moving_.push_back(u);
     if (units_[u].trainable) copy = std::max(copy, units_[u].floats());
+  }
+  for (size_t g = 0; g < options_.groups.size(); ++g) {
+    for (uint32_t tensor : options_.groups[g].tensors) group_[tensor] = static_cast<int>(g);
   }
   RETURN_IF_ERROR(MakeCopies(copy));
   home_ready_.assign(units_.size(), kDone);
@@ -105,7 +112,9 @@ Event Pipeline::Submit(Queue queue, std::vector<Event> after, size_t unit, size_
 
 /// Brings the unit of moving visit `visit` into its slot.
 void Pipeline::Issue(size_t visit) {
-  const size_t unit = moving_[visit % moving_.size()], slot = visit % static_cast<size_t>(plan_.slots);
+  if (upcoming_.empty()) upcoming_.assign(moving_.begin(), moving_.end());
+  const size_t unit = upcoming_.front(), slot = visit % static_cast<size_t>(plan_.slots);
+  upcoming_.pop_front();
   slot_progress_[slot] = home_progress_[unit];
   const uint64_t bytes = store_->layout(unit).record_bytes();
   if (store_->OnDisk(unit) && plan_.direct) {
@@ -126,13 +135,14 @@ Progress Pipeline::After(size_t unit, const Task& task) const {
   if (!units_[unit].trainable) return {};
   Progress now;
   now.updates = history_.steps();
+  now.groups = history_.groups();
   if (options_.hyper.residue == zo::Residue::kMezo) now.passes = history_.steps() + (task.kind == Kind::kStep ? 1 : 0);
   return now;
 }
 
 bool Pipeline::WriteDue(size_t unit, const Task& task, Progress now) const {
   const Progress home = home_progress_[unit];
-  if (!units_[unit].trainable || home == now) return false;
+  if (!units_[unit].trainable || home == now || now.groups > 0) return false;
   if (task.kind == Kind::kFlush || !store_->OnDisk(unit) || now.passes > home.passes) return true;
   return now.updates - home.updates >= static_cast<uint32_t>(plan_.request.write_every);
 }
@@ -182,12 +192,16 @@ void Pipeline::WriteBack(size_t unit, size_t visit, Event computed, Progress now
 }
 
 absl::Status Pipeline::Sweep(const Task& task) {
-  if (task.compute != nullptr) {
+  if (task.kind == Kind::kGroup) {
+    if (FirstUnit(task) == task.from_unit) RETURN_IF_ERROR(task.compute->Branch());
+  } else if (task.compute != nullptr) {
     RETURN_IF_ERROR(task.compute->Begin(CopiesOf(task.kind)));
-    RETURN_IF_ERROR(Gather(*task.compute, task.kind));
   }
-  for (size_t unit = 0; unit < units_.size(); ++unit)
+  if (task.compute != nullptr) RETURN_IF_ERROR(Gather(task));
+  for (size_t unit = 0; unit < units_.size(); ++unit) {
+    if (!Comes(unit, task)) continue;
     last_compute_ = store_->InPlace(unit) ? VisitInPlace(unit, task) : VisitMoving(unit, task);
+  }
   return device_->Wait(last_compute_);
 }
 
@@ -196,7 +210,7 @@ absl::Status Pipeline::Sweep(const Task& task) {
 Values Pipeline::ValuesOf(size_t unit, size_t part, size_t offset, std::span<float> slot) const {
   const RecordLayout& layout = store_->layout(unit);
   const UnitPart& p = units_[unit].parts[part];
-  Values values{p.number(), p.first, p.decay, layout.Section(slot, 0).subspan(offset, p.count), {}, {}};
+  Values values{p.number(), p.first, p.decay, layout.Section(slot, 0).subspan(offset, p.count), {}, {}, GroupOf(p)};
   if (layout.states() > 0) values.m = layout.Section(slot, 1).subspan(offset, p.count);
   if (layout.states() > 1) values.v = layout.Section(slot, 2).subspan(offset, p.count);
   return values;
@@ -209,6 +223,7 @@ absl::Status Pipeline::Show(size_t unit, std::span<const float> slot, Progress p
 
 absl::Status Pipeline::Carry(size_t unit, std::span<float> slot, Progress from, const Task& task) {
   const std::span<float> theta = slot.first(units_[unit].floats());
+  if (task.kind == Kind::kGroup) return Grouped(unit, slot, from, task);
   if (!units_[unit].trainable) {
     if (task.compute != nullptr) RETURN_IF_ERROR(task.compute->Shared(unit, CopiesOf(task.kind), theta));
     return task.visitor != nullptr ? Show(unit, slot, {}, *task.visitor) : absl::OkStatus();
@@ -270,6 +285,31 @@ absl::Status Pipeline::Candidates(size_t unit, std::span<float> slot, Progress f
   return absl::OkStatus();
 }
 
+absl::Status Pipeline::Grouped(size_t unit, std::span<float> slot, Progress from, const Task& task) {
+  const size_t floats = units_[unit].floats(), first = FirstUnit(task);
+  const std::span<float> theta = slot.first(floats);
+  std::vector<uint8_t> moved;
+  for (const UnitPart& part : units_[unit].parts)
+    moved.push_back(units_[unit].trainable && GroupOf(part) == static_cast<int>(task.group));
+  const bool any = std::find(moved.begin(), moved.end(), 1) != moved.end();
+  if (units_[unit].trainable)
+    ForParts(unit, slot, [&](const Values& values, size_t) { pass_.CatchUp(values, from, history_.steps()); });
+  if (unit < first || units_[unit].resident) RETURN_IF_ERROR(task.compute->Forward(unit, 2, theta));
+  if (unit < first && !units_[unit].resident) return absl::OkStatus();
+  if (unit == first && task.from_unit < first) RETURN_IF_ERROR(task.compute->Branch());
+  if (!any) return task.compute->Pair(unit, theta, theta, moved);
+  const Progress now{history_.steps(), 0, history_.groups()};
+  ForParts(unit, slot, [&](const Values& values, size_t offset) {
+    const std::span<float> plus = std::span(plus_).subspan(offset, values.theta.size());
+    const std::span<float> minus = std::span(minus_).subspan(offset, values.theta.size());
+    if (values.group == static_cast<int>(task.group))
+      return pass_.Perturb(values, now, history_.steps(), 0, Copies::kBoth, plus, minus);
+    std::copy(values.theta.begin(), values.theta.end(), plus.begin());
+    std::copy(values.theta.begin(), values.theta.end(), minus.begin());
+  });
+  return task.compute->Pair(unit, std::span(plus_).first(floats), std::span(minus_).first(floats), moved);
+}
+
 std::pair<size_t, size_t> Pipeline::PartOf(const Slice& slice) const {
   for (size_t unit = 0; unit < units_.size(); ++unit) {
     for (size_t p = 0; p < units_[unit].parts.size(); ++p) {
@@ -281,8 +321,9 @@ std::pair<size_t, size_t> Pipeline::PartOf(const Slice& slice) const {
   return {units_.size(), 0};
 }
 
-absl::Status Pipeline::Gather(BlockCompute& compute, Kind kind) {
-  std::vector<Slice> slices = compute.Wanted();
+absl::Status Pipeline::Gather(const Task& task) {
+  std::vector<Slice> slices = task.compute->Wanted();
+  if (task.kind == Kind::kGroup && task.from_unit > 0) slices.clear();  // the walk is past them
   if (slices.empty()) return absl::OkStatus();
   std::vector<Event> after;
   std::vector<Progress> from;
@@ -297,16 +338,16 @@ absl::Status Pipeline::Gather(BlockCompute& compute, Kind kind) {
   std::sort(after.begin(), after.end());
   after.erase(std::unique(after.begin(), after.end()), after.end());
   last_compute_ = Submit(Queue::kCompute, after, units_.size(), visits_, 0,
-                         [this, slices = std::move(slices), from = std::move(from), &compute, kind] {
-                           return GatherNow(slices, from, compute, kind);
+                         [this, slices = std::move(slices), from = std::move(from), task] {
+                           return GatherNow(slices, from, task);
                          },
                          /*on_host=*/true);
   return absl::OkStatus();
 }
 
 /// Copies of the slices go through what their units will go through, and are dropped.
-absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from,
-                                 BlockCompute& compute, Kind kind) {
+absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from, const Task& task) {
+  BlockCompute& compute = *task.compute;
   std::vector<size_t> begin = {0};
   for (const Slice& slice : slices) begin.push_back(begin.back() + slice.count);
   const size_t floats = begin.back(), states = static_cast<size_t>(plan_.states);
@@ -323,7 +364,7 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
       for (size_t i = first; i < end; ++i) {
         const auto [unit, part] = PartOf(slices[i]);
         const UnitPart& p = units_[unit].parts[part];
-        Values v{p.number(), slices[i].first, p.decay, section(0, i), {}, {}};
+        Values v{p.number(), slices[i].first, p.decay, section(0, i), {}, {}, GroupOf(p)};
         if (store_->layout(unit).states() > 0) v.m = section(1, i);
         if (store_->layout(unit).states() > 1) v.v = section(2, i);
         body(i, unit, v);
@@ -336,18 +377,28 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
     for (std::vector<float>* copy : {&plus, &minus}) std::copy(v.theta.begin(), v.theta.end(), of(*copy, i).begin());
     return true;
   };
-  if (kind == Kind::kCandidates) {
+  if (task.kind == Kind::kGroup && FirstUnit(task) == 0) {
+    each([&](size_t i, size_t unit, const Values& v) {
+      if (frozen(i, unit, v)) return;
+      if (v.group == static_cast<int>(task.group)) return pass_here_.Perturb(v, from[i], steps, 0, Copies::kBoth, of(plus, i), of(minus, i));
+      pass_here_.CatchUp(v, from[i], steps);
+      for (std::vector<float>* copy : {&plus, &minus}) std::copy(v.theta.begin(), v.theta.end(), of(*copy, i).begin());
+    });
+    RETURN_IF_ERROR(compute.Gathered(0, plus));
+    return compute.Gathered(1, minus);
+  }
+  if (task.kind == Kind::kCandidates) {
     each([&](size_t i, size_t unit, const Values& v) {
       if (!frozen(i, unit, v)) pass_here_.Candidates(v, from[i], steps, of(plus, i), of(minus, i));
     });
     RETURN_IF_ERROR(compute.Gathered(0, plus));
     return compute.Gathered(1, minus);
   }
-  if (kind != Kind::kStep) {
+  if (task.kind != Kind::kStep) {
     each([&](size_t i, size_t unit, const Values& v) {
       if (units_[unit].trainable) pass_here_.CatchUp(v, from[i], steps);
     });
-    return compute.Gathered(0, std::span(values).first(floats));
+    return compute.Gathered(task.kind == Kind::kGroup ? 2 : 0, std::span(values).first(floats));
   }
   for (int query = 0; query < Evaluated(); ++query) {
     each([&](size_t i, size_t unit, const Values& v) {
@@ -377,7 +428,39 @@ absl::StatusOr<std::vector<double>> Pipeline::LossesOf(Kind kind, BlockCompute& 
   return Internal("tier: ", losses.size(), " losses for ", CopiesOf(kind), " copies");
 }
 
+absl::StatusOr<StepLosses> Pipeline::MeasureGroups(double lr, BlockCompute& compute) {
+  RETURN_IF_ERROR(compute.Begin(3));
+  for (size_t group = 0; group + 1 < options_.groups.size(); ++group) {
+    for (size_t unit : moving_) {
+      if (unit >= options_.groups[group].first_unit) upcoming_.push_back(unit);
+    }
+  }
+  StepLosses result;
+  result.loss = std::nan("");
+  result.skipped = true;
+  result.reason = "no group has finite losses";
+  history_.Open({lr});
+  Task task{Kind::kGroup, &compute};
+  for (task.group = 0; task.group < options_.groups.size(); ++task.group) {
+    RETURN_IF_ERROR(Sweep(task));
+    task.from_unit = FirstUnit(task);
+    ASSIGN_OR_RETURN(const std::vector<double> losses, compute.Losses());
+    if (losses.size() < 2) return Internal("tier: ", losses.size(), " losses for 2 copies");
+    const double g = zo::ProjectedGradient(losses[0], losses[1], options_.hyper.eps, options_.hyper.sides);
+    history_.AddToOpen(g, options_.coordinate);
+    result.plus.push_back(losses[0]);
+    result.minus.push_back(losses[1]);
+    if (!result.skipped || !std::isfinite(g)) continue;
+    result.loss = losses[0];
+    result.skipped = false;
+    result.reason.clear();
+  }
+  result.g = history_.open().g;
+  return result;
+}
+
 absl::StatusOr<StepLosses> Pipeline::Measure(double lr, BlockCompute& compute) {
+  if (!options_.groups.empty()) return MeasureGroups(lr, compute);
   ASSIGN_OR_RETURN(const std::vector<double> losses, LossesOf(Kind::kStep, compute));
   StepLosses result;
   for (size_t c = 0; c < static_cast<size_t>(2 * Evaluated()); c += 2) {

@@ -17,7 +17,9 @@
 /// Calls come from one thread. After an error (CANCELLED too) an object is of no more use: a new one resumes from the
 /// block file or a snapshot, and the history.
 
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,10 +34,18 @@
 
 namespace optod::tier {
 
+/// Tensors (their numbers in the random stream) that block-wise estimation perturbs alone.
+struct TensorGroup {
+  std::vector<uint32_t> tensors;
+  size_t first_unit = 0;  ///< no earlier unit computes with them (units that are resident apart)
+};
+
 struct PipelineOptions {
   zo::ZoHyper hyper;  ///< rule kPlain or kConservative
   int first_query = 0, evaluated = 0;  ///< directions that this worker evaluates, of hyper.queries; evaluated 0 = all
   uint64_t seed = 0;  ///< of the random stream
+  std::vector<TensorGroup> groups;   ///< block-wise: disjoint, in the order of first_unit; none = all tensors at once
+  bool coordinate = true;            ///< later groups see the updates of earlier ones
   const MaskSource* mask = nullptr;  ///< of sparse estimation; borrowed
   int threads = 1;         ///< of the passes
   ParallelFor parallel;    ///< instead of a team of `threads`: the process's own pool
@@ -46,7 +56,7 @@ struct PipelineOptions {
 
 struct StepLosses {
   double loss = 0;                     ///< the reported one: of the first plus; zo-sgd-cons: of the descent
-  std::vector<double> plus, minus, g;  ///< one a query that was evaluated
+  std::vector<double> plus, minus, g;  ///< one a query that was evaluated; block-wise: one a group
   bool skipped = false;                ///< not finite: the step changes nothing (kMezo: leaves its rounding)
   std::string reason;
   std::optional<zo::Candidate> chosen;  ///< zo-sgd-cons
@@ -64,7 +74,8 @@ class Pipeline {
 
   /// Step number history().steps() at learning rate `lr`: Measure, and Finish with what it says.
   absl::StatusOr<StepLosses> Step(double lr, BlockCompute& compute);
-  /// The losses of the next step; nothing is applied. zo-sgd-cons: in two sweeps.
+  /// The losses of the next step; nothing is applied. zo-sgd-cons: in two sweeps; block-wise: in one a group, which begins
+  /// with the first unit of the group before. Only the first of them writes units, as the steps before left them.
   absl::StatusOr<StepLosses> Measure(double lr, BlockCompute& compute);
   /// Ends the step: its own record, or the one that several workers agree on.
   void Finish(StepRecord record) { history_.Add(std::move(record)); }
@@ -85,11 +96,12 @@ class Pipeline {
   QueueTimes times() const { return device_->times(); }
 
  private:
-  enum class Kind { kStep, kCandidates, kEvaluate, kFlush, kVisit };
+  enum class Kind { kStep, kCandidates, kGroup, kEvaluate, kFlush, kVisit };
   struct Task {
     Kind kind = Kind::kStep;
     BlockCompute* compute = nullptr;
     const Visitor* visitor = nullptr;
+    size_t group = 0, from_unit = 0;  // kGroup
   };
   Pipeline(std::vector<Unit> units, const Plan& plan, const PipelineOptions& options, Device* device, History history);
   absl::Status Begin(std::unique_ptr<DirectFile> file, const InitialValues& initial);
@@ -101,6 +113,11 @@ class Pipeline {
                absl::AnyInvocable<absl::Status()> run, bool on_host = false);
   void Issue(size_t visit);
   absl::Status Sweep(const Task& task);
+  /// Whether the unit comes by in this sweep.
+  bool Comes(size_t unit, const Task& task) const {
+    return task.kind != Kind::kGroup || unit >= task.from_unit || units_[unit].resident;
+  }
+  size_t FirstUnit(const Task& task) const { return options_.groups[task.group].first_unit; }
   Event VisitInPlace(size_t unit, const Task& task);
   Event VisitMoving(size_t unit, const Task& task);
   void WriteBack(size_t unit, size_t visit, Event computed, Progress now);
@@ -118,16 +135,21 @@ class Pipeline {
   /// Copies that a sweep carries.
   int CopiesOf(Kind kind) const;
   absl::StatusOr<std::vector<double>> LossesOf(Kind kind, BlockCompute& compute);
+  absl::StatusOr<StepLosses> MeasureGroups(double lr, BlockCompute& compute);
+  absl::Status Grouped(size_t unit, std::span<float> slot, Progress from, const Task& task);
   absl::Status MeasureCandidates(double lr, BlockCompute& compute, double stay, StepLosses* losses);
   /// body(values, offset in the unit) for every part.
   template <class Body>
   void ForParts(size_t unit, std::span<float> slot, Body body) const;
   absl::Status Perturbed(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
   absl::Status Candidates(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
-  absl::Status Gather(BlockCompute& compute, Kind kind);
-  absl::Status GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from, BlockCompute& compute,
-                         Kind kind);
+  absl::Status Gather(const Task& task);
+  absl::Status GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from, const Task& task);
   std::pair<size_t, size_t> PartOf(const Slice& slice) const;
+  int GroupOf(const UnitPart& part) const {
+    const auto at = group_.find(part.number());
+    return at == group_.end() ? -1 : at->second;
+  }
   Values ValuesOf(size_t unit, size_t part, size_t offset, std::span<float> slot) const;
 
   const std::vector<Unit> units_;
@@ -142,8 +164,9 @@ class Pipeline {
   DeviceBuffer copies_there_;
   std::span<float> plus_, minus_;
 
-  std::vector<size_t> moving_;       // units that come by a slot, in order
-  std::vector<size_t> moving_slot_;  // of unit: its number in moving_
+  std::vector<size_t> moving_;     // units that come by a slot, in order
+  std::deque<size_t> upcoming_;    // of visits that are not submitted yet, as far as they are known
+  std::map<uint32_t, int> group_;  // of a tensor
   size_t visits_ = 0;                // moving visits whose compute is submitted
   std::vector<Progress> home_progress_;
   std::vector<Event> home_ready_;                          // a unit

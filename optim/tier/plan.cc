@@ -106,7 +106,8 @@ class Planner {
     const int asked = plan_.request.slots;
     const int most = in_place ? 0 : asked > 0 ? asked : kMostSlots, least = in_place ? 0 : asked > 0 ? asked : 1;
     for (int copies : {2, 1}) {
-      if (copies == 2 && !plan_.request.fused) continue;
+      if (copies == 2 && !plan_.request.fused && !plan_.request.both) continue;
+      if (copies == 1 && plan_.request.both) continue;
       for (int slots = most; slots >= (copies == 2 ? std::min(most, std::max(least, 2)) : least); --slots) {
         if (resident + static_cast<uint64_t>(slots) * slot_ + static_cast<uint64_t>(copies) * copy_ > budget) continue;
         plan_.slots = slots;
@@ -114,7 +115,8 @@ class Planner {
         return absl::OkStatus();
       }
     }
-    const uint64_t smallest = resident + static_cast<uint64_t>(least) * slot_ + copy_;
+    const uint64_t smallest = resident + static_cast<uint64_t>(plan_.request.both ? std::min(most, std::max(least, 2)) : least) * slot_ +
+                              (plan_.request.both ? 2 : 1) * copy_;
     return ResourceExhausted("tier.device_budget: ", MiB(budget), " is below ", MiB(smallest), " (", smallest,
                              " bytes), ", least <= 1 ? "a slot" : Cat(least, " slots"),
                              " and a perturbed copy of the largest unit, \"", plan_.largest, "\"");

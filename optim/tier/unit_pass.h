@@ -23,6 +23,7 @@ struct Values {
   uint64_t first = 0;
   bool decay = true;
   std::span<float> theta, m, v;
+  int group = -1;  ///< block-wise: the tensor's; it moves by that group's scalar alone
 };
 
 /// Sparse estimation: which elements have z = 0 (zo/mask.h). Asked from several threads.
@@ -53,7 +54,7 @@ class UnitPass {
   static int StatesOf(const zo::ZoHyper& hyper);
 
   /// From `from` to {steps, passes}: updates of steps before `steps`, and before each, with kMezo, the passes of that
-  /// step that are not in `from`.
+  /// step that are not in `from`. Of the open step: the groups that count already.
   void CatchUp(const Values& values, Progress from, uint32_t steps) const;
   /// CatchUp, then the copies of direction (steps, query) in the same pass.
   /// kMezo: kBoth, or kPlus and then kMinus; after the latter theta has the step's rounding. kMinus reads `plus` there.
@@ -69,11 +70,11 @@ class UnitPass {
   void UpdateTile(Tile& tile, Progress from, uint32_t steps) const;
   void PassesTile(Tile& tile, uint32_t step) const;
   void MezoTile(Tile& tile, Copies copies, std::span<float> up, std::span<float> down) const;
-  void ApplyTile(Tile& tile, uint32_t step) const;
+  void ApplyTile(Tile& tile, uint32_t step, const StepRecord& record) const;
   void DirectionTile(Tile& tile, uint32_t step, int query) const;
   void AddTile(Tile& tile, uint32_t step, int query, float scale, std::span<const float> in, std::span<float> out) const;
   void PlainTile(Tile& tile, uint32_t step, const StepRecord& record, double factor, std::span<float> theta) const;
-  void RuleTile(Tile& tile, uint32_t step) const;
+  void RuleTile(Tile& tile, uint32_t step, const StepRecord& record) const;
   template <class Body>
   void ForTiles(const Values& values, Body body) const;
 

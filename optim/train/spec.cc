@@ -204,18 +204,23 @@ absl::Status ReadTier(const Json& json, TrainSpec* spec) {
   if (tier.slots > 64) return InvalidArgument("tier.slots: ", tier.slots, " must be <= 64");
   if (tier.write_every > 1'000'000) return InvalidArgument("tier.write_every: ", tier.write_every, " must be <= 1000000");
   if (spec->objective != "loss" && spec->task.asks())
-    return Unimplemented("tier: objective \"", spec->objective,
+    return InvalidArgument("tier: objective \"", spec->objective,
                          "\" of generated answers would read all parameters once a token; train it without tier");
   if (!spec->zeroth_order)
     return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
   if (spec->optimizer == "forward-grad")
     return InvalidArgument("tier: optimizer.name is \"forward-grad\", which carries a tangent beside every activation; must be "
                            "another zeroth-order optimizer, or train without tier");
-  for (const auto& [on, field, why] :
-       {std::tuple(!spec->blockwise.level.empty(), "blockwise", "every group would read all parameters once more"),
-        {spec->hybrid.blocks > 0, "hybrid", "back-propagation needs its layers in memory"}}) {
-    if (on) return Unimplemented("tier: not together with ", field, ": ", why);
+  if (spec->hybrid.blocks > 0)
+    return InvalidArgument("tier: with hybrid.blocks ", spec->hybrid.blocks, ", whose layers back-propagation needs in memory; must be "
+                           "without hybrid, or train without tier");
+  const bool from_values = spec->sparse.ratio > 0 && (spec->sparse.source == "magnitude" || spec->sparse.group == "global");
+  for (const auto& [on, with] : {std::pair(spec->parallel.workers > 1, "parallel"), {from_values, "sparse masks drawn from values"}}) {
+    if (on && tier.codec != "none")
+      return InvalidArgument("tier.codec: \"", tier.codec, "\" with ", with, ", where a replay would round otherwise; must be none");
   }
+  if (!spec->blockwise.level.empty() && !tier.fused)
+    return InvalidArgument("tier.fused: false with blockwise, whose two copies share what does not move; must be true");
   return absl::OkStatus();
 }
 
@@ -248,7 +253,7 @@ absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
   spec->hyper = *std::move(checked);
   const auto residue = spec->hyper.find("residue");
   if (residue != spec->hyper.end() && residue->second == optim::HyperValue(std::string("mezo")))
-    return Unimplemented("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; use none");
+    return InvalidArgument("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; must be none");
   for (const char* name : {"blocks", "mask_ratio", "mask_ratios"}) {
     const auto at = spec->hyper.find(name);
     if (at != spec->hyper.end() && at->second != optim::HyperValue(std::string()) && at->second != optim::HyperValue(0.0))

@@ -59,6 +59,37 @@ class LanesOps final : public nn::BlockOps {
   const nn::PlainOps plain_;
 };
 
+/// Two lanes whose own tensors may differ: slots that do are applied to each half of x.
+class DifferingOps final : public nn::BlockOps {
+ public:
+  DifferingOps(const nn::ModelConfig& config, const nn::Weights& plus, const nn::Weights& minus, std::vector<bool> moved,
+               std::vector<nn::LayerExtra> extras)
+      : config_(config), lane_{&plus, &minus}, moved_(std::move(moved)), shared_(config, plus, std::move(extras)) {}
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
+    if (!Moved(weight) && !Moved(bias)) return shared_.Linear(x, weight, bias);
+    return ByHalves(x, [&](const at::Tensor& half, const nn::Weights& w) { return nn::PlainOps(config_, w).Linear(half, weight, bias); });
+  }
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override {
+    if (!Moved(weight) && !Moved(bias)) return shared_.Norm(x, weight, bias);
+    return ByHalves(x, [&](const at::Tensor& half, const nn::Weights& w) { return nn::PlainOps(config_, w).Norm(half, weight, bias); });
+  }
+  at::Tensor LowRank(const at::Tensor& x, nn::Projection projection) const override { return shared_.LowRank(x, projection); }
+  nn::KeyValues Prefix(int lane) const override { return shared_.Prefix(lane); }
+
+ private:
+  bool Moved(int slot) const { return slot >= 0 && moved_[static_cast<size_t>(slot)]; }
+  template <typename Each>
+  at::Tensor ByHalves(const at::Tensor& x, Each each) const {
+    const int64_t half = x.size(0) / 2;
+    return at::cat({each(x.slice(0, 0, half), *lane_[0]), each(x.slice(0, half), *lane_[1])}, 0);
+  }
+
+  const nn::ModelConfig& config_;
+  const nn::Weights* const lane_[2];
+  const std::vector<bool> moved_;
+  const LanesOps shared_;
+};
+
 }  // namespace
 
 TieredCompute::TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme,
@@ -111,6 +142,7 @@ const nn::Batch& TieredCompute::BatchOf(size_t lanes) {
 }
 
 absl::Status TieredCompute::Begin(int copies) {
+  branched_ = false;
   copies_.clear();
   copies_.resize(static_cast<size_t>(copies));
   for (Copy& copy : copies_) copy.embed.resize(blocks_[0].tensors.size());
@@ -274,12 +306,9 @@ void TieredCompute::FinishEmbedding(Copy& copy) const {
 
 void TieredCompute::Layer(size_t unit, Copy& copy, const nn::Weights& layer) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  if (norms_ == nullptr) {
-    copy.x = model_.Layer(nn::PlainOps(model_.config(), layer), copy.x, *batch_);
-    return;
-  }
   const nn::LayerExtra extra = ExtraOf(scheme_, copy.adapters, roles_[unit].block - 1, static_cast<size_t>(model_.config().layers));
-  copy.x = model_.Layer(Observed(unit, layer, &extra), copy.x, *batch_);
+  copy.x = norms_ == nullptr ? model_.Layer(nn::PlainOps(model_.config(), layer, &extra), copy.x, *batch_)
+                             : model_.Layer(Observed(unit, layer, &extra), copy.x, *batch_);
 }
 
 void TieredCompute::Head(size_t unit, Copy& copy, const nn::Weights& head) const {
@@ -320,9 +349,64 @@ std::vector<double> TieredCompute::LogProbabilities(int copy) const {
   return copies_[static_cast<size_t>(copy)].vocabulary->LogProbabilities();
 }
 
+absl::Status TieredCompute::Branch() {
+  const Copy& walk = copies_[2];
+  for (size_t lane : {0, 1}) {  // of adapters each has its own
+    Copy& copy = copies_[lane];
+    copy.tokens = walk.tokens;
+    copy.positions = walk.positions;
+    copy.types = walk.types;
+    copy.embed = walk.embed;
+    copy.x = walk.x;
+    copy.vocabulary.reset();
+  }
+  branched_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status TieredCompute::Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                                 std::span<const uint8_t> moved) {
+  if (stop_ && stop_()) return absl::CancelledError("stopped");
+  return nn::Guarded([&] {
+           at::NoGradGuard no_grad;
+           if (roles_[unit].kind == Kind::kLayer || roles_[unit].kind == Kind::kHead) {
+             PairUnit(unit, plus, minus, moved);
+           } else {
+             One(unit, copies_[0], plus);
+             One(unit, copies_[1], minus);
+           }
+           return true;
+         })
+      .status();
+}
+
+void TieredCompute::PairUnit(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                             std::span<const uint8_t> moved) {
+  const Role& role = roles_[unit];
+  const nn::Weights up = ViewsOf(unit, plus), down = ViewsOf(unit, minus);
+  std::vector<bool> differs(up.size());
+  for (size_t part = 0; part < moved.size(); ++part)
+    differs[static_cast<size_t>(place_[units_[unit].parts[part].uid].second)] = moved[part] != 0;
+  const bool layer = role.kind == Kind::kLayer;
+  std::vector<nn::LayerExtra> extras;
+  std::vector<at::Tensor> x;
+  for (size_t lane : {0, 1}) {
+    Copy& copy = copies_[lane];
+    if (!copy.x.defined()) FinishEmbedding(copy);
+    x.push_back(layer ? copy.x : at::index_select(copy.x, 0, Indices(packed_->rows)));
+    extras.push_back(layer ? ExtraOf(scheme_, copy.adapters, role.block - 1, static_cast<size_t>(model_.config().layers)) : nn::LayerExtra());
+    const int bias = layer ? -1 : model_.head_slots().lm_bias;
+    if (bias >= 0) copy.bias = (lane == 0 ? up : down)[static_cast<size_t>(bias)].clone();
+  }
+  const DifferingOps ops(model_.config(), up, down, std::move(differs), std::move(extras));
+  const at::Tensor both = layer ? model_.Layer(ops, at::cat(x, 0), BatchOf(2)) : model_.Final(ops, at::cat(x, 0));
+  copies_[0].x = both.slice(0, 0, both.size(0) / 2);
+  copies_[1].x = both.slice(0, both.size(0) / 2);
+}
+
 absl::StatusOr<std::vector<double>> TieredCompute::Losses() {
   std::vector<double> losses;
-  for (const Copy& copy : copies_) {
+  for (const Copy& copy : std::span(copies_).first(branched_ ? 2 : copies_.size())) {
     if (!copy.vocabulary) return Internal("tier: no unit of the vocabulary came by");
     losses.push_back(ValueOf(Judge(examples_, copy.vocabulary->LogProbabilities(), classify_), examples_.size(), objective_));
   }

@@ -42,6 +42,9 @@ class TieredCompute final : public tier::BlockCompute {
   absl::Status Gathered(int copy, std::span<const float> values) override;
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override;
   absl::Status Shared(size_t unit, int copies, std::span<const float> weights) override;
+  absl::Status Branch() override;
+  absl::Status Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                    std::span<const uint8_t> moved) override;
   absl::StatusOr<std::vector<double>> Losses() override;
 
  private:
@@ -69,6 +72,8 @@ class TieredCompute final : public tier::BlockCompute {
   void FinishEmbedding(Copy& copy) const;
   void Layer(size_t unit, Copy& copy, const nn::Weights& layer) const;
   void Head(size_t unit, Copy& copy, const nn::Weights& head) const;
+  /// A layer or head with copies 0 and 1, which share what is not moved, as the resident engine's two lanes.
+  void PairUnit(size_t unit, std::span<const float> plus, std::span<const float> minus, std::span<const uint8_t> moved);
   void SharedLayer(size_t unit, size_t copies, std::span<const float> weights);
   void SharedHead(size_t unit, std::span<const float> weights);
   /// x of the first `copies` copies, pairs of them behind one another, becomes what `apply` makes of it; it is told the
@@ -93,6 +98,7 @@ class TieredCompute final : public tier::BlockCompute {
   bool classify_ = false;
   std::string objective_ = "loss";
   std::map<size_t, std::vector<double>>* norms_ = nullptr;
+  bool branched_ = false;  // only copies 0 and 1 come to the end
   std::unique_ptr<Packed> packed_;
   std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
   std::vector<Copy> copies_;

@@ -15,6 +15,7 @@ namespace optod::train {
 /// other workers with CANCELLED.
 absl::StatusOr<std::unique_ptr<Learner>> MakeTieredLearner(const TrainSpec& spec, TieredModel& model, bool classify,
                                                            const std::string& own, const std::string& before,
-                                                           ScalarExchange* exchange, std::function<bool()> stop);
+                                                           ScalarExchange* exchange = nullptr,
+                                                           std::function<bool()> stop = nullptr);
 
 }  // namespace optod::train

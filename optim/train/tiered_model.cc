@@ -36,6 +36,7 @@ struct Opened {
   TieredUnits streamed;
   zo::ZoHyper hyper;
   int evaluated = 0;  ///< queries of this worker; 0 = all
+  std::vector<tier::TensorGroup> groups;  ///< block-wise
   tier::Plan plan;
   uint64_t trainable = 0;  ///< floats
 };
@@ -82,6 +83,11 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
   if (opened.hyper.rule == zo::Rule::kConservative) request.sweeps = 2;
   ASSIGN_OR_RETURN(opened.reader, nn::OpenModel(spec.model));
   ASSIGN_OR_RETURN(opened.streamed, UnitsOf(opened.reader->config(), opened.reader->blocks(), spec.scheme));
+  if (!spec.blockwise.level.empty()) {
+    ASSIGN_OR_RETURN(opened.groups, GroupsOf(opened.reader->config(), opened.streamed, spec.scheme, spec.blockwise.level));
+    request.both = true;
+    request.sweeps = SweepsOf(opened.streamed, opened.groups);
+  }
   RETURN_IF_ERROR(tier::CheckUnits(opened.streamed.units, opened.streamed.blocks));
   uint64_t all = 0;
   for (const tier::Unit& unit : opened.streamed.units) {
@@ -95,7 +101,7 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
     ASSIGN_OR_RETURN(rates, tier::MeasureDisk(spec.tier.disk, kDiskThreads));
   }
   const double trained = static_cast<double>(opened.trainable) / static_cast<double>(all);
-  if (tokens > 0) rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, opened.evaluated, tokens, trained);
+  if (tokens > 0) rates.compute = (opened.groups.empty() ? 1.0 : request.sweeps) * MeasureCompute(opened.reader->config(), opened.hyper, opened.evaluated, tokens, trained);
   ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.streamed.units, tier::UnitPass::StatesOf(opened.hyper),
                                                opened.hyper.residue == zo::Residue::kMezo, request, rates));
   return opened;
@@ -121,6 +127,7 @@ class TieredTorchModel final : public TieredModel {
         rank_(rank),
         serial_(!spec.tier.overlap),
         scheme_(spec.scheme),
+        coordinate_(spec.blockwise.schedule == "coordinate"),
         objective_(spec.objective),
         path_(std::move(path)),
         stop_(std::move(stop)),
@@ -157,7 +164,9 @@ class TieredTorchModel final : public TieredModel {
     return absl::OkStatus();
   }
 
-  size_t scalars() const override { return static_cast<size_t>(opened_.hyper.queries); }
+  size_t scalars() const override {
+    return opened_.groups.empty() ? static_cast<size_t>(opened_.hyper.queries) : opened_.groups.size();
+  }
 
   absl::StatusOr<tier::StepLosses> Measure(double lr, std::span<const Example* const> batch,
                                            std::span<const Example* const> whole, bool classify) override {
@@ -235,6 +244,8 @@ class TieredTorchModel final : public TieredModel {
     options.hyper = opened_.hyper;
     options.seed = seed_;
     if (masks_.on()) options.mask = &masks_;
+    options.groups = opened_.groups;
+    options.coordinate = coordinate_;
     options.first_query = opened_.evaluated > 0 ? rank_ : 0;
     options.evaluated = opened_.evaluated;
     options.parallel = OnTorchThreads();
@@ -330,6 +341,7 @@ class TieredTorchModel final : public TieredModel {
   const int rank_;
   const bool serial_;
   const SchemeSpec scheme_;
+  const bool coordinate_;
   const std::string objective_;
   const std::string path_;
   const std::function<bool()> stop_;

@@ -132,7 +132,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"task",
                R"({"model": "/m", "optimizer": "zo-sgd", "task": {"name": "sst3", "train": "/a", "dev": "/b"}})",
                "task.name: \"sst3\" is not one of custom, text, sst2, copa, rte, cb, boolq"},
-        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "use none"},
+        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "must be none"},
         BadJob{"no_train",
                R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"name": "sst2", "dev": "/b"}})",
                "task.train: missing"},

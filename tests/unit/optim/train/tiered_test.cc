@@ -224,6 +224,20 @@ INSTANTIATE_TEST_SUITE_P(
                     SchemeCase{"sparse_wanda_lora", R"({"name": "lora", "rank": 2})", kPlainSgd, kOnDisk, 1, R"(, "sparse": {"ratio": 0.4, "source": "wanda"})"},
                     SchemeCase{"sparse_magnitude_head", R"("head")", kPlainSgd, kOnDisk, 1, R"(, "sparse": {"ratio": 0.4, "source": "magnitude", "resample": 5})"},
                     SchemeCase{"sparse_random_prefix", R"({"name": "prefix", "tokens": 3})", kPlainSgd, kOnDisk, 3, R"(, "sparse": {"ratio": 0.4, "resample": 100})"},
+                    SchemeCase{"blockwise_layers", R"("full")", kPlainSgd, kOnDisk, 1, R"(, "blockwise": {"level": "transformer-block"})"},
+                    SchemeCase{"blockwise_layers_lazy_joint", R"("full")", kPlainSgd, kLazyOnDisk, 0, R"(, "blockwise": {"level": "transformer-block", "schedule": "joint"})"},
+                    SchemeCase{"blockwise_linear_adam", R"("full")", R"({"name": "zo-adam", "lr": 1e-3})", kLazyOnDisk, 1, R"(, "blockwise": {"level": "linear"})"},
+                    SchemeCase{"blockwise_linear_untied", R"("full")", kPlainSgd, kOnDisk, 2, R"(, "blockwise": {"level": "linear"})"},
+                    SchemeCase{"blockwise_mlp_attn_opt", R"("full")", R"({"name": "zo-sgd-mmt", "lr": 1e-3})", kOnDisk, 3, R"(, "blockwise": {"level": "mlp-attn"})"},
+                    SchemeCase{"blockwise_linear_gpt2_joint", R"("full")", kPlainSgd, R"({})", 4, R"(, "blockwise": {"level": "linear", "schedule": "joint"})"},
+                    SchemeCase{"blockwise_mlp_attn_roberta", R"("full")", R"({"name": "zo-sgd", "lr": 1e-2, "weight_decay": 0.1})", kOnDisk, 5, R"(, "blockwise": {"level": "mlp-attn"})"},
+                    SchemeCase{"blockwise_lora", R"({"name": "lora", "rank": 2})", kPlainSgd, kOnDisk, 1, R"(, "blockwise": {"level": "transformer-block"})"},
+                    SchemeCase{"blockwise_lora_linear", R"({"name": "lora", "rank": 2})", kPlainSgd, kOnDisk, 5, R"(, "blockwise": {"level": "linear"})"},
+                    SchemeCase{"blockwise_prefix", R"({"name": "prefix", "tokens": 3})", R"({"name": "zo-sgd", "lr": 1e-2, "eps": 0.1})", kOnDisk, 3, R"(, "blockwise": {"level": "transformer-block"})"},
+                    SchemeCase{"blockwise_prompt", R"({"name": "prompt", "tokens": 3})", kPlainSgd, kOnDisk, 1, R"(, "blockwise": {"level": "linear"})"},
+                    SchemeCase{"blockwise_head_untied", R"("head")", kPlainSgd, kOnDisk, 2, R"(, "blockwise": {"level": "linear"})"},
+                    SchemeCase{"blockwise_head_tied", R"("head")", kPlainSgd, kOnDisk, 1, R"(, "blockwise": {"level": "linear"})"},
+                    SchemeCase{"blockwise_sparse", R"("full")", kPlainSgd, kLazyOnDisk, 1, R"(, "blockwise": {"level": "mlp-attn"}, "sparse": {"ratio": 0.4, "source": "magnitude", "resample": 5})"},
                     SchemeCase{"full_accuracy", R"("full")", R"({"name": "zo-sgd", "lr": 1e-3, "eps": 0.1})", kOnDisk, 1, R"(, "objective": "accuracy")"}),
     [](const auto& info) { return info.param.name; });
 
@@ -244,6 +258,24 @@ TEST_P(EveryScheme, ResumedEqualsResident) {
   const auto files = [&](const std::string& name, int attempt) { return ModelBytes(name, attempt) + Adapter(name, attempt); };
   EXPECT_TRUE(files("parts", 2) == files("resident", 1));
   EXPECT_NE(files("resident", 1), "");
+}
+
+/// A step's bytes and what it holds beside the units are in the plan.
+TEST_F(TieredRuns, PlansCountSweepsAndMasks) {
+  Make(kSmallModels[1].config);
+  const auto plan = [&](const std::string& optimizer, const std::string& more) {
+    const auto made = PlanOf(*Spec(optimizer, kOnDisk, "full", more), 0);
+    EXPECT_TRUE(made.ok()) << made.status();
+    return *made;
+  };
+  const tier::Plan plain = plan(R"("zo-sgd")", ""), cons = plan(R"("zo-sgd-cons")", ""),
+                   groups = plan(R"("zo-sgd")", R"(, "blockwise": {"level": "transformer-block"})"),
+                   masks = plan(R"("zo-sgd")", R"(, "sparse": {"ratio": 0.5, "source": "magnitude"})");
+  EXPECT_EQ(cons.read, 2 * plain.read);
+  EXPECT_EQ(cons.written, plain.written);
+  EXPECT_GT(groups.read, 2 * plain.read);
+  EXPECT_EQ(groups.written, plain.written);
+  EXPECT_EQ(masks.device_peak, plain.device_peak + (plain.parameters / 8 + 4095) / 4096 * 4096);
 }
 
 TEST_F(TieredRuns, WhatIsNotTrainedIsOnlyRead) {
@@ -335,10 +367,12 @@ TEST_F(TieredRuns, BadSpecsAreRefused) {
            BadTier{R"({})", R"("adamw")", "full", "needs gradients"},
            BadTier{R"({})", R"("forward-grad")", "full", "tier: optimizer.name is \"forward-grad\""},
            BadTier{R"({})", R"({"name": "zo-sgd", "residue": "mezo", "perturbation": "one-side"})", "full", "optimizer.residue: \"mezo\""},
-           BadTier{R"({}, "blockwise": {"level": "linear"})", R"("zo-sgd")", "full", "not together with blockwise"},
-           BadTier{R"({}, "hybrid": {"blocks": 1})", R"("zo-sgd")", "full", "not together with hybrid"},
+           BadTier{R"({"codec": "bf16"}, "parallel": {"workers": 2})", R"("zo-sgd")", "full", "tier.codec: \"bf16\" with parallel"},
+           BadTier{R"({"codec": "fp8"}, "sparse": {"ratio": 0.2, "source": "magnitude"})", R"("zo-sgd")", "full", "tier.codec: \"fp8\" with sparse masks"},
+           BadTier{R"({"fused": false}, "blockwise": {"level": "linear"})", R"("zo-sgd")", "full", "tier.fused: false with blockwise"},
+           BadTier{R"({}, "hybrid": {"blocks": 1})", R"("zo-sgd")", "full", "tier: with hybrid.blocks 1"},
        })
-    EXPECT_THAT(Spec(c.optimizer, c.tier, c.scheme).status().ToString(), HasSubstr(c.message));
+    EXPECT_THAT(Spec(c.optimizer, c.tier, c.scheme).status().ToString(), testing::AllOf(HasSubstr("INVALID_ARGUMENT"), HasSubstr(c.message)));
 }
 
 }  // namespace
