@@ -83,6 +83,11 @@ class Planner {
   uint64_t CopyBytes() {
     return Largest([&](size_t u) { return units_[u].trainable ? RoundUp(units_[u].floats() * sizeof(float)) : 0; });
   }
+  /// A separate device decodes what it was sent, and encodes what it sends, in its own memory.
+  uint64_t CodedBytesOfASlot() {
+    if (!plan_.request.separate_device || Lossless(plan_.request.codec)) return 0;
+    return Largest([&](size_t u) { return units_[u].resident ? 0 : RecordBytes(u); });
+  }
   /// Of units that live where they are computed on, whatever the budgets, and of what is held beside them.
   uint64_t ResidentBytes() const {
     uint64_t sum = RoundUp(plan_.request.beside);
@@ -100,7 +105,8 @@ class Planner {
   absl::Status ChooseSlots() {
     copy_ = CopyBytes();
     const bool in_place = AllInPlace();
-    slot_ = Largest([&](size_t u) { return units_[u].resident ? 0 : SlotBytes(u); });
+    const uint64_t coded = CodedBytesOfASlot();
+    slot_ = Largest([&](size_t u) { return units_[u].resident ? 0 : SlotBytes(u); }) + coded;
     const uint64_t resident = ResidentBytes();
     const uint64_t budget = Limit(plan_.request.device_budget);
     const int asked = plan_.request.slots;

@@ -3,6 +3,7 @@
 /// bytes a step moves, what limits the speed. A run that cannot fit is refused here, with the smallest budget that works.
 ///
 ///   device   | slot 0 | slot 1 | .. | plus | minus | resident units, others that live there   <= device_budget
+///            (a slot of a separate device with a lossy codec: the coded bytes too)
 ///   host     | units that live there (coded) | staging of the disk, one a slot    <= host_budget
 ///   disk     | the rest, twice |
 ///

@@ -59,14 +59,14 @@ class Failure {
   } else                                                                 \
     ::optod::cuda::testing::Failure(__FILE__, __LINE__, #expression) << error_.text
 
-inline int RunAll(int argc, char** argv) {
-  const std::string only = argc > 1 ? argv[1] : "";
+/// Tests whose names contain `only`.
+inline int RunAll(const std::string& only, bool device = true) {
   int passed = 0, failed = 0;
   for (const Case& test : Cases()) {
     if (!only.empty() && std::string(test.name).find(only) == std::string::npos) continue;
     Failures() = 0;
     test.body();
-    if (const cudaError_t code = cudaDeviceSynchronize(); code != cudaSuccess) {
+    if (const cudaError_t code = device ? cudaDeviceSynchronize() : cudaSuccess; code != cudaSuccess) {
       std::printf("  %s: %s\n", test.name, cudaGetErrorString(code));
       ++Failures();
     }

@@ -53,6 +53,8 @@ class MlpCompute final : public BlockCompute {
 
   /// The loss at a whole vector.
   double LossAt(std::span<const float> theta);
+  const std::vector<int64_t>& ids() const { return ids_; }
+  const std::vector<int64_t>& targets() const { return targets_; }
   /// What every loss is multiplied by: NaN for a step to skip.
   double factor = 1;
 

@@ -44,6 +44,13 @@ TierRequest Ask(bool disk, int slots, int write_every = 1, bool separate = false
   return request;
 }
 
+/// On an accelerator.
+TierRequest There(bool disk, int slots, int write_every = 1, bool fused = true, int64_t device_budget = 24 << 10) {
+  TierRequest request = Ask(disk, slots, write_every, true, fused);
+  request.device_budget = device_budget;
+  return request;
+}
+
 const TierCase kCases[] = {
     {.name = "resident", .request = Ask(false, 0), .hyper = kSgd},
     {.name = "host_k1", .request = Ask(false, 1, 1, true), .hyper = kSgd},
@@ -88,6 +95,22 @@ const TierCase kCases[] = {
     {.name = "cons_unfused_untied", .request = Ask(true, 2, 1, false, false), .hyper = kCons, .tied = false},
     {.name = "cons_q2_lazy", .request = Ask(true, 2, 7), .hyper = kConsQueries, .threads = 2},
     {.name = "cons_one_sided", .request = Ask(true, 2), .host_share = 0.5, .hyper = kConsOneSided},
+    {.name = "there_resident", .request = There(false, 0, 1, true, -1), .hyper = kSgd, .accelerated = true},
+    {.name = "there_k1", .request = There(false, 1), .hyper = kSgd, .accelerated = true},
+    {.name = "there_k2_serial", .request = There(false, 2), .hyper = kSgd, .serial = true, .accelerated = true},
+    {.name = "there_k3", .request = There(false, 3), .hyper = kSgd, .accelerated = true},
+    {.name = "there_untied", .request = There(false, 3), .hyper = kSgd, .tied = false, .accelerated = true},
+    {.name = "there_unfused", .request = There(false, 2, 1, false), .hyper = kSgd, .accelerated = true},
+    {.name = "there_disk", .request = There(true, 2), .host_share = 0.6, .hyper = kSgd, .accelerated = true},
+    {.name = "there_disk_lazy", .request = There(true, 3, 7), .host_share = 0.9, .hyper = kSgd, .accelerated = true},
+    {.name = "there_three", .request = There(true, 2), .host_share = 0.7, .device_share = 0.7, .hyper = kSgd, .accelerated = true},
+    {.name = "there_mezo", .request = There(false, 2), .hyper = kMezo, .accelerated = true},
+    {.name = "there_mezo_q2_unfused", .request = There(false, 2, 1, false), .hyper = kMezoQueries, .accelerated = true},
+    {.name = "there_q3_lazy", .request = There(true, 2, 7), .host_share = 0.6, .hyper = kQueries, .accelerated = true},
+    {.name = "there_momentum_lazy", .request = There(true, 2, 7), .host_share = 0.7, .hyper = kMomentum, .accelerated = true},
+    {.name = "there_adam", .request = There(false, 2), .hyper = kAdam, .accelerated = true},
+    {.name = "there_sign", .request = There(false, 2), .hyper = kSign, .accelerated = true},
+    {.name = "there_element_sign", .request = There(false, 2), .hyper = kElement, .accelerated = true},
 };
 class Equality : public testing::TestWithParam<TierCase> {
  protected:
@@ -130,8 +153,7 @@ TEST_P(Equality, BytesAfterEveryStepWithEvaluationsBetween) {
     EXPECT_EQ(got->skipped, want.skipped);
     if (!nan) ExpectSame(*got, want, step);
     ASSERT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "step " << step;
-    MlpCompute compute(model_, 1000 + step);
-    const auto loss = run->pipeline->Evaluate(compute);
+    const auto loss = run->Evaluate(model_, 1000 + step);
     ASSERT_TRUE(loss.ok()) << loss.status();
     EXPECT_EQ(*loss, std::vector<double>{MlpCompute(model_, 1000 + step).LossAt(resident.theta())});
     if (step == 11) {
@@ -445,11 +467,13 @@ TEST_P(LossyCodecs, AreRepeatableAndNear) {
   };
   std::vector<std::vector<float>> ends;
   History history;
-  for (const auto& [slots, threads, disk] : {std::tuple(1, 1, true), std::tuple(3, 2, true), std::tuple(2, 1, false)}) {
+  for (const auto& [slots, threads, disk, there] : {std::tuple(1, 1, true, false), std::tuple(3, 2, true, false),
+                                                    std::tuple(2, 1, false, false), std::tuple(2, 1, false, true)}) {
     TierCase c{.name = "", .request = Ask(disk, slots, 1, !disk), .hyper = kSgd, .threads = threads};
     if (disk) c.host_share = slots == 3 ? 1.2 : 0.9;  // most or all of them on the host
-    if (!disk) c.request.device_budget = 4 * 4096;    // slots and copies: no unit lives there, unrounded
+    if (!disk) c.request.device_budget = 6 * 4096;    // slots, their codes, copies: no unit lives there, unrounded
     c.request.codec = GetParam().codec;
+    c.accelerated = there;
     auto run = StartRun(c, model, folder.File("units" + std::to_string(slots)));
     ASSERT_TRUE(run.ok()) << run.status();
     for (uint32_t step = 0; step < 20; ++step) ASSERT_TRUE(run->Step(model, c.hyper.lr).ok());
@@ -459,6 +483,7 @@ TEST_P(LossyCodecs, AreRepeatableAndNear) {
   }
   EXPECT_EQ(ends[0], ends[1]);
   EXPECT_EQ(ends[0], ends[2]);
+  EXPECT_EQ(ends[0], ends[3]);
   // The same scalars without rounding: what a rounded run's own losses do to its scalars is left out.
   auto exact_run = StartRun({.name = "", .request = Ask(false, 0), .hyper = kSgd}, model, "", history);
   ASSERT_TRUE(exact_run.ok()) << exact_run.status();

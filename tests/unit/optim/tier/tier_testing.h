@@ -14,9 +14,11 @@
 
 #include "mlp_model.h"
 #include "optim/tier/pipeline.h"
+#include "optim/tier/streams_device.h"
 #include "optim/tier/threads_device.h"
 #include "optim/zo/stream.h"
 #include "optim/zo/zo_optimizer.h"
+#include "thread_accelerator.h"
 
 namespace optod::tier {
 
@@ -162,6 +164,8 @@ struct TierCase {
   std::vector<TensorGroup> groups{};
   bool coordinate = true;
   const MaskSource* mask = nullptr;
+  bool accelerated = false;  ///< on a device with a memory of its own, for which the request asks
+  Accelerator* accelerator = nullptr;  ///< this one (borrowed), the model on the host; else a ThreadAccelerator
 };
 
 inline uint64_t AllBytes(const std::vector<Unit>& units, int states, Codec codec) {
@@ -182,26 +186,70 @@ inline absl::StatusOr<Plan> PlanOf(const TierCase& c, const MlpModel& model) {
   return MakePlan(model.units(), states, c.hyper.residue == zo::Residue::kMezo, request);
 }
 
+/// The small model on the host, beside any accelerator: weights are copied out, unit by unit.
+class CopiedCompute final : public BlockCompute {
+ public:
+  CopiedCompute(Accelerator* accelerator, MlpCompute* inner) : accelerator_(accelerator), inner_(inner) {}
+  absl::Status Begin(int copies) override { return inner_->Begin(copies); }
+  std::vector<Slice> Wanted() override { return inner_->Wanted(); }
+  absl::Status Gathered(int copy, std::span<const float> values) override { return inner_->Gathered(copy, values); }
+  absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override {
+    std::vector<float> here(weights.size());
+    const absl::Status status = accelerator_->CopyToHost(std::as_bytes(weights), std::as_writable_bytes(std::span(here)));
+    return status.ok() ? inner_->Forward(unit, copy, here) : status;
+  }
+  absl::StatusOr<std::vector<double>> Losses() override { return inner_->Losses(); }
+
+ private:
+  Accelerator* const accelerator_;
+  MlpCompute* const inner_;
+};
+
 /// A pipeline with what it borrows.
 struct TierRun {
+  std::unique_ptr<ThreadAccelerator> accelerator;
+  Accelerator* given = nullptr;
   std::unique_ptr<Device> device;
   std::unique_ptr<Pipeline> pipeline;
   absl::StatusOr<StepLosses> Step(const MlpModel& model, double lr, double factor = 1) {
     const uint32_t step = pipeline->history().steps();
     MlpCompute compute(model, step);
     compute.factor = factor;
-    return pipeline->Step(RateAt(lr, step), compute);
+    if (given != nullptr) {
+      CopiedCompute copied(given, &compute);
+      return pipeline->Step(RateAt(lr, step), copied);
+    }
+    if (accelerator == nullptr) return pipeline->Step(RateAt(lr, step), compute);
+    EnqueuedCompute there(accelerator.get(), &compute);
+    return pipeline->Step(RateAt(lr, step), there);
+  }
+  absl::StatusOr<std::vector<double>> Evaluate(const MlpModel& model, uint32_t batch) {
+    MlpCompute compute(model, batch);
+    if (given != nullptr) {
+      CopiedCompute copied(given, &compute);
+      return pipeline->Evaluate(copied);
+    }
+    if (accelerator == nullptr) return pipeline->Evaluate(compute);
+    EnqueuedCompute there(accelerator.get(), &compute);
+    return pipeline->Evaluate(there);
   }
 };
 
-/// `path`: of the block file. `initial`: nullptr = the model's start.
+/// `path`: of the block file. `initial`: nullptr = the model's start. `delays`: seed of an accelerator's.
 inline absl::StatusOr<TierRun> StartRun(const TierCase& c, const MlpModel& model, const std::string& path,
                                         History history = {}, InitialValues initial = nullptr,
                                         std::unique_ptr<Device> device = nullptr,
-                                        FaultyFile::Hook hook = nullptr) {
+                                        FaultyFile::Hook hook = nullptr, uint32_t delays = 17) {
   absl::StatusOr<Plan> plan = PlanOf(c, model);
   if (!plan.ok()) return plan.status();
   TierRun run;
+  if (c.accelerator != nullptr) {
+    run.given = c.accelerator;
+    device = std::make_unique<StreamsDevice>(c.accelerator);
+  } else if (c.accelerated) {
+    run.accelerator = std::make_unique<ThreadAccelerator>(delays, 400);
+    device = std::make_unique<StreamsDevice>(run.accelerator.get());
+  }
   run.device = device == nullptr ? std::make_unique<ThreadsDevice>() : std::move(device);
   std::unique_ptr<DirectFile> file;
   if (plan->disk_bytes > 0) {
@@ -227,6 +275,7 @@ inline absl::StatusOr<TierRun> StartRun(const TierCase& c, const MlpModel& model
   options.coordinate = c.coordinate;
   options.mask = c.mask;
   options.poison = true;
+  options.accelerator = c.accelerator != nullptr ? c.accelerator : run.accelerator.get();
   auto pipeline = Pipeline::Create(model.units(), *plan, options, run.device.get(), std::move(file), std::move(history), initial);
   if (!pipeline.ok()) return pipeline.status();
   run.pipeline = *std::move(pipeline);
