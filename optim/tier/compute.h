@@ -29,6 +29,12 @@ struct Slice {
 ///
 ///   Begin(3)   a group: Wanted -> Gathered(2 | 0, 1) -> Forward(.., 2) ... -> Branch -> Pair(unit) ... Pair(last unit) -> Losses
 
+/// forward-grad: one copy a query, at theta, with tangents: derivatives along z_k beside every value. Begin -> Wanted ->
+/// GatheredTangent a copy -> Tangent(unit, each copy) ... -> Slopes.
+struct LossSlopes {
+  std::vector<double> losses, slopes;  ///< one a copy; slopes: of the loss along z
+};
+
 class BlockCompute {
  public:
   virtual ~BlockCompute() = default;
@@ -59,6 +65,16 @@ class BlockCompute {
     absl::Status status = Forward(unit, 0, plus);
     return status.ok() ? Forward(unit, 1, minus) : status;
   }
+  /// As Gathered and Forward; `z`: the values' direction, empty where nothing is trained.
+  virtual absl::Status GatheredTangent(int copy, std::span<const float> values, std::span<const float> z) {
+    (void)copy, (void)values, (void)z;
+    return absl::OkStatus();
+  }
+  virtual absl::Status Tangent(size_t unit, int copy, std::span<const float> weights, std::span<const float> z) {
+    (void)unit, (void)copy, (void)weights, (void)z;
+    return absl::UnimplementedError("forward-grad: this model carries no tangents");
+  }
+  virtual absl::StatusOr<LossSlopes> Slopes() { return absl::UnimplementedError("forward-grad: this model carries no tangents"); }
   /// One a copy (block-wise: of copies 0 and 1). NaN and infinities are the caller's matter.
   virtual absl::StatusOr<std::vector<double>> Losses() = 0;
 };

@@ -51,7 +51,7 @@ std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, 
     if (hyper.residue == zo::Residue::kMezo && from.passes <= step) AddResidues(hyper, step, &ops);
     if (record.skipped) continue;
     if (zo::NeedsRule(hyper))
-      AddRule(hyper, record, step, history.UpdateNumber(step), decay, &ops);
+      AddRule(hyper, record, step, history.UpdateNumber(step, -1), decay, &ops);
     else
       AddPlain(hyper, record, step, decay, &ops);
   }

@@ -37,10 +37,12 @@ Pipeline::~Pipeline() { (void)device_->Drain(); }
 absl::Status Pipeline::CheckHyper() const {
   const zo::ZoHyper& hyper = options_.hyper;
   RETURN_IF_ERROR(zo::CheckZoHyper(hyper));
-  if (hyper.rule == zo::Rule::kForwardGrad)
-    return Unimplemented("tier: forward-grad carries a tangent beside every activation; train it resident");
-  if (options_.accelerator != nullptr && (options_.mask != nullptr || Conservative() || !options_.groups.empty()))
-    return Unimplemented("tier: masks, zo-sgd-cons and block-wise estimation in an accelerator's memory; train it on the CPU");
+  if (options_.accelerator != nullptr &&
+      (options_.mask != nullptr || Conservative() || !options_.groups.empty() || hyper.rule == zo::Rule::kForwardGrad))
+    return Unimplemented("tier: masks, zo-sgd-cons, forward-grad and block-wise estimation in an accelerator's memory; "
+                         "train it on the CPU");
+  if (hyper.rule == zo::Rule::kForwardGrad && hyper.residue == zo::Residue::kMezo)
+    return Unimplemented("tier: optimizer.residue: mezo with forward-grad, which perturbs nothing; use none");
   const bool plain = hyper.rule == zo::Rule::kPlain && hyper.sides == zo::Sides::kTwo && hyper.queries == 1 &&
                      hyper.residue == zo::Residue::kNone && plan_.copies == 2;
   if (!options_.groups.empty() && !plain)
@@ -224,6 +226,7 @@ absl::Status Pipeline::Show(size_t unit, std::span<const float> slot, Progress p
 absl::Status Pipeline::Carry(size_t unit, std::span<float> slot, Progress from, const Task& task) {
   const std::span<float> theta = slot.first(units_[unit].floats());
   if (task.kind == Kind::kGroup) return Grouped(unit, slot, from, task);
+  if (task.kind == Kind::kTangent) return Tangents(unit, slot, from, *task.compute);
   if (!units_[unit].trainable) {
     if (task.compute != nullptr) RETURN_IF_ERROR(task.compute->Shared(unit, CopiesOf(task.kind), theta));
     return task.visitor != nullptr ? Show(unit, slot, {}, *task.visitor) : absl::OkStatus();
@@ -281,6 +284,21 @@ absl::Status Pipeline::Candidates(size_t unit, std::span<float> slot, Progress f
       from.updates = history_.steps();
     }
     RETURN_IF_ERROR(compute.Forward(unit, copy, copy == 0 ? descent : ascent));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::Tangents(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute) {
+  const size_t floats = units_[unit].floats();
+  const bool trained = units_[unit].trainable;
+  if (trained) ForParts(unit, slot, [&](const Values& values, size_t) { pass_.CatchUp(values, from, history_.steps()); });
+  const std::span<float> z = trained ? std::span(plus_).first(floats) : std::span<float>();
+  for (int query = 0; query < options_.hyper.queries; ++query) {
+    if (trained)
+      ForParts(unit, slot, [&](const Values& values, size_t offset) {
+        pass_.Direction(values, history_.steps(), query, z.subspan(offset, values.theta.size()));
+      });
+    RETURN_IF_ERROR(compute.Tangent(unit, query, slot.first(floats), z));
   }
   return absl::OkStatus();
 }
@@ -398,6 +416,14 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
     each([&](size_t i, size_t unit, const Values& v) {
       if (units_[unit].trainable) pass_here_.CatchUp(v, from[i], steps);
     });
+    if (task.kind == Kind::kTangent) {
+      const bool trained = units_[PartOf(slices[0]).first].trainable;
+      for (int query = 0; query < options_.hyper.queries; ++query) {
+        if (trained) each([&](size_t i, size_t, const Values& v) { pass_here_.Direction(v, steps, query, of(plus, i)); });
+        RETURN_IF_ERROR(compute.GatheredTangent(query, std::span(values).first(floats), trained ? std::span<const float>(plus) : std::span<const float>()));
+      }
+      return absl::OkStatus();
+    }
     return compute.Gathered(task.kind == Kind::kGroup ? 2 : 0, std::span(values).first(floats));
   }
   for (int query = 0; query < Evaluated(); ++query) {
@@ -418,6 +444,7 @@ absl::Status Pipeline::GatherNow(const std::vector<Slice>& slices, const std::ve
 
 int Pipeline::CopiesOf(Kind kind) const {
   if (kind == Kind::kCandidates) return 2;
+  if (kind == Kind::kTangent) return options_.hyper.queries;
   return kind == Kind::kStep ? 2 * Evaluated() + (Conservative() ? 1 : 0) : 1;
 }
 
@@ -459,7 +486,24 @@ absl::StatusOr<StepLosses> Pipeline::MeasureGroups(double lr, BlockCompute& comp
   return result;
 }
 
+absl::StatusOr<StepLosses> Pipeline::MeasureSlopes(BlockCompute& compute) {
+  RETURN_IF_ERROR(Sweep({Kind::kTangent, &compute}));
+  ASSIGN_OR_RETURN(const LossSlopes found, compute.Slopes());
+  if (found.slopes.size() != static_cast<size_t>(options_.hyper.queries) || found.losses.size() != found.slopes.size())
+    return Internal("tier: ", found.slopes.size(), " slopes for ", options_.hyper.queries, " queries");
+  StepLosses result;
+  result.loss = found.losses.back();
+  result.g = found.slopes;
+  for (size_t q = 0; q < result.g.size(); ++q) {
+    if (std::isfinite(result.g[q])) continue;
+    result.skipped = true;
+    result.reason = Cat("jvp[", q, "] is ", result.g[q]);
+  }
+  return result;
+}
+
 absl::StatusOr<StepLosses> Pipeline::Measure(double lr, BlockCompute& compute) {
+  if (options_.hyper.rule == zo::Rule::kForwardGrad) return MeasureSlopes(compute);
   if (!options_.groups.empty()) return MeasureGroups(lr, compute);
   ASSIGN_OR_RETURN(const std::vector<double> losses, LossesOf(Kind::kStep, compute));
   StepLosses result;

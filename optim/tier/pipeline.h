@@ -41,7 +41,7 @@ struct TensorGroup {
 };
 
 struct PipelineOptions {
-  zo::ZoHyper hyper;  ///< rule kPlain or kConservative
+  zo::ZoHyper hyper;
   int first_query = 0, evaluated = 0;  ///< directions that this worker evaluates, of hyper.queries; evaluated 0 = all
   uint64_t seed = 0;  ///< of the random stream
   std::vector<TensorGroup> groups;   ///< block-wise: disjoint, in the order of first_unit; none = all tensors at once
@@ -56,7 +56,7 @@ struct PipelineOptions {
 
 struct StepLosses {
   double loss = 0;                     ///< the reported one: of the first plus; zo-sgd-cons: of the descent
-  std::vector<double> plus, minus, g;  ///< one a query that was evaluated; block-wise: one a group
+  std::vector<double> plus, minus, g;  ///< one a query that was evaluated; block-wise: one a group; forward-grad: g alone
   bool skipped = false;                ///< not finite: the step changes nothing (kMezo: leaves its rounding)
   std::string reason;
   std::optional<zo::Candidate> chosen;  ///< zo-sgd-cons
@@ -96,7 +96,7 @@ class Pipeline {
   QueueTimes times() const { return device_->times(); }
 
  private:
-  enum class Kind { kStep, kCandidates, kGroup, kEvaluate, kFlush, kVisit };
+  enum class Kind { kStep, kCandidates, kGroup, kTangent, kEvaluate, kFlush, kVisit };
   struct Task {
     Kind kind = Kind::kStep;
     BlockCompute* compute = nullptr;
@@ -135,6 +135,8 @@ class Pipeline {
   /// Copies that a sweep carries.
   int CopiesOf(Kind kind) const;
   absl::StatusOr<std::vector<double>> LossesOf(Kind kind, BlockCompute& compute);
+  absl::StatusOr<StepLosses> MeasureSlopes(BlockCompute& compute);
+  absl::Status Tangents(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
   absl::StatusOr<StepLosses> MeasureGroups(double lr, BlockCompute& compute);
   absl::Status Grouped(size_t unit, std::span<float> slot, Progress from, const Task& task);
   absl::Status MeasureCandidates(double lr, BlockCompute& compute, double stay, StepLosses* losses);

@@ -97,6 +97,13 @@ void UnitPass::Perturb(const Values& values, Progress from, uint32_t steps, int 
   });
 }
 
+void UnitPass::Direction(const Values& values, uint32_t step, int query, std::span<float> z) const {
+  ForTiles(values, [&](Tile& tile) {
+    DirectionTile(tile, step, query);
+    std::copy(tile.Z().begin(), tile.Z().end(), z.begin() + static_cast<ptrdiff_t>(tile.at));
+  });
+}
+
 void UnitPass::Candidates(const Values& values, Progress from, uint32_t steps, std::span<float> descent,
                           std::span<float> ascent) const {
   ForTiles(values, [&](Tile& tile) {

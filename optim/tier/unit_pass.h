@@ -39,7 +39,7 @@ enum class Copies { kBoth, kPlus, kMinus };
 
 class UnitPass {
  public:
-  /// `history`, `mask` (null: nothing is masked) and `accelerator` are borrowed. `hyper`: not forward-grad. With an
+  /// `history`, `mask` (null: nothing is masked) and `accelerator` are borrowed. With an
   /// accelerator, values and copies are in its memory and the passes are enqueued there; no masks, no candidates.
   UnitPass(const zo::ZoHyper& hyper, uint64_t seed, const History& history, ParallelFor parallel,
            const MaskSource* mask = nullptr, Accelerator* accelerator = nullptr)
@@ -60,6 +60,8 @@ class UnitPass {
   /// kMezo: kBoth, or kPlus and then kMinus; after the latter theta has the step's rounding. kMinus reads `plus` there.
   void Perturb(const Values& values, Progress from, uint32_t steps, int query, Copies copies, std::span<float> plus,
                std::span<float> minus) const;
+  /// z of direction (step, query), masked.
+  void Direction(const Values& values, uint32_t step, int query, std::span<float> z) const;
   /// CatchUp, then theta after the open step's update and after the opposite one: zo-sgd-cons' candidates.
   /// Either copy may be empty: it is not formed then.
   void Candidates(const Values& values, Progress from, uint32_t steps, std::span<float> descent,

@@ -208,9 +208,6 @@ absl::Status ReadTier(const Json& json, TrainSpec* spec) {
                          "\" of generated answers would read all parameters once a token; train it without tier");
   if (!spec->zeroth_order)
     return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
-  if (spec->optimizer == "forward-grad")
-    return InvalidArgument("tier: optimizer.name is \"forward-grad\", which carries a tangent beside every activation; must be "
-                           "another zeroth-order optimizer, or train without tier");
   if (spec->hybrid.blocks > 0)
     return InvalidArgument("tier: with hybrid.blocks ", spec->hybrid.blocks, ", whose layers back-propagation needs in memory; must be "
                            "without hybrid, or train without tier");

@@ -7,28 +7,10 @@
 #include "optim/nn/guard.h"
 #include "optim/nn/views.h"
 #include "optim/train/layer_extra.h"
+#include "optim/train/tiered_rows.h"
 
 namespace optod::train {
 namespace {
-
-at::Tensor Indices(const std::vector<int64_t>& values) {
-  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
-  return t;
-}
-
-/// The rows of `ids` that lie in a piece of a table go to their places in `rows` [ids, width].
-void CopyRows(const at::Tensor& ids, int64_t first_row, size_t width, std::span<const float> piece, at::Tensor& rows) {
-  if (!rows.defined()) rows = at::empty({ids.numel(), static_cast<int64_t>(width)}, at::kFloat);
-  const auto count = static_cast<int64_t>(piece.size() / width);
-  const int64_t* id = ids.data_ptr<int64_t>();
-  float* out = rows.data_ptr<float>();
-  for (int64_t t = 0; t < ids.numel(); ++t) {
-    const int64_t row = id[t] - first_row;
-    if (row >= 0 && row < count)
-      std::copy_n(piece.data() + static_cast<size_t>(row) * width, width, out + t * static_cast<int64_t>(width));
-  }
-}
 
 /// A layer's own tensors on all lanes at once, adapters on each lane.
 class LanesOps final : public nn::BlockOps {
@@ -128,6 +110,7 @@ void TieredCompute::SetExamples(std::span<const Example* const> examples, bool c
   classify_ = classify;
   objective_ = objective;
   copies_.clear();  // they look at what goes now
+  level_.reset();
   packed_ = std::make_unique<Packed>(Pack(examples, scheme_.name == "prompt" ? scheme_.tokens : 0));
   batch_.reset();
   twice_.reset();
@@ -144,6 +127,7 @@ const nn::Batch& TieredCompute::BatchOf(size_t lanes) {
 absl::Status TieredCompute::Begin(int copies) {
   branched_ = false;
   copies_.clear();
+  level_.reset();
   copies_.resize(static_cast<size_t>(copies));
   for (Copy& copy : copies_) copy.embed.resize(blocks_[0].tensors.size());
   (void)BatchOf(1);

@@ -15,6 +15,7 @@
 
 #include "optim/nn/model.h"
 #include "optim/tier/compute.h"
+#include "optim/train/duals.h"
 #include "optim/train/observed_ops.h"
 #include "optim/train/tiered_units.h"
 #include "optim/train/vocabulary.h"
@@ -45,6 +46,9 @@ class TieredCompute final : public tier::BlockCompute {
   absl::Status Branch() override;
   absl::Status Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
                     std::span<const uint8_t> moved) override;
+  absl::Status GatheredTangent(int copy, std::span<const float> values, std::span<const float> z) override;
+  absl::Status Tangent(size_t unit, int copy, std::span<const float> weights, std::span<const float> z) override;
+  absl::StatusOr<tier::LossSlopes> Slopes() override;
   absl::StatusOr<std::vector<double>> Losses() override;
 
  private:
@@ -57,10 +61,11 @@ class TieredCompute final : public tier::BlockCompute {
   };
   struct Copy {
     at::Tensor tokens, positions, types;  ///< rows of the tables
+    at::Tensor tokens_z, positions_z, types_z;  ///< forward-grad: tangents of rows, until all have come
     nn::Weights embed;                    ///< the embed block's other tensors, by slot
     nn::Weights adapters;
     at::Tensor x;                         ///< [tokens, hidden]; after the head the rows that are asked
-    at::Tensor bias;                      ///< of the vocabulary, or undefined
+    at::Tensor bias, bias_z;              ///< of the vocabulary, or undefined; forward-grad: and its tangent
     std::optional<Vocabulary> vocabulary;
   };
   Role RoleOf(const tier::Unit& unit) const;
@@ -72,6 +77,13 @@ class TieredCompute final : public tier::BlockCompute {
   void FinishEmbedding(Copy& copy) const;
   void Layer(size_t unit, Copy& copy, const nn::Weights& layer) const;
   void Head(size_t unit, Copy& copy, const nn::Weights& head) const;
+  /// Where `z` is given, the dual of a view and its direction's.
+  nn::Weights DualsOf(size_t unit, std::span<const float> weights, std::span<const float> z, bool owned) const;
+  void OneTangent(size_t unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
+  void TableTangent(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
+  void PieceTangent(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
+  /// Rows of tables and virtual tokens -> x, as the resident engine's forward mode has it.
+  void FinishEmbeddingTangent(Copy& copy);
   /// A layer or head with copies 0 and 1, which share what is not moved, as the resident engine's two lanes.
   void PairUnit(size_t unit, std::span<const float> plus, std::span<const float> minus, std::span<const uint8_t> moved);
   void SharedLayer(size_t unit, size_t copies, std::span<const float> weights);
@@ -101,6 +113,7 @@ class TieredCompute final : public tier::BlockCompute {
   bool branched_ = false;  // only copies 0 and 1 come to the end
   std::unique_ptr<Packed> packed_;
   std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
+  std::unique_ptr<DualLevel> level_;  // of a sweep with tangents; outlives its copies
   std::vector<Copy> copies_;
 };
 

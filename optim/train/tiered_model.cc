@@ -68,7 +68,8 @@ double MeasureCompute(const nn::ModelConfig& config, zo::ZoHyper hyper, int eval
     for (int query = 0; query < hyper.queries; ++query)
       pass.Perturb(values, {query == 0 ? 0u : 1u, 1}, 1, query, tier::Copies::kBoth, plus, minus);
   });
-  const int products = 2 * hyper.queries + (hyper.rule == zo::Rule::kConservative ? 3 : 0);
+  const int each = hyper.rule == zo::Rule::kForwardGrad ? 3 : 2;  // forward-grad: x W, dx W, x z
+  const int products = each * hyper.queries + (hyper.rule == zo::Rule::kConservative ? 3 : 0);
   return (trained * passes + products * product) / static_cast<double>(theta.size());
 }
 

@@ -12,13 +12,12 @@
 #include "optim/train/layer_extra.h"
 #include "optim/train/observed_ops.h"
 #include "optim/train/packed.h"
+#include "optim/train/tiered_rows.h"
 #include "optim/train/vocabulary.h"
 
 namespace optod::train {
 
 struct Stopped {};  // thrown between blocks, caught at the surface
-
-at::Tensor Indices(const std::vector<int64_t>& values);
 
 class TorchWalk final : public Walk {
  public:

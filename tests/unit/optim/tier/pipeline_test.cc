@@ -506,8 +506,8 @@ TEST(Pipeline, Refuses) {
   const auto refusal = [&](TierCase c) { return StartRun(c, model, folder.File("u")).status().ToString(); };
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.sides = zo::Sides::kOne, .residue = zo::Residue::kMezo}}),
               HasSubstr("optimizer.residue: mezo with perturbation one-side"));
-  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kForwardGrad}}),
-              HasSubstr("forward-grad"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kForwardGrad, .residue = Residue::kMezo}}),
+              HasSubstr("optimizer.residue: mezo with forward-grad"));
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kConservative, .residue = Residue::kMezo}}),
               HasSubstr("zo-sgd-cons with residue mezo"));
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = kQueries, .groups = {{{0}, 0}}}), HasSubstr("block-wise estimation needs"));

@@ -23,6 +23,7 @@ using testing::HasSubstr;
 
 constexpr char kOnDisk[] = R"({"host_budget": 0, "disk": "FOLDER", "slots": 2})";
 constexpr char kLazyOnDisk[] = R"({"host_budget": "20KiB", "disk": "FOLDER", "slots": 3, "write_every": 7})";
+constexpr char kForwardGrad[] = R"({"name": "forward-grad", "lr": 1e-3})";
 constexpr char kPlainSgd[] = R"({"name": "zo-sgd", "lr": 1e-2})";
 
 /// A folder with a small model, a vocabulary of letters and a task.
@@ -238,6 +239,18 @@ INSTANTIATE_TEST_SUITE_P(
                     SchemeCase{"blockwise_head_untied", R"("head")", kPlainSgd, kOnDisk, 2, R"(, "blockwise": {"level": "linear"})"},
                     SchemeCase{"blockwise_head_tied", R"("head")", kPlainSgd, kOnDisk, 1, R"(, "blockwise": {"level": "linear"})"},
                     SchemeCase{"blockwise_sparse", R"("full")", kPlainSgd, kLazyOnDisk, 1, R"(, "blockwise": {"level": "mlp-attn"}, "sparse": {"ratio": 0.4, "source": "magnitude", "resample": 5})"},
+                    SchemeCase{"forward_grad", R"("full")", kForwardGrad, kOnDisk, 1},
+                    SchemeCase{"forward_grad_q2_untied_lazy", R"("full")", R"({"name": "forward-grad", "lr": 1e-3, "queries": 2, "weight_decay": 0.1})", kLazyOnDisk, 2},
+                    SchemeCase{"forward_grad_gpt2_one_copy", R"("full")", kForwardGrad, R"({"host_budget": 0, "disk": "FOLDER", "fused": false})", 4},
+                    SchemeCase{"forward_grad_roberta", R"("full")", kForwardGrad, kOnDisk, 5},
+                    SchemeCase{"forward_grad_opt_in_memory", R"("full")", kForwardGrad, R"({})", 3},
+                    SchemeCase{"forward_grad_lora", R"({"name": "lora", "rank": 2})", kForwardGrad, kOnDisk, 1},
+                    SchemeCase{"forward_grad_prefix", R"({"name": "prefix", "tokens": 3})", kForwardGrad, kOnDisk, 3},
+                    SchemeCase{"forward_grad_prompt", R"({"name": "prompt", "tokens": 3})", kForwardGrad, kOnDisk, 1},
+                    SchemeCase{"forward_grad_prompt_gpt2", R"({"name": "prompt", "tokens": 3})", kForwardGrad, kOnDisk, 4},
+                    SchemeCase{"forward_grad_head_tied", R"("head")", kForwardGrad, kOnDisk, 1},
+                    SchemeCase{"forward_grad_head_untied", R"("head")", kForwardGrad, kOnDisk, 2},
+                    SchemeCase{"forward_grad_sparse", R"("full")", kForwardGrad, kLazyOnDisk, 0, R"(, "sparse": {"ratio": 0.4, "resample": 3})"},
                     SchemeCase{"full_accuracy", R"("full")", R"({"name": "zo-sgd", "lr": 1e-3, "eps": 0.1})", kOnDisk, 1, R"(, "objective": "accuracy")"}),
     [](const auto& info) { return info.param.name; });
 
@@ -365,7 +378,6 @@ TEST_F(TieredRuns, BadSpecsAreRefused) {
            BadTier{R"({"write_every": 0})", R"("zo-sgd")", "full", "tier.write_every: 0 must be >= 1"},
            BadTier{R"({"slots": 65})", R"("zo-sgd")", "full", "tier.slots: 65 must be <= 64"},
            BadTier{R"({})", R"("adamw")", "full", "needs gradients"},
-           BadTier{R"({})", R"("forward-grad")", "full", "tier: optimizer.name is \"forward-grad\""},
            BadTier{R"({})", R"({"name": "zo-sgd", "residue": "mezo", "perturbation": "one-side"})", "full", "optimizer.residue: \"mezo\""},
            BadTier{R"({"codec": "bf16"}, "parallel": {"workers": 2})", R"("zo-sgd")", "full", "tier.codec: \"bf16\" with parallel"},
            BadTier{R"({"codec": "fp8"}, "sparse": {"ratio": 0.2, "source": "magnitude"})", R"("zo-sgd")", "full", "tier.codec: \"fp8\" with sparse masks"},
