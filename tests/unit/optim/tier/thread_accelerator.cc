@@ -53,11 +53,9 @@ struct ThreadAccelerator::Event {
   bool happened = false;
   std::chrono::steady_clock::time_point when;
   void Set() {
-    {
-      std::lock_guard lock(mutex);
-      happened = true;
-      when = std::chrono::steady_clock::now();
-    }
+    std::lock_guard lock(mutex);  // also while it notifies: who waits may end the event's life
+    happened = true;
+    when = std::chrono::steady_clock::now();
     changed.notify_all();
   }
   void Wait() {
