@@ -9,6 +9,11 @@ namespace {
 
 const at::Tensor kNone;
 
+/// LibTorch's inline code has one thread-local byte. Where it alone is .tbss, GNU ld (binutils 2.40) may let the segment
+/// that is read-only after relocation begin with it at the end of a page that is not mapped, and the program does not
+/// start ("cannot apply additional memory protection after relocation"). With this alignment it begins a page with the rest.
+alignas(64) [[gnu::used]] thread_local char tls_alignment = 0;
+
 const at::Tensor& At(const Weights& w, int slot) { return slot < 0 ? kNone : w[static_cast<size_t>(slot)]; }
 
 at::Tensor Ints(const std::vector<int64_t>& values) {

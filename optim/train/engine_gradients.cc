@@ -1,5 +1,6 @@
 // Reverse mode: the gradient of the objective, z * Hz by a second pass over it, and what flows through linear layers.
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -98,14 +99,55 @@ variable_list HessianZ(const variable_list& leaves, const std::vector<int>& numb
   return hz;
 }
 
-/// Copies gradients to their places; where nothing flowed stays as it is.
-void Copy(const variable_list& from, const zo::ZoLayout& layout, const std::vector<int>& numbers, std::span<float> to) {
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    if (!from[i].defined()) continue;
-    const at::Tensor g = from[i].detach().contiguous();
-    std::copy_n(g.data_ptr<float>(), g.numel(),
-                to.begin() + static_cast<ptrdiff_t>(layout.offset(static_cast<size_t>(numbers[i]))));
+/// Where the gradients of leaves go: leaf i is tensor number numbers[i] of the layout.
+class Places {
+ public:
+  Places(const zo::ZoLayout& layout, std::span<float> to) : layout_(layout), to_(to), reached_(layout.tensors(), false) {}
+  void Put(int tensor, const at::Tensor& gradient) {
+    const auto i = static_cast<size_t>(tensor);
+    nn::View(Of(i), gradient.sizes().vec()).copy_(gradient.detach());
+    reached_[i] = true;
   }
+  void PutAll(const variable_list& gradients, const std::vector<int>& numbers) {
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      if (gradients[i].defined()) Put(numbers[i], gradients[i]);
+    }
+  }
+  /// Zero where nothing flowed.
+  void Close() {
+    for (size_t i = 0; i < reached_.size(); ++i) {
+      const std::span<float> place = Of(i);
+      if (!reached_[i]) std::fill(place.begin(), place.end(), 0.0f);
+    }
+  }
+
+ private:
+  std::span<float> Of(size_t i) const { return to_.subspan(layout_.offset(i), layout_.tensor(i).size); }
+  const zo::ZoLayout& layout_;
+  const std::span<float> to_;
+  std::vector<bool> reached_;
+};
+
+/// Stands before a leaf's accumulation: puts the gradient into its place while it is in cache, and leaves nothing to
+/// accumulate, so that autograd never holds all gradients.
+class Delivery final : public torch::autograd::FunctionPreHook {
+ public:
+  Delivery(Places& places, int tensor) : places_(places), tensor_(tensor) {}
+  variable_list operator()(const variable_list& gradients) override {
+    if (gradients[0].defined()) places_.Put(tensor_, gradients[0]);
+    return variable_list(1);
+  }
+
+ private:
+  Places& places_;
+  const int tensor_;
+};
+
+void BackwardInto(const at::Tensor& picks, const at::Tensor& slopes, const variable_list& leaves,
+                  const std::vector<int>& numbers, Places& places) {
+  for (size_t i = 0; i < leaves.size(); ++i)
+    torch::autograd::impl::grad_accumulator(leaves[i])->add_pre_hook(std::make_unique<Delivery>(places, numbers[i]));
+  torch::autograd::backward({picks}, {slopes});
 }
 
 /// What was seen of the linear layers, in the order of the forward pass.
@@ -154,25 +196,31 @@ GradientResult TorchEngine::Backward(std::span<const Example* const> examples, b
   const at::Tensor values = picks.detach().contiguous();
   const std::vector<double> log_probs(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
   result.objective = Judge(examples, log_probs, classify);
-  std::fill(grad.begin(), grad.end(), 0.0f);
   if (request.hessian) result.hessian_z.assign(layout_.size(), 0);
-  if (leaves.empty()) return result;
+  Places places(layout_, grad), products(layout_, result.hessian_z);
+  if (leaves.empty()) return places.Close(), result;
   Breathe();
+  const at::Tensor slopes = Numbers(result.objective.gradient);  // the objective's own derivative by the chain rule
+  if (!request.hessian && layers.tensors.empty()) {
+    BackwardInto(picks, slopes, leaves, numbers, places);
+    return places.Close(), result;
+  }
   variable_list wanted = leaves;
   wanted.insert(wanted.end(), layers.outputs.begin(), layers.outputs.end());
   const variable_list gradients =
       request.hessian
           ? torch::autograd::grad({LossOf(examples, picks, classify)}, wanted, {}, /*retain_graph=*/true,
                                   /*create_graph=*/true, /*allow_unused=*/true)
-          // the objective's own derivative by the chain rule
-          : torch::autograd::grad({picks}, wanted, {Numbers(result.objective.gradient)}, false, false, true);
-  Copy(gradients, layout_, numbers, grad);
+          : torch::autograd::grad({picks}, wanted, {slopes}, false, false, true);
+  places.PutAll(gradients, numbers);
+  places.Close();
   for (size_t i = 0; i < layers.tensors.size(); ++i)
     Describe(trainable_[Number(layers.tensors[i])].name, layers.inputs[i], gradients[leaves.size() + i], request,
              &result.statistics);
   if (request.hessian) {
     Breathe();
-    Copy(HessianZ(leaves, numbers, gradients, request.signs), layout_, numbers, result.hessian_z);
+    products.PutAll(HessianZ(leaves, numbers, gradients, request.signs), numbers);
+    products.Close();
   }
   return result;
 }

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "base/fs.h"
 #include "base/sha256.h"
 #include "base/status.h"
+#include "optim/rules/kernels.h"
 #include "optim/train/learners.h"
 #include "optim/train/state_file.h"
 
@@ -48,13 +50,35 @@ optim::RuleMemory MemoryOfMoments(const zo::ZoLayout& layout, const zo::ZoState<
   return out;
 }
 
+namespace {
+
+constexpr size_t kPiece = size_t{1} << 16;
+
+/// body(piece number, piece) for pieces of `values` that do not depend on the number of threads, on all threads.
+template <typename Body>
+void ForEachPiece(std::span<float> values, Body body) {
+  const auto pieces = static_cast<int64_t>((values.size() + kPiece - 1) / kPiece);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < pieces; ++i) {
+    const size_t at = static_cast<size_t>(i) * kPiece;
+    body(static_cast<size_t>(i), values.subspan(at, std::min(kPiece, values.size() - at)));
+  }
+}
+
+}  // namespace
+
 bool SnapshotLearner::Clip(std::span<float> grad) const {
-  double square = 0;
-  for (float g : grad) square += double{g} * g;
+  std::vector<double> squares((grad.size() + kPiece - 1) / kPiece);
+  ForEachPiece(grad, [&](size_t i, std::span<float> piece) {
+    squares[i] = optim::Kernels().f32.sum_squares(piece.data(), static_cast<int64_t>(piece.size()));
+  });
+  const double square = std::accumulate(squares.begin(), squares.end(), 0.0);
   if (!std::isfinite(square)) return false;
   if (clip_ > 0 && square > clip_ * clip_) {
     const auto scale = static_cast<float>(clip_ / std::sqrt(square));
-    for (float& g : grad) g *= scale;
+    ForEachPiece(grad, [&](size_t, std::span<float> piece) {
+      for (float& g : piece) g *= scale;
+    });
   }
   return true;
 }
