@@ -9,7 +9,9 @@
 /// zo-sgd-cons: one more, the last, at theta; then a second sweep, whose copies are its candidates, down and up.
 
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -22,6 +24,10 @@ struct Slice {
   uint64_t first = 0;
   size_t count = 0;
 };
+
+/// Forms both copies of `count` elements of a part of the unit at hand, from element `first` of the part on, at float `at` of
+/// the room of a unit: they are used while they are in the cache. What was formed there before is gone.
+using FormPart = std::function<std::pair<std::span<const float>, std::span<const float>>(size_t part, size_t first, size_t count, size_t at)>;
 
 /// Block-wise steps: three copies and a sweep a group. Copy 2 walks at theta up to the unit where the group begins and waits
 /// there for the next sweep, which begins with that unit; Branch makes copies 0 and 1 of it, and from there on every unit
@@ -49,6 +55,16 @@ class BlockCompute {
   /// `weights`: the unit's parts, one behind the other, as copy `copy` sees them; for this call only. With an accelerator
   /// they are in its memory, and what reads them is enqueued on its compute stream.
   virtual absl::Status Forward(size_t unit, int copy, std::span<const float> weights) = 0;
+  /// Whether FormedPair may come in place of two calls of Forward for this unit.
+  virtual bool FormsParts(size_t unit) const {
+    (void)unit;
+    return false;
+  }
+  /// Copies `copy` and `copy` + 1, their weights formed as they are asked for: each element once.
+  virtual absl::Status FormedPair(size_t unit, int copy, const FormPart& form) {
+    (void)unit, (void)copy, (void)form;
+    return absl::UnimplementedError("tier: this model forms no parts");
+  }
   /// A unit that no copy differs in: all copies at once.
   virtual absl::Status Shared(size_t unit, int copies, std::span<const float> weights) {
     for (int copy = 0; copy < copies; ++copy) {

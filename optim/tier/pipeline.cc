@@ -260,13 +260,39 @@ absl::Status Pipeline::Perturbed(size_t unit, std::span<float> slot, Progress fr
     });
     from.updates = step;
   };
+  const bool by_parts = two_sided && plan_.copies == 2 && options_.hyper.residue == zo::Residue::kNone && compute.FormsParts(unit);
   for (int query = 0; query < Evaluated(); ++query) {
+    if (by_parts) {
+      RETURN_IF_ERROR(FormedPair(unit, slot, from, query, compute));
+      continue;
+    }
     form(query, two_sided && plan_.copies == 2 ? Copies::kBoth : Copies::kPlus);
     RETURN_IF_ERROR(compute.Forward(unit, 2 * query, plus));
     if (two_sided && plan_.copies == 1) form(query, Copies::kMinus);
     RETURN_IF_ERROR(compute.Forward(unit, 2 * query + 1, two_sided ? minus : slot.first(floats)));
   }
   return Conservative() ? compute.Forward(unit, 2 * Evaluated(), slot.first(floats)) : absl::OkStatus();
+}
+
+absl::Status Pipeline::FormedPair(size_t unit, std::span<float> slot, Progress from, int query, BlockCompute& compute) {
+  const std::vector<UnitPart>& parts = units_[unit].parts;
+  std::vector<size_t> offsets = {0}, formed(parts.size(), query == 0 ? 0 : ~size_t{0});  // elements that are caught up
+  for (const UnitPart& part : parts) offsets.push_back(offsets.back() + part.count);
+  const uint32_t step = history_.steps();
+  const auto form = [&](size_t part, size_t first, size_t count, size_t at) {
+    const Values values = ValuesOf(unit, part, offsets[part], slot).Range(first, count);
+    const std::span<float> plus = std::span(plus_).subspan(at, count), minus = std::span(minus_).subspan(at, count);
+    const bool fresh = first >= formed[part];
+    pass_.Perturb(values, fresh ? from : Progress{step, 0, 0}, step, options_.first_query + query, Copies::kBoth, plus, minus);
+    if (fresh) formed[part] = first + count;
+    return std::pair<std::span<const float>, std::span<const float>>(plus, minus);
+  };
+  RETURN_IF_ERROR(compute.FormedPair(unit, 2 * query, form));
+  for (size_t part = 0; part < parts.size() && query == 0; ++part) {  // what the model does not use
+    if (formed[part] < parts[part].count)
+      pass_.CatchUp(ValuesOf(unit, part, offsets[part], slot).Range(formed[part], parts[part].count - formed[part]), from, step);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Pipeline::Candidates(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute) {

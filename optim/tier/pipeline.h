@@ -144,6 +144,7 @@ class Pipeline {
   template <class Body>
   void ForParts(size_t unit, std::span<float> slot, Body body) const;
   absl::Status Perturbed(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
+  absl::Status FormedPair(size_t unit, std::span<float> slot, Progress from, int query, BlockCompute& compute);
   absl::Status Candidates(size_t unit, std::span<float> slot, Progress from, BlockCompute& compute);
   absl::Status Gather(const Task& task);
   absl::Status GatherNow(const std::vector<Slice>& slices, const std::vector<Progress>& from, const Task& task);

@@ -24,6 +24,10 @@ struct Values {
   bool decay = true;
   std::span<float> theta, m, v;
   int group = -1;  ///< block-wise: the tensor's; it moves by that group's scalar alone
+  Values Range(size_t begin, size_t count) const {
+    const auto part = [&](std::span<float> all) { return all.empty() ? all : all.subspan(begin, count); };
+    return {uid, first + begin, decay, part(theta), part(m), part(v), group};
+  }
 };
 
 /// Sparse estimation: which elements have z = 0 (zo/mask.h). Asked from several threads.

@@ -72,6 +72,42 @@ class DifferingOps final : public nn::BlockOps {
   const LanesOps shared_;
 };
 
+/// Two lanes of a layer whose tensors are formed as they are used.
+class FormedOps final : public nn::BlockOps {
+ public:
+  /// `form`: both copies of the tensor in a slot, from float `at` of the room on.
+  using Form = std::function<std::pair<at::Tensor, at::Tensor>(int slot, size_t at)>;
+  FormedOps(const nn::ModelConfig& config, Form form) : config_(config), form_(std::move(form)) {}
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
+    const auto [w, b] = Both(weight, bias);
+    return at::cat({nn::PlainOps::ApplyLinear(config_, Half(x, 0), w.first, b.first),
+                    nn::PlainOps::ApplyLinear(config_, Half(x, 1), w.second, b.second)}, 0);
+  }
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override {
+    const auto [w, b] = Both(weight, bias);
+    return at::cat({nn::PlainOps::ApplyNorm(config_, Half(x, 0), w.first, b.first),
+                    nn::PlainOps::ApplyNorm(config_, Half(x, 1), w.second, b.second)}, 0);
+  }
+  at::Tensor LowRank(const at::Tensor&, nn::Projection) const override { return {}; }
+  nn::KeyValues Prefix(int) const override { return {}; }
+
+ private:
+  using Two = std::pair<at::Tensor, at::Tensor>;
+  static at::Tensor Half(const at::Tensor& x, int lane) {
+    const int64_t half = x.size(0) / 2;
+    return x.slice(0, lane * half, (lane + 1) * half);
+  }
+  std::pair<Two, Two> Both(int weight, int bias) const {
+    Two w, b;
+    if (weight >= 0) w = form_(weight, 0);
+    if (bias >= 0) b = form_(bias, weight >= 0 ? static_cast<size_t>(w.first.numel()) : 0);
+    return {w, b};
+  }
+
+  const nn::ModelConfig& config_;
+  const Form form_;
+};
+
 }  // namespace
 
 TieredCompute::TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme,
@@ -168,6 +204,51 @@ absl::Status TieredCompute::Forward(size_t unit, int copy_number, std::span<cons
            return true;
          })
       .status();
+}
+
+absl::Status TieredCompute::FormedPair(size_t unit, int copy, const tier::FormPart& form) {
+  if (stop_ && stop_()) return absl::CancelledError("stopped");
+  return nn::Guarded([&] {
+           at::NoGradGuard no_grad;
+           Copy& plus = copies_[static_cast<size_t>(copy)];
+           Copy& minus = copies_[static_cast<size_t>(copy) + 1];
+           if (roles_[unit].kind == Kind::kLayer)
+             FormedLayer(unit, plus, minus, form);
+           else
+             FormedPieces(unit, plus, minus, form);
+           return true;
+         })
+      .status();
+}
+
+void TieredCompute::FormedLayer(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form) {
+  for (Copy* copy : {&plus, &minus}) {
+    if (!copy->x.defined()) FinishEmbedding(*copy);
+  }
+  const std::vector<tier::BlockTensor>& tensors = blocks_[roles_[unit].block].tensors;
+  std::vector<size_t> part_of(tensors.size());
+  for (size_t part = 0; part < units_[unit].parts.size(); ++part)
+    part_of[static_cast<size_t>(place_[units_[unit].parts[part].uid].second)] = part;
+  const FormedOps ops(model_.config(), [&](int slot, size_t at) {
+    const tier::BlockTensor& tensor = tensors[static_cast<size_t>(slot)];
+    const auto [up, down] = form(part_of[static_cast<size_t>(slot)], 0, static_cast<size_t>(tensor.elements()), at);
+    return std::pair(nn::View(up, tensor.shape), nn::View(down, tensor.shape));
+  });
+  const at::Tensor both = model_.Layer(ops, at::cat({plus.x, minus.x}, 0), BatchOf(2));
+  plus.x = both.slice(0, 0, both.size(0) / 2);
+  minus.x = both.slice(0, both.size(0) / 2);
+}
+
+void TieredCompute::FormedPieces(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form) const {
+  const tier::UnitPart& part = units_[unit].parts[0];
+  const size_t step = static_cast<size_t>(VocabularyRows(static_cast<int64_t>(part.columns))) * part.columns;
+  for (size_t first = 0; first < part.count; first += step) {
+    const auto [up, down] = form(0, first, std::min(step, part.count - first), 0);
+    Role role = roles_[unit];
+    role.first_row += static_cast<int64_t>(first / part.columns);
+    Piece(role, units_[unit], plus, up);
+    Piece(role, units_[unit], minus, down);
+  }
 }
 
 absl::Status TieredCompute::Shared(size_t unit, int copies, std::span<const float> weights) {

@@ -42,6 +42,11 @@ class TieredCompute final : public tier::BlockCompute {
   std::vector<tier::Slice> Wanted() override;
   absl::Status Gathered(int copy, std::span<const float> values) override;
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override;
+  /// Layers and the vocabulary: a tensor, or some rows, of both copies while they are in the cache, as the resident engine does.
+  bool FormsParts(size_t unit) const override {
+    return pairs_ && (roles_[unit].kind == Kind::kLayer || roles_[unit].kind == Kind::kVocabulary);
+  }
+  absl::Status FormedPair(size_t unit, int copy, const tier::FormPart& form) override;
   absl::Status Shared(size_t unit, int copies, std::span<const float> weights) override;
   absl::Status Branch() override;
   absl::Status Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
@@ -84,6 +89,8 @@ class TieredCompute final : public tier::BlockCompute {
   void PieceTangent(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
   /// Rows of tables and virtual tokens -> x, as the resident engine's forward mode has it.
   void FinishEmbeddingTangent(Copy& copy);
+  void FormedLayer(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form);
+  void FormedPieces(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form) const;
   /// A layer or head with copies 0 and 1, which share what is not moved, as the resident engine's two lanes.
   void PairUnit(size_t unit, std::span<const float> plus, std::span<const float> minus, std::span<const uint8_t> moved);
   void SharedLayer(size_t unit, size_t copies, std::span<const float> weights);
