@@ -66,6 +66,7 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 /// and threads take whole rows (where nothing is differentiated; else LibTorch divides them).
 template <typename Function>
 at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
+  if (!x.is_cpu()) return function(x);  // a GPU's threads take elements one by one
   constexpr int64_t kTwoVectors = 32, kGrain = 32768;
   const int64_t rows = x.size(0), width = x.size(1), left = (kTwoVectors - width % kTwoVectors) % kTwoVectors;
   const at::Tensor in = left == 0 ? x.contiguous() : at::cat({x, at::zeros({rows, left}, x.options())}, 1);
@@ -105,6 +106,14 @@ Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vec
     positions = Ints(place);
   }
   ids = Ints(token_ids);
+}
+
+void Batch::MoveTo(const at::Device& device) {
+  const auto move = [&](at::Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.to(device);
+  };
+  for (at::Tensor* tensor : {&ids, &positions, &cos, &sin}) move(*tensor);
+  for (Run& run : runs) move(run.mask);
 }
 
 Model::Model(const ModelConfig& config)
@@ -244,7 +253,7 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
   if (run.mask.defined()) {
     at::Tensor mask = run.mask;
     if (prefix > 0)
-      mask = at::cat({at::zeros({length, prefix}, at::kFloat), mask}, 1);  // virtual tokens are seen by all
+      mask = at::cat({at::zeros({length, prefix}, mask.options()), mask}, 1);  // virtual tokens are seen by all
     scores = at::add(scores, mask.to(scores.scalar_type()));
   }
   const at::Tensor weights = at::softmax(scores, -1).view({n * kv, share * length, seen});

@@ -17,6 +17,22 @@ at::Tensor Indices(const std::vector<int64_t>& values) {
   return t;
 }
 
+/// As CopyRows, of a piece that is on another device.
+void CopyRowsThere(const at::Tensor& ids, int64_t first_row, const at::Tensor& piece, at::Tensor& rows) {
+  if (!rows.defined()) rows = at::empty({ids.numel(), piece.size(1)}, piece.options());
+  std::vector<int64_t> to, from;
+  const int64_t* id = ids.data_ptr<int64_t>();
+  for (int64_t t = 0; t < ids.numel(); ++t) {
+    const int64_t row = id[t] - first_row;
+    if (row < 0 || row >= piece.size(0)) continue;
+    to.push_back(t);
+    from.push_back(row);
+  }
+  if (to.empty()) return;
+  const at::Device device = piece.device();
+  rows.index_copy_(0, Indices(to).to(device), at::index_select(piece, 0, Indices(from).to(device)));
+}
+
 /// The rows of `ids` that lie in a piece of a table go to their places in `rows` [ids, width].
 void CopyRows(const at::Tensor& ids, int64_t first_row, size_t width, std::span<const float> piece, at::Tensor& rows) {
   if (!rows.defined()) rows = at::empty({ids.numel(), static_cast<int64_t>(width)}, at::kFloat);
@@ -62,14 +78,17 @@ class LanesOps final : public nn::BlockOps {
 }  // namespace
 
 TieredCompute::TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme,
-                             bool pairs, const std::function<bool()>& stop)
+                             bool pairs, const std::function<bool()>& stop, const at::Device& device,
+                             bool enqueues)
     : model_(config),
       streamed_(streamed),
       blocks_(streamed.blocks),
       units_(streamed.units),
       scheme_(scheme),
       pairs_(pairs),
-      stop_(stop) {
+      stop_(stop),
+      device_(device),
+      enqueues_(enqueues) {
   for (size_t b = 0; b < blocks_.size(); ++b) {
     for (size_t slot = 0; slot < blocks_[b].tensors.size(); ++slot) place_.emplace_back(b, static_cast<int>(slot));
   }
@@ -105,10 +124,19 @@ void TieredCompute::SetExamples(std::span<const Example* const> examples, bool c
 const nn::Batch& TieredCompute::BatchOf(size_t lanes) {
   std::unique_ptr<nn::Batch>& batch = lanes == 1 ? batch_ : twice_;
   const int64_t shift = scheme_.name == "prefix" ? scheme_.tokens : 0;
-  if (batch == nullptr)
+  if (batch == nullptr) {
     batch = std::make_unique<nn::Batch>(model_.config(), packed_->ids, packed_->lengths, 0, shift, static_cast<int>(lanes));
+    if (lanes == 1) ids_ = batch->ids, positions_ = batch->positions;
+    if (!device_.is_cpu()) batch->MoveTo(device_);
+  }
   return *batch;
 }
+
+at::Tensor TieredCompute::View(std::span<const float> values, const std::vector<int64_t>& shape) const {
+  return nn::View(values, shape, device_);
+}
+
+at::Tensor TieredCompute::Asked(const at::Tensor& x) const { return at::index_select(x, 0, Indices(packed_->rows).to(device_)); }
 
 absl::Status TieredCompute::Begin(int copies) {
   copies_.clear();
@@ -129,7 +157,8 @@ std::vector<tier::Slice> TieredCompute::Wanted() {
 
 absl::Status TieredCompute::Gathered(int copy, std::span<const float> values) {
   at::Tensor& rows = copies_[static_cast<size_t>(copy)].tokens;
-  rows = nn::View(values, {static_cast<int64_t>(packed_->ids.size()), model_.config().hidden}).clone();
+  const at::Tensor here = nn::View(values, {static_cast<int64_t>(packed_->ids.size()), model_.config().hidden});
+  rows = device_.is_cpu() ? here.clone() : here.to(device_);
   return absl::OkStatus();
 }
 
@@ -138,7 +167,7 @@ nn::Weights TieredCompute::ViewsOf(size_t unit, std::span<const float> weights) 
   for (const tier::UnitPart& part : units_[unit].parts) {
     const auto [block, slot] = place_[part.uid];
     views[static_cast<size_t>(slot)] =
-        nn::View(weights.first(part.count), blocks_[block].tensors[static_cast<size_t>(slot)].shape);
+        View(weights.first(part.count), blocks_[block].tensors[static_cast<size_t>(slot)].shape);
     weights = weights.subspan(part.count);
   }
   return views;
@@ -240,7 +269,7 @@ void TieredCompute::SharedHead(size_t unit, std::span<const float> weights) {
       c.x = copies_[0].x;
     } else {
       if (!c.x.defined()) FinishEmbedding(c);
-      c.x = at::index_select(c.x, 0, Indices(packed_->rows));
+      c.x = Asked(c.x);
     }
     if (const int bias = model_.head_slots().lm_bias; bias >= 0) c.bias = head[static_cast<size_t>(bias)].clone();
   }
@@ -252,12 +281,16 @@ void TieredCompute::SharedHead(size_t unit, std::span<const float> weights) {
 void TieredCompute::Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {
   const size_t width = unit.parts[0].columns;
   const nn::EmbedSlots& embed = model_.embed_slots();
+  const auto rows = [&](const at::Tensor& ids, at::Tensor& to) {
+    if (!enqueues_) return CopyRows(ids, role.first_row, width, weights, to);
+    CopyRowsThere(ids, role.first_row, View(weights, {static_cast<int64_t>(weights.size() / width), static_cast<int64_t>(width)}), to);
+  };
   if (role.slot == embed.tokens) {
-    CopyRows(batch_->ids, role.first_row, width, weights, copy.tokens);
+    rows(ids_, copy.tokens);
   } else if (role.slot == embed.positions) {
-    CopyRows(batch_->positions, role.first_row, width, weights, copy.positions);
+    rows(positions_, copy.positions);
   } else if (role.first_row == 0) {
-    copy.types = nn::View(weights.first(width), {1, static_cast<int64_t>(width)}).clone();
+    copy.types = View(weights.first(width), {1, static_cast<int64_t>(width)}).clone();
   }
 }
 
@@ -277,16 +310,16 @@ void TieredCompute::Layer(Copy& copy, const nn::Weights& layer) const {
 
 void TieredCompute::Head(Copy& copy, const nn::Weights& head) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  copy.x = model_.Final(nn::PlainOps(model_.config(), head), at::index_select(copy.x, 0, Indices(packed_->rows)));
+  copy.x = model_.Final(nn::PlainOps(model_.config(), head), Asked(copy.x));
   if (const int bias = model_.head_slots().lm_bias; bias >= 0) copy.bias = head[static_cast<size_t>(bias)].clone();
 }
 
 void TieredCompute::Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {
-  if (!copy.vocabulary) copy.vocabulary.emplace(*packed_);
+  if (!copy.vocabulary) copy.vocabulary.emplace(*packed_, enqueues_);
   const auto width = static_cast<int64_t>(unit.parts[0].columns);
   const auto rows = static_cast<int64_t>(weights.size()) / width;
-  const at::Tensor matrix = nn::View(weights, {rows, width});
-  const int64_t step = VocabularyRows(width);  // as the resident engine
+  const at::Tensor matrix = View(weights, {rows, width});
+  const int64_t step = !enqueues_ ? VocabularyRows(width) : rows;  // as the resident engine; or all that is there
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t end = std::min(first + step, rows), row = role.first_row + first;
     const at::Tensor bias = copy.bias.defined() ? copy.bias.slice(0, row, role.first_row + end) : at::Tensor();

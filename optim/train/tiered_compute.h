@@ -24,8 +24,10 @@ class TieredCompute final : public tier::BlockCompute {
   /// Everything is borrowed. `pairs`: copies 2k and 2k + 1 of a step go through a unit that is not trained in one
   /// product, as the resident engine's two lanes do (two-sided estimates). `stop`: asked before every unit; true ends the
   /// sweep with CANCELLED.
+  /// `device`: where the weights are that Forward is given, and where everything is computed; `enqueues`: by operations
+  /// on tensors alone, as a GPU needs it.
   TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme, bool pairs,
-                const std::function<bool()>& stop);
+                const std::function<bool()>& stop, const at::Device& device = at::kCPU, bool enqueues = false);
 
   /// What the next sweep computes. `classify`: as Judge's; `objective`: as ValueOf's.
   void SetExamples(std::span<const Example* const> examples, bool classify, const std::string& objective);
@@ -68,6 +70,9 @@ class TieredCompute final : public tier::BlockCompute {
   /// first copy and the lanes.
   void ByLanes(size_t copies, const std::function<at::Tensor(const at::Tensor& x, size_t first, size_t lanes)>& apply);
   const nn::Batch& BatchOf(size_t lanes);
+  at::Tensor View(std::span<const float> values, const std::vector<int64_t>& shape) const;
+  /// The rows that are asked.
+  at::Tensor Asked(const at::Tensor& x) const;
   /// Of a unit before the first trained one: its copies are one still.
   size_t Distinct() const { return scheme_.name == "head" && !Tied() ? 1 : copies_.size(); }
   void Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
@@ -80,6 +85,8 @@ class TieredCompute final : public tier::BlockCompute {
   const SchemeSpec scheme_;
   const bool pairs_;
   const std::function<bool()>& stop_;
+  const at::Device device_;
+  const bool enqueues_;
   std::vector<std::pair<size_t, int>> place_;  // of a tensor: block, slot
   std::vector<Role> roles_;                    // of a unit
   std::vector<const Example*> examples_;
@@ -87,6 +94,7 @@ class TieredCompute final : public tier::BlockCompute {
   std::string objective_ = "loss";
   std::unique_ptr<Packed> packed_;
   std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
+  at::Tensor ids_, positions_;                // of one lane, here
   std::vector<Copy> copies_;
 };
 

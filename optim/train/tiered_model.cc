@@ -11,10 +11,10 @@
 #include "base/status.h"
 #include "optim/nn/checkpoint.h"
 #include "optim/nn/safetensors.h"
-#include "optim/tier/threads_device.h"
 #include "optim/train/adapters.h"
 #include "optim/train/learner.h"
 #include "optim/train/tiered_compute.h"
+#include "optim/train/tiered_place.h"
 
 namespace optod::train {
 namespace {
@@ -70,7 +70,8 @@ double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, i
 absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
   Opened opened;
   ASSIGN_OR_RETURN(opened.hyper, ZoHyperOf(spec));
-  ASSIGN_OR_RETURN(const tier::TierRequest request, TierRequestOf(spec.tier));
+  ASSIGN_OR_RETURN(tier::TierRequest request, TierRequestOf(spec.tier));
+  request.separate_device = spec.device != "cpu";
   ASSIGN_OR_RETURN(opened.reader, nn::OpenModel(spec.model));
   ASSIGN_OR_RETURN(opened.streamed, UnitsOf(opened.reader->config(), opened.reader->blocks(), spec.scheme));
   RETURN_IF_ERROR(tier::CheckUnits(opened.streamed.units, opened.streamed.blocks));
@@ -85,7 +86,8 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
     ASSIGN_OR_RETURN(rates, tier::MeasureDisk(spec.tier.disk, kDiskThreads));
   }
   const double trained = static_cast<double>(opened.trainable) / static_cast<double>(all);
-  if (tokens > 0) rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, tokens, trained);
+  if (tokens > 0 && !request.separate_device)  // a GPU is not measured: no times are predicted
+    rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, tokens, trained);
   ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.streamed.units, tier::UnitPass::StatesOf(opened.hyper),
                                                opened.hyper.residue == zo::Residue::kMezo, request, rates));
   return opened;
@@ -93,7 +95,8 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
 
 class TieredTorchModel final : public TieredModel {
  public:
-  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, Opened opened)
+  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, Opened opened,
+                   std::unique_ptr<TieredPlace> place)
       : seed_(spec.seed),
         serial_(!spec.tier.overlap),
         scheme_(spec.scheme),
@@ -101,7 +104,9 @@ class TieredTorchModel final : public TieredModel {
         path_(std::move(path)),
         stop_(std::move(stop)),
         opened_(std::move(opened)),
-        compute_(opened_.reader->config(), opened_.streamed, scheme_, opened_.hyper.sides == zo::Sides::kTwo, stop_) {}
+        place_(std::move(place)),
+        compute_(opened_.reader->config(), opened_.streamed, scheme_, opened_.hyper.sides == zo::Sides::kTwo, stop_,
+                 place_->device(), place_->enqueues()) {}
 
   const nn::ModelConfig& config() const override { return opened_.reader->config(); }
   int64_t parameters() const override { return static_cast<int64_t>(opened_.plan.parameters); }
@@ -116,7 +121,7 @@ class TieredTorchModel final : public TieredModel {
   absl::Status Start(tier::History history) override {
     pipeline_.reset();
     ASSIGN_OR_RETURN(adapters_, InitialAdapters(opened_.streamed, scheme_, seed_, *opened_.reader));
-    device_ = std::make_unique<tier::ThreadsDevice>();
+    device_ = place_->MakeQueues();
     std::unique_ptr<tier::DirectFile> file;
     if (opened_.plan.disk_bytes > 0) {
       if (history.steps() == 0 && PosixFs().Exists(path_)) RETURN_IF_ERROR(PosixFs().Remove(path_));
@@ -127,6 +132,7 @@ class TieredTorchModel final : public TieredModel {
     options.seed = seed_;
     options.parallel = OnTorchThreads();
     options.serial = serial_;
+    options.accelerator = place_->accelerator();
     ASSIGN_OR_RETURN(pipeline_, tier::Pipeline::Create(
                                     opened_.streamed.units, opened_.plan, options, device_.get(), std::move(file),
                                     std::move(history), [this](size_t unit, std::span<float> slot) { return Initial(unit, slot); }));
@@ -134,11 +140,13 @@ class TieredTorchModel final : public TieredModel {
   }
 
   absl::StatusOr<tier::StepLosses> Step(double lr, std::span<const Example* const> batch, bool classify) override {
+    const auto there = place_->Enter();
     compute_.SetExamples(batch, classify, objective_);
     return pipeline_->Step(lr, compute_);
   }
 
   absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) override {
+    const auto there = place_->Enter();
     compute_.SetExamples(examples, false, "loss");
     RETURN_IF_ERROR(pipeline_->Evaluate(compute_).status());
     return compute_.LogProbabilities(0);
@@ -249,8 +257,9 @@ class TieredTorchModel final : public TieredModel {
   const std::function<bool()> stop_;
   Opened opened_;
   std::vector<float> adapters_;  // as they begin
+  std::unique_ptr<TieredPlace> place_;
   TieredCompute compute_;
-  std::unique_ptr<tier::ThreadsDevice> device_;
+  std::unique_ptr<tier::Device> device_;
   std::unique_ptr<tier::Pipeline> pipeline_;
 };
 
@@ -275,8 +284,10 @@ absl::StatusOr<tier::Plan> PlanOf(const TrainSpec& spec, int64_t tokens) {
 
 absl::StatusOr<std::unique_ptr<TieredModel>> TieredModel::Open(const TrainSpec& spec, const std::string& name,
                                                                std::function<bool()> stop) {
+  ASSIGN_OR_RETURN(std::unique_ptr<TieredPlace> place, TieredPlace::Open(spec.device));
   ASSIGN_OR_RETURN(Opened opened, OpenAndPlan(spec, 0));
-  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), std::move(opened));
+  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), std::move(opened),
+                                            std::move(place));
 }
 
 }  // namespace optod::train
