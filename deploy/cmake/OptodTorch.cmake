@@ -61,6 +61,9 @@ if(OPTOD_TORCH_FOUND)
   target_link_libraries(optod_torch INTERFACE ${OPTOD_TORCH_LIBRARIES})
   # Registration of kernels happens in constructors that no symbol refers to.
   target_link_options(optod_torch INTERFACE -Wl,--no-as-needed)
+  if(OPTOD_TORCH_CUDA)  # its libraries find their own (cuBLAS, NCCL) when they are loaded
+    target_link_options(optod_torch INTERFACE -Wl,--allow-shlib-undefined)
+  endif()
 elseif(OPTOD_TORCH MATCHES "debian|wheel")
   message(FATAL_ERROR "OPTOD_TORCH=${OPTOD_TORCH}: not found (Debian: package libtorch-dev; wheel: set OPTOD_TORCH_ROOT)")
 else()
