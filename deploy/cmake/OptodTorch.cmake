@@ -3,7 +3,7 @@
 #     debian  libtorch-dev of the distribution
 #     wheel   the `torch` package of a Python environment; OPTOD_TORCH_ROOT names its folder (.../site-packages/torch), else build/venv is searched
 #     auto    a wheel when one is found, else Debian's, else no worker
-# Sets OPTOD_TORCH_FOUND (the kind, or FALSE) and makes the target optod_torch. Both kinds are linked as plain libraries, not through their own
+# Sets OPTOD_TORCH_FOUND (the kind, or FALSE), OPTOD_TORCH_CUDA (whether it can compute on a GPU) and makes the target optod_torch. Both kinds are linked as plain libraries, not through their own
 # CMake packages: those add global flags, and a wheel built for CUDA asks for a CUDA toolkit that computing on the CPU does not need.
 set(OPTOD_TORCH auto CACHE STRING "LibTorch of the training worker: auto, debian, wheel or off")
 set(OPTOD_TORCH_ROOT "" CACHE PATH "Folder of the torch package of a Python environment")
@@ -13,6 +13,7 @@ if(NOT OPTOD_TORCH MATCHES "^(auto|debian|wheel|off)$")
 endif()
 
 set(OPTOD_TORCH_FOUND FALSE)
+set(OPTOD_TORCH_CUDA OFF)
 function(optod_try_wheel)
   set(roots ${OPTOD_TORCH_ROOT})
   if(NOT roots)
@@ -22,7 +23,12 @@ function(optod_try_wheel)
     if(EXISTS ${root}/lib/libtorch_cpu.so AND EXISTS ${root}/include/ATen/core/Tensor.h)
       set(OPTOD_TORCH_FOUND wheel PARENT_SCOPE)
       set(OPTOD_TORCH_INCLUDE ${root}/include ${root}/include/torch/csrc/api/include PARENT_SCOPE)
-      set(OPTOD_TORCH_LIBRARIES ${root}/lib/libtorch_cpu.so ${root}/lib/libc10.so PARENT_SCOPE)
+      set(libraries ${root}/lib/libtorch_cpu.so ${root}/lib/libc10.so)
+      if(NOT OPTOD_CUDA STREQUAL "OFF" AND EXISTS ${root}/lib/libtorch_cuda.so AND EXISTS ${root}/lib/libc10_cuda.so)
+        list(APPEND libraries ${root}/lib/libtorch_cuda.so ${root}/lib/libc10_cuda.so)
+        set(OPTOD_TORCH_CUDA ON PARENT_SCOPE)
+      endif()
+      set(OPTOD_TORCH_LIBRARIES ${libraries} PARENT_SCOPE)
       return()
     endif()
   endforeach()
@@ -55,6 +61,9 @@ if(OPTOD_TORCH_FOUND)
   target_link_libraries(optod_torch INTERFACE ${OPTOD_TORCH_LIBRARIES})
   # Registration of kernels happens in constructors that no symbol refers to.
   target_link_options(optod_torch INTERFACE -Wl,--no-as-needed)
+  if(OPTOD_TORCH_CUDA)  # its libraries find their own (cuBLAS, NCCL) when they are loaded
+    target_link_options(optod_torch INTERFACE -Wl,--allow-shlib-undefined)
+  endif()
 elseif(OPTOD_TORCH MATCHES "debian|wheel")
   message(FATAL_ERROR "OPTOD_TORCH=${OPTOD_TORCH}: not found (Debian: package libtorch-dev; wheel: set OPTOD_TORCH_ROOT)")
 else()

@@ -74,6 +74,7 @@ bool Differentiated(const at::Tensor& x) { return at::GradMode::is_enabled() || 
 /// and threads take whole rows (where nothing is differentiated; else LibTorch divides them).
 template <typename Function>
 at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
+  if (!x.is_cpu()) return function(x);  // a GPU's threads take elements one by one
   constexpr int64_t kTwoVectors = 32, kGrain = 32768;
   const int64_t rows = x.size(0), width = x.size(1), left = (kTwoVectors - width % kTwoVectors) % kTwoVectors;
   const at::Tensor in = left == 0 ? x.contiguous() : at::cat({x, at::zeros({rows, left}, x.options())}, 1);
@@ -129,6 +130,14 @@ void Batch::Place(const ModelConfig& config, std::vector<int64_t> token_ids, std
     positions = Ints(places);
   }
   ids = Ints(token_ids);
+}
+
+void Batch::MoveTo(const at::Device& device) {
+  const auto move = [&](at::Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.to(device);
+  };
+  for (at::Tensor* tensor : {&ids, &positions, &cos, &sin}) move(*tensor);
+  for (Run& run : runs) move(run.mask);
 }
 
 Model::Model(const ModelConfig& config)
@@ -289,7 +298,7 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
   if (run.mask.defined()) {
     at::Tensor mask = run.mask;
     if (prefix > 0)
-      mask = at::cat({at::zeros({length, prefix}, at::kFloat), mask}, 1);  // virtual tokens are seen by all
+      mask = at::cat({at::zeros({length, prefix}, mask.options()), mask}, 1);  // virtual tokens are seen by all
     scores = at::add(scores, mask.to(scores.scalar_type()));
   }
   const at::Tensor weights = at::softmax(scores, -1).view({n * kv, share * length, seen});

@@ -53,6 +53,8 @@ class Batch {
   at::Tensor cos, sin;   ///< [T, 1, head_dim], rotary families
   std::vector<Run> runs;
   int64_t tokens = 0;
+  /// The tensors on another device.
+  void MoveTo(const at::Device& device);
 
  private:
   Batch() = default;

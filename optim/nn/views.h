@@ -6,9 +6,10 @@
 
 namespace optod::nn {
 
-/// A tensor over `values`; nothing is copied or owned.
-inline at::Tensor View(std::span<const float> values, const std::vector<int64_t>& shape) {
-  return at::from_blob(const_cast<float*>(values.data()), shape, at::TensorOptions(at::kFloat));
+/// A tensor over `values`, which are in the memory of `device`; nothing is copied or owned.
+inline at::Tensor View(std::span<const float> values, const std::vector<int64_t>& shape,
+                       const at::Device& device = at::kCPU) {
+  return at::from_blob(const_cast<float*>(values.data()), shape, at::TensorOptions(at::kFloat).device(device));
 }
 
 /// One tensor a parameter, block by block.

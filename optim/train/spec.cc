@@ -385,6 +385,7 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   o.Bool("save_model", &spec.save_model);
   o.Bool("evaluate_before", &spec.evaluate_before);
   o.Choice("objective", {"loss", "accuracy", "f1"}, &spec.objective);
+  o.Choice("device", {"cpu", "cuda"}, &spec.device);
   const Json *blockwise = o.Take("blockwise"), *sparse = o.Take("sparse"), *hybrid = o.Take("hybrid"),
              *parallel = o.Take("parallel");
   const Json *task = o.Take("task"), *scheme = o.Take("scheme"), *optimizer = o.Take("optimizer"),
@@ -404,6 +405,8 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   if (parallel != nullptr) RETURN_IF_ERROR(ReadParallel(*parallel, &spec.parallel));
   RETURN_IF_ERROR(CheckTogether(spec));
   if (tier != nullptr) RETURN_IF_ERROR(ReadTier(*tier, &spec));
+  if (spec.device != "cpu" && !spec.tier.on)
+    return Unimplemented("device: \"", spec.device, "\" without tier; write tier: {} (without device_budget everything stays on the GPU)");
   return spec;
 }
 

@@ -99,6 +99,7 @@ struct ParallelSpec {
 /// what is not trained is only read.
 ///
 ///   tier: {host_budget: 128MiB, disk: /scratch, slots: 3, codec: none, write_every: 4}
+///   device: cuda      # needs tier; with no device_budget everything stays on the GPU
 struct TierSpec {
   bool on = false;
   int64_t device_budget = -1;  ///< bytes for working slots and perturbed copies; -1 = no limit
@@ -117,6 +118,7 @@ struct TrainSpec {
   TaskSpec task;
   SchemeSpec scheme;
   TierSpec tier;
+  std::string device = "cpu";  ///< cpu, cuda: where a run with `tier` computes; its device_budget is then the GPU's memory
   std::string optimizer = "zo-sgd";
   optim::Hyper hyper;        ///< checked against the registry
   bool zeroth_order = true;  ///< which family the optimizer is of

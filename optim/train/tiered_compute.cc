@@ -111,14 +111,17 @@ class FormedOps final : public nn::BlockOps {
 }  // namespace
 
 TieredCompute::TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme,
-                             bool pairs, const std::function<bool()>& stop)
+                             bool pairs, const std::function<bool()>& stop, const at::Device& device,
+                             bool enqueues)
     : model_(config),
       streamed_(streamed),
       blocks_(streamed.blocks),
       units_(streamed.units),
       scheme_(scheme),
       pairs_(pairs),
-      stop_(stop) {
+      stop_(stop),
+      device_(device),
+      enqueues_(enqueues) {
   for (size_t b = 0; b < blocks_.size(); ++b) {
     for (size_t slot = 0; slot < blocks_[b].tensors.size(); ++slot) place_.emplace_back(b, static_cast<int>(slot));
   }
@@ -155,10 +158,19 @@ void TieredCompute::SetExamples(std::span<const Example* const> examples, bool c
 const nn::Batch& TieredCompute::BatchOf(size_t lanes) {
   std::unique_ptr<nn::Batch>& batch = lanes == 1 ? batch_ : twice_;
   const int64_t shift = scheme_.name == "prefix" ? scheme_.tokens : 0;
-  if (batch == nullptr)
+  if (batch == nullptr) {
     batch = std::make_unique<nn::Batch>(model_.config(), packed_->ids, packed_->lengths, 0, shift, static_cast<int>(lanes));
+    if (lanes == 1) ids_ = batch->ids, positions_ = batch->positions;
+    if (!device_.is_cpu()) batch->MoveTo(device_);
+  }
   return *batch;
 }
+
+at::Tensor TieredCompute::View(std::span<const float> values, const std::vector<int64_t>& shape) const {
+  return nn::View(values, shape, device_);
+}
+
+at::Tensor TieredCompute::Asked(const at::Tensor& x) const { return at::index_select(x, 0, Indices(packed_->rows).to(device_)); }
 
 absl::Status TieredCompute::Begin(int copies) {
   branched_ = false;
@@ -181,7 +193,8 @@ std::vector<tier::Slice> TieredCompute::Wanted() {
 
 absl::Status TieredCompute::Gathered(int copy, std::span<const float> values) {
   at::Tensor& rows = copies_[static_cast<size_t>(copy)].tokens;
-  rows = nn::View(values, {static_cast<int64_t>(packed_->ids.size()), model_.config().hidden}).clone();
+  const at::Tensor here = nn::View(values, {static_cast<int64_t>(packed_->ids.size()), model_.config().hidden});
+  rows = device_.is_cpu() ? here.clone() : here.to(device_);
   return absl::OkStatus();
 }
 
@@ -190,7 +203,7 @@ nn::Weights TieredCompute::ViewsOf(size_t unit, std::span<const float> weights) 
   for (const tier::UnitPart& part : units_[unit].parts) {
     const auto [block, slot] = place_[part.uid];
     views[static_cast<size_t>(slot)] =
-        nn::View(weights.first(part.count), blocks_[block].tensors[static_cast<size_t>(slot)].shape);
+        View(weights.first(part.count), blocks_[block].tensors[static_cast<size_t>(slot)].shape);
     weights = weights.subspan(part.count);
   }
   return views;
@@ -339,7 +352,7 @@ void TieredCompute::SharedHead(size_t unit, std::span<const float> weights) {
       c.x = copies_[0].x;
     } else {
       if (!c.x.defined()) FinishEmbedding(c);
-      c.x = at::index_select(c.x, 0, Indices(packed_->rows));
+      c.x = Asked(c.x);
     }
     if (const int bias = model_.head_slots().lm_bias; bias >= 0) c.bias = head[static_cast<size_t>(bias)].clone();
   }
@@ -351,12 +364,16 @@ void TieredCompute::SharedHead(size_t unit, std::span<const float> weights) {
 void TieredCompute::Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {
   const size_t width = unit.parts[0].columns;
   const nn::EmbedSlots& embed = model_.embed_slots();
+  const auto rows = [&](const at::Tensor& ids, at::Tensor& to) {
+    if (!enqueues_) return CopyRows(ids, role.first_row, width, weights, to);
+    CopyRowsThere(ids, role.first_row, View(weights, {static_cast<int64_t>(weights.size() / width), static_cast<int64_t>(width)}), to);
+  };
   if (role.slot == embed.tokens) {
-    CopyRows(batch_->ids, role.first_row, width, weights, copy.tokens);
+    rows(ids_, copy.tokens);
   } else if (role.slot == embed.positions) {
-    CopyRows(batch_->positions, role.first_row, width, weights, copy.positions);
+    rows(positions_, copy.positions);
   } else if (role.first_row == 0) {
-    copy.types = nn::View(weights.first(width), {1, static_cast<int64_t>(width)}).clone();
+    copy.types = View(weights.first(width), {1, static_cast<int64_t>(width)}).clone();
   }
 }
 
@@ -378,7 +395,7 @@ void TieredCompute::Layer(size_t unit, Copy& copy, const nn::Weights& layer) con
 
 void TieredCompute::Head(size_t unit, Copy& copy, const nn::Weights& head) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  const at::Tensor asked = at::index_select(copy.x, 0, Indices(packed_->rows));
+  const at::Tensor asked = Asked(copy.x);
   copy.x = norms_ == nullptr ? model_.Final(nn::PlainOps(model_.config(), head), asked)
                              : model_.Final(Observed(unit, head, nullptr), asked);
   if (const int bias = model_.head_slots().lm_bias; bias >= 0) copy.bias = head[static_cast<size_t>(bias)].clone();
@@ -398,11 +415,11 @@ ObservedOps TieredCompute::Observed(size_t unit, const nn::Weights& w, const nn:
 }
 
 void TieredCompute::Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {
-  if (!copy.vocabulary) copy.vocabulary.emplace(*packed_);
+  if (!copy.vocabulary) copy.vocabulary.emplace(*packed_, enqueues_);
   const auto width = static_cast<int64_t>(unit.parts[0].columns);
   const auto rows = static_cast<int64_t>(weights.size()) / width;
-  const at::Tensor matrix = nn::View(weights, {rows, width});
-  const int64_t step = VocabularyRows(width);  // as the resident engine
+  const at::Tensor matrix = View(weights, {rows, width});
+  const int64_t step = !enqueues_ ? VocabularyRows(width) : rows;  // as the resident engine; or all that is there
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t end = std::min(first + step, rows), row = role.first_row + first;
     const at::Tensor bias = copy.bias.defined() ? copy.bias.slice(0, row, role.first_row + end) : at::Tensor();

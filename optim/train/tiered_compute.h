@@ -27,8 +27,10 @@ class TieredCompute final : public tier::BlockCompute {
   /// Everything is borrowed. `pairs`: copies 2k and 2k + 1 of a step go through a unit that is not trained in one
   /// product, as the resident engine's two lanes do (two-sided estimates). `stop`: asked before every unit; true ends the
   /// sweep with CANCELLED.
+  /// `device`: where the weights are that Forward is given, and where everything is computed; `enqueues`: by operations
+  /// on tensors alone, as a GPU needs it.
   TieredCompute(const nn::ModelConfig& config, const TieredUnits& streamed, const SchemeSpec& scheme, bool pairs,
-                const std::function<bool()>& stop);
+                const std::function<bool()>& stop, const at::Device& device = at::kCPU, bool enqueues = false);
 
   /// What the next sweep computes. `classify`: as Judge's; `objective`: as ValueOf's.
   void SetExamples(std::span<const Example* const> examples, bool classify, const std::string& objective);
@@ -44,7 +46,7 @@ class TieredCompute final : public tier::BlockCompute {
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override;
   /// Layers and the vocabulary: a tensor, or some rows, of both copies while they are in the cache, as the resident engine does.
   bool FormsParts(size_t unit) const override {
-    return pairs_ && (roles_[unit].kind == Kind::kLayer || roles_[unit].kind == Kind::kVocabulary);
+    return pairs_ && !enqueues_ && (roles_[unit].kind == Kind::kLayer || roles_[unit].kind == Kind::kVocabulary);
   }
   absl::Status FormedPair(size_t unit, int copy, const tier::FormPart& form) override;
   absl::Status Shared(size_t unit, int copies, std::span<const float> weights) override;
@@ -99,6 +101,9 @@ class TieredCompute final : public tier::BlockCompute {
   /// first copy and the lanes.
   void ByLanes(size_t copies, const std::function<at::Tensor(const at::Tensor& x, size_t first, size_t lanes)>& apply);
   const nn::Batch& BatchOf(size_t lanes);
+  at::Tensor View(std::span<const float> values, const std::vector<int64_t>& shape) const;
+  /// The rows that are asked.
+  at::Tensor Asked(const at::Tensor& x) const;
   /// Of a unit before the first trained one: its copies are one still.
   size_t Distinct() const { return scheme_.name == "head" && !Tied() ? 1 : copies_.size(); }
   void Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
@@ -111,6 +116,8 @@ class TieredCompute final : public tier::BlockCompute {
   const SchemeSpec scheme_;
   const bool pairs_;
   const std::function<bool()>& stop_;
+  const at::Device device_;
+  const bool enqueues_;
   std::vector<std::pair<size_t, int>> place_;  // of a tensor: block, slot
   std::vector<Role> roles_;                    // of a unit
   std::vector<const Example*> examples_;
@@ -121,6 +128,7 @@ class TieredCompute final : public tier::BlockCompute {
   std::unique_ptr<Packed> packed_;
   std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
   std::unique_ptr<DualLevel> level_;  // of a sweep with tangents; outlives its copies
+  at::Tensor ids_, positions_;                // of one lane, here
   std::vector<Copy> copies_;
 };
 

@@ -11,11 +11,11 @@
 #include "base/status.h"
 #include "optim/nn/checkpoint.h"
 #include "optim/nn/safetensors.h"
-#include "optim/tier/threads_device.h"
 #include "optim/train/adapters.h"
 #include "optim/train/learner.h"
 #include "optim/train/tiered_compute.h"
 #include "optim/train/tiered_masks.h"
+#include "optim/train/tiered_place.h"
 
 namespace optod::train {
 namespace {
@@ -82,6 +82,7 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
   }
   ASSIGN_OR_RETURN(tier::TierRequest request, TierRequestOf(spec.tier));
   if (opened.hyper.rule == zo::Rule::kConservative) request.sweeps = 2;
+  request.separate_device = spec.device != "cpu";
   ASSIGN_OR_RETURN(opened.reader, nn::OpenModel(spec.model));
   ASSIGN_OR_RETURN(opened.streamed, UnitsOf(opened.reader->config(), opened.reader->blocks(), spec.scheme));
   if (!spec.blockwise.level.empty()) {
@@ -102,7 +103,8 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
     ASSIGN_OR_RETURN(rates, tier::MeasureDisk(spec.tier.disk, kDiskThreads));
   }
   const double trained = static_cast<double>(opened.trainable) / static_cast<double>(all);
-  if (tokens > 0) rates.compute = (opened.groups.empty() ? 1.0 : request.sweeps) * MeasureCompute(opened.reader->config(), opened.hyper, opened.evaluated, tokens, trained);
+  if (tokens > 0 && !request.separate_device)  // a GPU is not measured: no times are predicted
+    rates.compute = (opened.groups.empty() ? 1.0 : request.sweeps) * MeasureCompute(opened.reader->config(), opened.hyper, opened.evaluated, tokens, trained);
   ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.streamed.units, tier::UnitPass::StatesOf(opened.hyper),
                                                opened.hyper.residue == zo::Residue::kMezo, request, rates));
   return opened;
@@ -123,7 +125,8 @@ bool InPairs(const zo::ZoHyper& hyper) { return hyper.rule == zo::Rule::kPlain &
 
 class TieredTorchModel final : public TieredModel {
  public:
-  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, int rank, Opened opened)
+  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, int rank, Opened opened,
+                   std::unique_ptr<TieredPlace> place)
       : seed_(spec.seed),
         rank_(rank),
         serial_(!spec.tier.overlap),
@@ -134,7 +137,9 @@ class TieredTorchModel final : public TieredModel {
         stop_(std::move(stop)),
         opened_(std::move(opened)),
         masks_(spec.sparse, spec.seed, LayoutOf(opened_.streamed)),
-        compute_(opened_.reader->config(), opened_.streamed, scheme_, InPairs(opened_.hyper), stop_) {}
+        place_(std::move(place)),
+        compute_(opened_.reader->config(), opened_.streamed, scheme_, InPairs(opened_.hyper), stop_, place_->device(),
+                 place_->enqueues()) {}
 
   const nn::ModelConfig& config() const override { return opened_.reader->config(); }
   int64_t parameters() const override { return static_cast<int64_t>(opened_.plan.parameters); }
@@ -173,6 +178,7 @@ class TieredTorchModel final : public TieredModel {
                                            std::span<const Example* const> whole, bool classify) override {
     RETURN_IF_ERROR(DrawWhenDue());
     if (masks_.fixed() && !masks_.HasFixed()) RETURN_IF_ERROR(DrawFixed(whole));
+    const auto there = place_->Enter();
     compute_.SetExamples(batch, classify, objective_);
     return pipeline_->Measure(lr, compute_);
   }
@@ -180,6 +186,7 @@ class TieredTorchModel final : public TieredModel {
   void Finish(tier::StepRecord record) override { pipeline_->Finish(std::move(record)); }
 
   absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) override {
+    const auto there = place_->Enter();
     compute_.SetExamples(examples, false, "loss");
     RETURN_IF_ERROR(pipeline_->Evaluate(compute_).status());
     return compute_.LogProbabilities(0);
@@ -235,7 +242,7 @@ class TieredTorchModel final : public TieredModel {
   absl::Status Begin(tier::History history) {
     pipeline_.reset();
     ASSIGN_OR_RETURN(adapters_, InitialAdapters(opened_.streamed, scheme_, seed_, *opened_.reader));
-    device_ = std::make_unique<tier::ThreadsDevice>();
+    device_ = place_->MakeQueues();
     std::unique_ptr<tier::DirectFile> file;
     if (opened_.plan.disk_bytes > 0) {
       if (history.steps() == 0 && PosixFs().Exists(path_)) RETURN_IF_ERROR(PosixFs().Remove(path_));
@@ -251,6 +258,7 @@ class TieredTorchModel final : public TieredModel {
     options.evaluated = opened_.evaluated;
     options.parallel = OnTorchThreads();
     options.serial = serial_;
+    options.accelerator = place_->accelerator();
     ASSIGN_OR_RETURN(pipeline_, tier::Pipeline::Create(
                                     opened_.streamed.units, opened_.plan, options, device_.get(), std::move(file),
                                     std::move(history), [this](size_t unit, std::span<float> slot) { return Initial(unit, slot); }));
@@ -350,8 +358,9 @@ class TieredTorchModel final : public TieredModel {
   TieredMasks masks_;
   std::string mask_file_;        // Wanda's
   std::vector<float> adapters_;  // as they begin
+  std::unique_ptr<TieredPlace> place_;
   TieredCompute compute_;
-  std::unique_ptr<tier::ThreadsDevice> device_;
+  std::unique_ptr<tier::Device> device_;
   std::unique_ptr<tier::Pipeline> pipeline_;
 };
 
@@ -376,8 +385,10 @@ absl::StatusOr<tier::Plan> PlanOf(const TrainSpec& spec, int64_t tokens) {
 
 absl::StatusOr<std::unique_ptr<TieredModel>> TieredModel::Open(const TrainSpec& spec, const std::string& name,
                                                                std::function<bool()> stop, int rank) {
+  ASSIGN_OR_RETURN(std::unique_ptr<TieredPlace> place, TieredPlace::Open(spec.device));
   ASSIGN_OR_RETURN(Opened opened, OpenAndPlan(spec, 0));
-  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), rank, std::move(opened));
+  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), rank, std::move(opened),
+                                            std::move(place));
 }
 
 }  // namespace optod::train

@@ -28,4 +28,20 @@ inline void CopyRows(const at::Tensor& ids, int64_t first_row, size_t width, std
   }
 }
 
+/// As CopyRows, of a piece that is on another device.
+inline void CopyRowsThere(const at::Tensor& ids, int64_t first_row, const at::Tensor& piece, at::Tensor& rows) {
+  if (!rows.defined()) rows = at::empty({ids.numel(), piece.size(1)}, piece.options());
+  std::vector<int64_t> to, from;
+  const int64_t* id = ids.data_ptr<int64_t>();
+  for (int64_t t = 0; t < ids.numel(); ++t) {
+    const int64_t row = id[t] - first_row;
+    if (row < 0 || row >= piece.size(0)) continue;
+    to.push_back(t);
+    from.push_back(row);
+  }
+  if (to.empty()) return;
+  const at::Device device = piece.device();
+  rows.index_copy_(0, Indices(to).to(device), at::index_select(piece, 0, Indices(from).to(device)));
+}
+
 }  // namespace optod::train

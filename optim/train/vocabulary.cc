@@ -5,7 +5,39 @@
 
 namespace optod::train {
 
+void Vocabulary::PieceThere(int64_t first, const at::Tensor& logits) {
+  const at::TensorOptions doubles = logits.options().dtype(at::kDouble);
+  if (!best_there_.defined()) {
+    best_there_ = at::full({logits.size(0)}, -INFINITY, doubles);
+    sum_there_ = at::zeros({logits.size(0)}, doubles);
+    asked_there_ = at::full({static_cast<int64_t>(asked_.size())}, NAN, doubles);
+  }
+  const at::Tensor best = at::maximum(best_there_, at::amax(logits, {1}).to(at::kDouble));
+  const at::Tensor powers = at::exp(at::sub(logits, best.to(at::kFloat).unsqueeze(1)));
+  sum_there_ = at::add(at::mul(sum_there_, at::exp(at::sub(best_there_, best))), at::sum(powers, {1}, false, at::kDouble));
+  best_there_ = best;
+  std::vector<int64_t> asks, places;
+  for (size_t i = 0; i < asked_.size(); ++i) {
+    const int64_t at = packed_.asks[i].target - first;
+    if (at < 0 || at >= logits.size(1)) continue;
+    asks.push_back(static_cast<int64_t>(i));
+    places.push_back(packed_.asks[i].row * logits.size(1) + at);
+  }
+  if (asks.empty()) return;
+  const auto there = [&](const std::vector<int64_t>& list) { return at::tensor(list, at::kLong).to(logits.device()); };
+  asked_there_.index_copy_(0, there(asks), at::index_select(logits.reshape({-1}), 0, there(places)).to(at::kDouble));
+}
+
+void Vocabulary::Fetch() const {
+  if (!best_there_.defined()) return;
+  for (const auto& [from, to] : {std::pair(&best_there_, &best_), {&sum_there_, &sum_}, {&asked_there_, &asked_}}) {
+    const at::Tensor here = from->to(at::kCPU);
+    to->assign(here.data_ptr<double>(), here.data_ptr<double>() + here.numel());
+  }
+}
+
 void Vocabulary::Piece(int64_t first, const at::Tensor& given, const at::Tensor& given_tangents) {
+  if (enqueues_) return PieceThere(first, given);
   const at::Tensor logits = given.contiguous();
   const at::Tensor tangents = given_tangents.defined() ? given_tangents.contiguous() : given_tangents;
   const float* l = logits.data_ptr<float>();
@@ -41,6 +73,7 @@ void Vocabulary::Piece(int64_t first, const at::Tensor& given, const at::Tensor&
 }
 
 std::vector<double> Vocabulary::LogProbabilities() const {
+  Fetch();
   std::vector<double> result(asked_.size());
   for (size_t i = 0; i < result.size(); ++i) {
     const auto row = static_cast<size_t>(packed_.asks[i].row);

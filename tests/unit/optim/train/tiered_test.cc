@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/fs.h"
+#include "base/status.h"
 #include "optim/nn/checkpoint.h"
 #include "optim/train/exchange.h"
 #include "optim/train/tiered_model.h"
@@ -385,6 +386,53 @@ TEST_F(TieredRuns, BadSpecsAreRefused) {
            BadTier{R"({}, "hybrid": {"blocks": 1})", R"("zo-sgd")", "full", "tier: with hybrid.blocks 1"},
        })
     EXPECT_THAT(Spec(c.optimizer, c.tier, c.scheme).status().ToString(), testing::AllOf(HasSubstr("INVALID_ARGUMENT"), HasSubstr(c.message)));
+}
+
+/// What a GPU is given, done by the CPU: operations on tensors alone. Its sums have another order, so the last bits differ.
+class GpuOperations : public TieredRuns, public testing::WithParamInterface<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Schemes, GpuOperations,
+                         testing::Values("full", R"({"name": "lora", "rank": 2})", R"({"name": "prefix", "tokens": 2})",
+                                         R"({"name": "prompt", "tokens": 2})", "head"),
+                         [](const auto& info) { return "scheme_" + std::to_string(info.index); });
+TEST_P(GpuOperations, GiveTheResidentLosses) {
+  int families = 0;
+  for (const nn::SmallModel& model : kSmallModels) {
+    Make(model.config);
+    const std::string name = Cat("run-", &model - std::begin(kSmallModels));
+    const auto plain = Spec(R"({"name": "zo-sgd", "lr": 1e-3})", "", GetParam());
+    auto spec = Spec(R"({"name": "zo-sgd", "lr": 1e-3})", "{}", GetParam(), R"(, "device": "cuda")");
+    if (!plain.ok()) continue;  // not of this family
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    const auto resident = Go(*plain, name + "-resident", 1);
+    if (absl::IsUnimplemented(resident.status()) || absl::IsInvalidArgument(resident.status())) continue;  // nor this scheme
+    ASSERT_TRUE(resident.ok()) << resident.status();
+    spec->device = "rehearsal";
+    const auto got = Go(*spec, name + "-there", 1);
+    ASSERT_TRUE(got.ok()) << got.status();
+    ASSERT_EQ(got->losses.size(), resident->losses.size());
+    for (size_t step = 0; step < got->losses.size(); ++step)
+      EXPECT_NEAR(got->losses[step], resident->losses[step], 1e-3 * std::abs(resident->losses[step])) << name << " step " << step;
+    EXPECT_NEAR(got->losses[0], resident->losses[0], 1e-5 * std::abs(resident->losses[0])) << name;
+    ++families;
+  }
+  EXPECT_GE(families, GetParam() == "full" ? static_cast<int>(std::size(kSmallModels)) : 3);
+}
+
+TEST_F(TieredRuns, AGpuIsAskedForWhereThereMayBeOne) {
+  Make(kSmallModels[0].config);
+  EXPECT_THAT(Spec(R"({"name": "zo-sgd"})", "", "full", R"(, "device": "cuda")").status().ToString(),
+              HasSubstr("device: \"cuda\" without tier"));
+  EXPECT_THAT(Spec(R"({"name": "zo-sgd"})", "{}", "full", R"(, "device": "tpu")").status().ToString(), HasSubstr("device: \"tpu\""));
+  const auto spec = Spec(R"({"name": "zo-sgd"})", R"({"device_budget": "1MiB", "slots": 2})", "full", R"(, "device": "cuda")");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  const auto plan = PlanOf(*spec, 0);  // needs no GPU
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->request.separate_device);
+  const absl::Status status = Go(*spec, "gpu", 1).status();
+  if (!status.ok()) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(status.ToString(), HasSubstr("device: cuda"));
+  }
 }
 
 }  // namespace
