@@ -1,6 +1,6 @@
 #pragma once
 /// Memory of large buffers that come and go: freed ones are kept for the next of about their size, because fresh pages
-/// cost more than the kernels that use them (a sixth of a first-order step). What is mapped never passes the most bytes
+/// cost more than the kernels that use them (a fifth of a first-order step). What is mapped never passes the most bytes
 /// that were in use at once so far + `keep`. Thread-safe.
 
 #include <cstddef>
