@@ -54,6 +54,8 @@ class Accelerator {
   /// The host waits.
   virtual absl::Status Synchronize(const Mark& mark) = 0;
   virtual bool Happened(const Mark& mark) = 0;
+  /// The host waits for everything that was enqueued, also after an error.
+  virtual absl::Status Finish() = 0;
   /// Between two marks that have happened.
   virtual double Seconds(const Mark& from, const Mark& to) = 0;
 

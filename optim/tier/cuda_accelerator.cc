@@ -58,11 +58,9 @@ absl::StatusOr<std::unique_ptr<CudaAccelerator>> CudaAccelerator::Create(int dev
 }
 
 CudaAccelerator::~CudaAccelerator() {
-  (void)Enter();
+  (void)Finish();
   for (cudaStream_t stream : streams_) {
-    if (stream == nullptr) continue;
-    cudaStreamSynchronize(stream);
-    cudaStreamDestroy(stream);
+    if (stream != nullptr) cudaStreamDestroy(stream);
   }
 }
 
@@ -137,6 +135,15 @@ absl::Status CudaAccelerator::Synchronize(const Mark& mark) {
 }
 
 bool CudaAccelerator::Happened(const Mark& mark) { return cudaEventQuery(EventOf(mark)) != cudaErrorNotReady; }
+
+absl::Status CudaAccelerator::Finish() {
+  absl::Status first = Enter();
+  for (Queue queue : {Queue::kUpload, Queue::kCompute, Queue::kOffload}) {
+    absl::Status status = Checked(cudaStreamSynchronize(stream(queue)), QueueName(queue));
+    if (first.ok()) first = std::move(status);
+  }
+  return first;
+}
 
 double CudaAccelerator::Seconds(const Mark& from, const Mark& to) {
   float milliseconds = 0;

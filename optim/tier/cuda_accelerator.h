@@ -32,6 +32,7 @@ class CudaAccelerator final : public Accelerator {
   absl::Status Follow(Queue stream, const Mark& mark) override;
   absl::Status Synchronize(const Mark& mark) override;
   bool Happened(const Mark& mark) override;
+  absl::Status Finish() override;
   double Seconds(const Mark& from, const Mark& to) override;
   absl::Status Upload(const RecordLayout& layout, std::span<const std::byte> record, std::span<std::byte> coded,
                       std::span<float> slot) override;

@@ -204,7 +204,9 @@ absl::Status Pipeline::Sweep(const Task& task) {
     if (!Comes(unit, task)) continue;
     last_compute_ = store_->InPlace(unit) ? VisitInPlace(unit, task) : VisitMoving(unit, task);
   }
-  return device_->Wait(last_compute_);
+  absl::Status status = device_->Wait(last_compute_);
+  if (!status.ok()) (void)device_->Drain();  // nothing of this sweep runs on: the model may go
+  return status;
 }
 
 // ---- computing

@@ -221,13 +221,11 @@ absl::Status StreamsDevice::Drain() {
     }
     return true;
   });
-  for (Queue queue : {Queue::kUpload, Queue::kCompute, Queue::kOffload}) {
-    const auto& running = impl_->running[IndexOf(queue)];
-    if (running.empty()) continue;
-    const Mark mark = running.back().end;
-    impl_->Await(lock, mark);
-    impl_->Reap(queue);
-  }
+  lock.unlock();
+  absl::Status status = impl_->accelerator->Finish();
+  lock.lock();
+  impl_->Keep(std::move(status));
+  for (Queue queue : {Queue::kUpload, Queue::kCompute, Queue::kOffload}) impl_->Reap(queue);
   return impl_->error;
 }
 

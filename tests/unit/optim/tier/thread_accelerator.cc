@@ -165,6 +165,15 @@ bool ThreadAccelerator::Happened(const Mark& mark) {
   return event.happened;
 }
 
+absl::Status ThreadAccelerator::Finish() {
+  for (Queue stream : {Queue::kUpload, Queue::kCompute, Queue::kOffload}) {
+    Event done;
+    Enqueue(stream, [&done] { done.Set(); });
+    done.Wait();
+  }
+  return absl::OkStatus();
+}
+
 double ThreadAccelerator::Seconds(const Mark& from, const Mark& to) {
   return std::chrono::duration<double>(std::static_pointer_cast<Event>(to)->when - std::static_pointer_cast<Event>(from)->when).count();
 }

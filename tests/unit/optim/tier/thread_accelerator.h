@@ -29,6 +29,7 @@ class ThreadAccelerator final : public Accelerator {
   absl::Status Follow(Queue stream, const Mark& mark) override;
   absl::Status Synchronize(const Mark& mark) override;
   bool Happened(const Mark& mark) override;
+  absl::Status Finish() override;
   double Seconds(const Mark& from, const Mark& to) override;
   absl::Status Upload(const RecordLayout& layout, std::span<const std::byte> record, std::span<std::byte> coded,
                       std::span<float> slot) override;
