@@ -45,5 +45,6 @@ std::string RuntimeName();
 /// See model.h.
 void UseCachingAllocator();
 int SetThreads(int threads);
+void TouchBlas();
 
 }  // namespace optod::nn

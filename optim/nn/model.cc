@@ -9,6 +9,11 @@ namespace {
 
 const at::Tensor kNone;
 
+/// LibTorch's inline code has one thread-local byte. Where it alone is .tbss, GNU ld (binutils 2.40) may let the segment
+/// that is read-only after relocation begin with it at the end of a page that is not mapped, and the program does not
+/// start ("cannot apply additional memory protection after relocation"). With this alignment it begins a page with the rest.
+alignas(64) [[gnu::used]] thread_local char tls_alignment = 0;
+
 const at::Tensor& At(const Weights& w, int slot) { return slot < 0 ? kNone : w[static_cast<size_t>(slot)]; }
 
 at::Tensor Ints(const std::vector<int64_t>& values) {
@@ -61,6 +66,9 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return at::add(at::mul(x, cos), at::mul(turned, sin));
 }
 
+/// Whether a graph or tangents depend on x: then nothing is written into parts of a tensor.
+bool Differentiated(const at::Tensor& x) { return at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined(); }
+
 /// A function of single elements whose value does not depend on where in x they stand. LibTorch computes two vectors at a
 /// time and what is left at the end with scalar code, whose exp has other last bits; so rows are made whole vectors here,
 /// and threads take whole rows (where nothing is differentiated; else LibTorch divides them).
@@ -71,7 +79,7 @@ at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
   const int64_t rows = x.size(0), width = x.size(1), left = (kTwoVectors - width % kTwoVectors) % kTwoVectors;
   const at::Tensor in = left == 0 ? x.contiguous() : at::cat({x, at::zeros({rows, left}, x.options())}, 1);
   const auto cut = [&](const at::Tensor& y) { return left == 0 ? y : y.slice(1, 0, width).contiguous(); };
-  if (at::GradMode::is_enabled() || x._fw_grad(/*level=*/0).defined()) return cut(function(in));
+  if (Differentiated(x)) return cut(function(in));
   const at::Tensor out = at::empty_like(in);
   at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;  // is a thread's own
@@ -83,8 +91,7 @@ at::Tensor ByWholeVectors(const at::Tensor& x, Function function) {
 }  // namespace
 
 Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> lengths,
-             int64_t past_tokens, int64_t shift, int lanes)
-    : tokens(lanes * static_cast<int64_t>(token_ids.size())), past(past_tokens) {
+             int64_t past, int64_t shift, int lanes) {
   std::vector<int64_t> place;
   for (int lane = 0; lane < lanes; ++lane) {
     for (int64_t length : lengths) {
@@ -99,11 +106,28 @@ Batch::Batch(const ModelConfig& config, std::vector<int64_t> token_ids, std::vec
   const size_t once = token_ids.size();
   token_ids.reserve(once * static_cast<size_t>(lanes));
   for (size_t i = once; i < once * static_cast<size_t>(lanes); ++i) token_ids.push_back(token_ids[i - once]);
+  Place(config, std::move(token_ids), std::move(place));
+}
+
+Batch Batch::Next(const ModelConfig& config, std::vector<int64_t> token_ids, const std::vector<int64_t>& past,
+                  int64_t shift) {
+  Batch batch;
+  std::vector<int64_t> place;
+  for (size_t i = 0; i < past.size(); ++i) {
+    place.push_back(past[i] + shift);
+    batch.runs.push_back({static_cast<int64_t>(i), 1, 1, 0, MaskOf(config, 1, past[i])});
+  }
+  batch.Place(config, std::move(token_ids), std::move(place));
+  return batch;
+}
+
+void Batch::Place(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> places) {
+  tokens = static_cast<int64_t>(token_ids.size());
   if (config.rotary()) {
-    RotaryTables(config, place, &cos, &sin);
+    RotaryTables(config, places, &cos, &sin);
   } else {
-    for (int64_t& p : place) p += config.position_offset;
-    positions = Ints(place);
+    for (int64_t& p : places) p += config.position_offset;
+    positions = Ints(places);
   }
   ids = Ints(token_ids);
 }
@@ -128,8 +152,12 @@ at::Tensor PlainOps::ApplyLinear(const ModelConfig& config, const at::Tensor& x,
 at::Tensor PlainOps::ApplyNorm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& gain,
                                const at::Tensor& bias) {
   if (!config.rms()) return at::layer_norm(x, {x.size(-1)}, gain, bias, config.norm_eps);
+  return at::mul(RmsScaled(config, x), gain);
+}
+
+at::Tensor PlainOps::RmsScaled(const ModelConfig& config, const at::Tensor& x) {
   const at::Tensor scale = at::rsqrt(x.mul(x).mean(at::IntArrayRef{-1}, /*keepdim=*/true).add(config.norm_eps));
-  return at::mul(at::mul(x, scale), gain);
+  return at::mul(x, scale);
 }
 
 at::Tensor PlainOps::Linear(const at::Tensor& x, int weight, int bias) const {
@@ -215,16 +243,33 @@ at::Tensor Model::Attention(const BlockOps& ops, const at::Tensor& x, const Batc
     k = Rotate(k, batch.cos.to(q.scalar_type()), batch.sin.to(q.scalar_type()));
   }
   q = q.mul(1.0 / std::sqrt(static_cast<double>(d)));
-  std::vector<at::Tensor> parts;
-  for (const Batch::Run& run : batch.runs) {
-    const int64_t end = run.begin + run.sequences * run.length;
-    parts.push_back(AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
-                              ops.Prefix(run.lane), cache));
-  }
-  return ops.Linear(parts.size() == 1 ? parts[0] : at::cat(parts, 0), layer_.o, layer_.o_bias);
+  return ops.Linear(AttendRuns(ops, q, k, v, batch, cache), layer_.o, layer_.o_bias);
 }
 
-/// One run of n sequences of equal length. Queries that share a key head are rows of one product: no keys are copied.
+at::Tensor Model::AttendRuns(const BlockOps& ops, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const Batch& batch, KeyValues* cache) const {
+  const auto attend = [&](const Batch::Run& run) {
+    const int64_t end = run.begin + run.sequences * run.length;
+    return AttendRun(q.slice(0, run.begin, end), k.slice(0, run.begin, end), v.slice(0, run.begin, end), run,
+                     ops.Prefix(run.lane), cache == nullptr ? nullptr : cache + (&run - batch.runs.data()));
+  };
+  const int64_t width = config_.heads * config_.head_dim;
+  if (batch.runs.size() == 1) return attend(batch.runs[0]).reshape({q.size(0), width});
+  if (Differentiated(q)) {
+    std::vector<at::Tensor> parts;
+    for (const Batch::Run& run : batch.runs) parts.push_back(attend(run).reshape({-1, width}));
+    return at::cat(parts, 0);
+  }
+  const at::Tensor all = at::empty({q.size(0), width}, q.options());
+  for (const Batch::Run& run : batch.runs) {
+    const at::Tensor part = attend(run);
+    all.slice(0, run.begin, run.begin + run.sequences * run.length).view(part.sizes()).copy_(part);
+  }
+  return all;
+}
+
+/// One run of n sequences of equal length: [n, length, kv, share, d], a view. Queries that share a key head are rows of
+/// one product: no keys are copied.
 at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run,
                             const KeyValues& virtual_tokens, KeyValues* cache) const {
   const int64_t n = run.sequences, length = run.length, d = config_.head_dim, kv = config_.kv_heads,
@@ -259,8 +304,7 @@ at::Tensor Model::AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, con
   const at::Tensor weights = at::softmax(scores, -1).view({n * kv, share * length, seen});
   return at::bmm(weights, values)
       .view({n, kv, share, length, d})
-      .permute({0, 3, 1, 2, 4})
-      .reshape({n * length, config_.heads * d});
+      .permute({0, 3, 1, 2, 4});
 }
 
 at::Tensor Model::Final(const BlockOps& head, const at::Tensor& x) const {

@@ -39,6 +39,9 @@ class Batch {
   /// repeated so many times, for as many versions of the parameters; the first T tokens belong to lane 0.
   Batch(const ModelConfig& config, std::vector<int64_t> ids, std::vector<int64_t> lengths, int64_t past = 0,
         int64_t shift = 0, int lanes = 1);
+  /// One more token of several sequences: ids[i] after the past[i] tokens of sequence i, each a run of its own.
+  static Batch Next(const ModelConfig& config, std::vector<int64_t> ids, const std::vector<int64_t>& past,
+                    int64_t shift = 0);
 
   struct Run {
     int64_t begin = 0, sequences = 0, length = 0;
@@ -49,9 +52,13 @@ class Batch {
   at::Tensor positions;  ///< [T] int64, rows of the table of learned positions
   at::Tensor cos, sin;   ///< [T, 1, head_dim], rotary families
   std::vector<Run> runs;
-  int64_t tokens = 0, past = 0;
+  int64_t tokens = 0;
   /// The tensors on another device.
   void MoveTo(const at::Device& device);
+
+ private:
+  Batch() = default;
+  void Place(const ModelConfig& config, std::vector<int64_t> token_ids, std::vector<int64_t> places);
 };
 
 /// Projections that low-rank adapters may add to.
@@ -88,6 +95,8 @@ class PlainOps : public BlockOps {
   /// The family's norm: RMS, or layer norm with a bias. Undefined: no gain, no bias.
   static at::Tensor ApplyNorm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& gain,
                               const at::Tensor& bias);
+  /// x / RMS(x), row by row: the RMS norm before its gain.
+  static at::Tensor RmsScaled(const ModelConfig& config, const at::Tensor& x);
 
  protected:
   const ModelConfig& config_;
@@ -103,7 +112,7 @@ class Model {
   /// Rows already gathered: tokens [T, hidden]; positions, types [T, hidden] or undefined.
   at::Tensor Embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& types,
                    const BlockOps& embed) const;
-  /// `cache`: keys and values of earlier tokens, replaced by all; nullptr = none kept.
+  /// `cache`: of every run of the batch, keys and values of its earlier tokens, replaced by all; nullptr = none kept.
   at::Tensor Layer(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache = nullptr) const;
   /// Final norm, or RoBERTa's transform: what the vocabulary matrix is applied to.
   at::Tensor Final(const BlockOps& head, const at::Tensor& x) const;
@@ -116,6 +125,8 @@ class Model {
 
  private:
   at::Tensor Attention(const BlockOps& ops, const at::Tensor& x, const Batch& batch, KeyValues* cache) const;
+  at::Tensor AttendRuns(const BlockOps& ops, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const Batch& batch, KeyValues* cache) const;
   at::Tensor AttendRun(const at::Tensor& q, at::Tensor k, at::Tensor v, const Batch::Run& run, const KeyValues& prefix,
                        KeyValues* cache) const;
   at::Tensor Mlp(const BlockOps& ops, const at::Tensor& x) const;
@@ -132,5 +143,7 @@ void UseCachingAllocator();
 /// One OpenMP pool for LibTorch, OpenBLAS and the rules; `threads` <= 0 = all CPUs this process may use. Returns the
 /// number.
 int SetThreads(int threads);
+/// Has BLAS take the work areas of all threads now.
+void TouchBlas();
 
 }  // namespace optod::nn

@@ -14,7 +14,7 @@
 namespace optod::order {
 namespace {
 
-constexpr size_t kSmall =
+constexpr int64_t kSmall =
     size_t{16} << 20;  // parameters; above it a second copy of the model is worth more than a thread
 
 using train::Example;

@@ -20,12 +20,12 @@ void AddResidues(const zo::ZoHyper& hyper, uint32_t step, std::vector<PassOp>* o
 
 void AddPlain(const zo::ZoHyper& hyper, const StepRecord& record, uint32_t step, bool decay, std::vector<PassOp>* ops) {
   if (hyper.weight_decay > 0 && decay)
-    ops->push_back({.kind = PassOp::kDecay, .a = static_cast<float>(record.lr * hyper.weight_decay)});
+    ops->push_back({.kind = PassOp::kDecay, .a = static_cast<float>(record.factor * (record.lr * hyper.weight_decay))});
   for (size_t k = 0; k < record.g.size(); ++k)
     ops->push_back({.kind = PassOp::kAdd,
                     .step = step,
                     .query = static_cast<uint32_t>(k),
-                    .a = PlainCoefficient(hyper, record, k)});
+                    .a = static_cast<float>(record.factor) * PlainCoefficient(hyper, record.lr, record.g, k)});
 }
 
 void AddRule(const zo::ZoHyper& hyper, const StepRecord& record, uint32_t step, int64_t update, bool decay,
@@ -34,7 +34,7 @@ void AddRule(const zo::ZoHyper& hyper, const StepRecord& record, uint32_t step, 
     ops->push_back({.kind = PassOp::kGradient,
                     .step = step,
                     .query = static_cast<uint32_t>(k),
-                    .a = GradientCoefficient(hyper, record, k)});
+                    .a = GradientCoefficient(hyper, record.g[k])});
   const auto rule = zo::RuleScalarsFor<float>(hyper, record.lr, update);
   ops->push_back({.kind = PassOp::kRule,
                   .queries = static_cast<float>(record.g.size()),
@@ -47,13 +47,11 @@ void AddRule(const zo::ZoHyper& hyper, const StepRecord& record, uint32_t step, 
 
 }  // namespace
 
-float PlainCoefficient(const zo::ZoHyper& hyper, const StepRecord& record, size_t k) {
-  return -static_cast<float>(record.lr * Scalar(hyper, record.g[k]) / static_cast<double>(record.g.size()));
+float PlainCoefficient(const zo::ZoHyper& hyper, double lr, std::span<const double> g, size_t k) {
+  return -static_cast<float>(lr * Scalar(hyper, g[k]) / static_cast<double>(g.size()));
 }
 
-float GradientCoefficient(const zo::ZoHyper& hyper, const StepRecord& record, size_t k) {
-  return static_cast<float>(Scalar(hyper, record.g[k]));
-}
+float GradientCoefficient(const zo::ZoHyper& hyper, double g) { return static_cast<float>(Scalar(hyper, g)); }
 
 std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, Progress from, uint32_t steps,
                               bool decay) {
@@ -63,7 +61,7 @@ std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, 
     if (hyper.residue == zo::Residue::kMezo && from.passes <= step) AddResidues(hyper, step, &ops);
     if (record.skipped) continue;
     if (zo::NeedsRule(hyper))
-      AddRule(hyper, record, step, history.UpdateNumber(step), decay, &ops);
+      AddRule(hyper, record, step, history.UpdateNumber(step, -1), decay, &ops);
     else
       AddPlain(hyper, record, step, decay, &ops);
   }

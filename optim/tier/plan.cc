@@ -88,9 +88,9 @@ class Planner {
     if (!plan_.request.separate_device || Lossless(plan_.request.codec)) return 0;
     return Largest([&](size_t u) { return units_[u].resident ? 0 : RecordBytes(u); });
   }
-  /// Of units that live where they are computed on, whatever the budgets.
+  /// Of units that live where they are computed on, whatever the budgets, and of what is held beside them.
   uint64_t ResidentBytes() const {
-    uint64_t sum = 0;
+    uint64_t sum = RoundUp(plan_.request.beside);
     for (size_t u = 0; u < units_.size(); ++u) sum += units_[u].resident ? SlotBytes(u) : 0;
     return sum;
   }
@@ -112,7 +112,8 @@ class Planner {
     const int asked = plan_.request.slots;
     const int most = in_place ? 0 : asked > 0 ? asked : kMostSlots, least = in_place ? 0 : asked > 0 ? asked : 1;
     for (int copies : {2, 1}) {
-      if (copies == 2 && !plan_.request.fused) continue;
+      if (copies == 2 && !plan_.request.fused && !plan_.request.both) continue;
+      if (copies == 1 && plan_.request.both) continue;
       for (int slots = most; slots >= (copies == 2 ? std::min(most, std::max(least, 2)) : least); --slots) {
         if (resident + static_cast<uint64_t>(slots) * slot_ + static_cast<uint64_t>(copies) * copy_ > budget) continue;
         plan_.slots = slots;
@@ -120,7 +121,8 @@ class Planner {
         return absl::OkStatus();
       }
     }
-    const uint64_t smallest = resident + static_cast<uint64_t>(least) * slot_ + copy_;
+    const uint64_t smallest = resident + static_cast<uint64_t>(plan_.request.both ? std::min(most, std::max(least, 2)) : least) * slot_ +
+                              (plan_.request.both ? 2 : 1) * copy_;
     return ResourceExhausted("tier.device_budget: ", MiB(budget), " is below ", MiB(smallest), " (", smallest,
                              " bytes), ", least <= 1 ? "a slot" : Cat(least, " slots"),
                              " and a perturbed copy of the largest unit, \"", plan_.largest, "\"");
@@ -191,15 +193,16 @@ class Planner {
   }
 
   void CountBytes() {
+    const auto again = [&](uint64_t bytes) { return static_cast<uint64_t>(plan_.request.sweeps * static_cast<double>(bytes)); };
     for (size_t u = 0; u < units_.size(); ++u) {
       const bool disk = plan_.homes[u] == Home::kDisk, host = plan_.homes[u] == Home::kHost;
       const uint64_t back = units_[u].trainable ? RecordBytes(u) : 0;
       if (disk) {
-        plan_.read += kPage + RecordBytes(u);
+        plan_.read += again(kPage + RecordBytes(u));
         plan_.written += back == 0 ? 0 : (kPage + back) / static_cast<uint64_t>(plan_.request.write_every);
       }
       if (plan_.direct || !(disk || host)) continue;
-      plan_.uploaded += RecordBytes(u);
+      plan_.uploaded += again(RecordBytes(u));
       plan_.offloaded += disk ? back / static_cast<uint64_t>(plan_.request.write_every) : back;
     }
   }
@@ -249,6 +252,8 @@ std::string PlanText(const Plan& p) {
   if (p.disk_bytes > 0)
     out << "disk        " << MiB(p.disk_bytes) << " of space; a step reads " << MiB(p.read) << ", writes " << MiB(p.written)
         << " (every " << p.request.write_every << ")\n";
+  if (p.request.sweeps > 1)
+    out << "sweeps      every unit comes by " << p.request.sweeps << " times a step\n";
   if (p.uploaded > 0)
     out << "link        a step uploads " << MiB(p.uploaded) << ", offloads " << MiB(p.offloaded) << "\n";
   if (!p.limit.empty())

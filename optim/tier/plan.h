@@ -32,6 +32,9 @@ struct TierRequest {
   int write_every = 1;   ///< a unit on disk is written each so many steps, and catches up when it is read
   bool separate_device = false;  ///< the device has a memory of its own (a GPU, or its rehearsal)
   bool fused = true;     ///< both perturbed copies in one pass; false: one buffer, two passes
+  uint64_t beside = 0;   ///< bytes that the run holds on the device beside the units: bits of masks
+  bool both = false;     ///< both copies must be there at once: block-wise estimation
+  double sweeps = 1;     ///< how often a step has every unit come by: 2 for zo-sgd-cons; block-wise: about half the groups
 };
 
 /// Measured on the machine; 0 = unknown, and then no times are predicted.

@@ -20,6 +20,7 @@ std::string PlanJson(const Plan& p) {
                                  {"host_peak_bytes", p.host_peak},
                                  {"disk_bytes", p.disk_bytes},
                                  {"write_every", p.request.write_every},
+                                 {"sweeps", p.request.sweeps},
                                  {"step_bytes", {{"read", p.read}, {"written", p.written}, {"uploaded", p.uploaded}, {"offloaded", p.offloaded}}}};
   if (!p.limit.empty())
     json["step_seconds"] = {{"at_least", p.step_seconds}, {"compute", p.compute_seconds}, {"disk", p.disk_seconds},

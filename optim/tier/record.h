@@ -19,6 +19,7 @@ namespace optod::tier {
 /// the perturbations of steps 0 .. passes - 1.
 struct Progress {
   uint32_t updates = 0, passes = 0;
+  uint32_t groups = 0;  ///< block-wise, in memory alone: groups that have had the update of step `updates` too
   bool operator==(const Progress&) const = default;
 };
 

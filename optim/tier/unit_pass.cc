@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "optim/tier/pass_program.h"
 #include "optim/zo/replay.h"
@@ -13,6 +14,22 @@ namespace optod::tier {
 namespace {
 
 constexpr size_t kTile = zo::kChunk;
+
+void AddScaledPair(std::span<const float> z, float scale, std::span<const float> theta, std::span<float> plus,
+                   std::span<float> minus) {
+  for (size_t i = 0; i < z.size(); ++i) {
+    const float step = scale * z[i];
+    plus[i] = theta[i] + step;
+    minus[i] = theta[i] - step;
+  }
+}
+
+/// What moves these values: all directions' scalars, or their group's; none when that is not finite.
+std::span<const double> ScalarsOf(const Values& values, const StepRecord& record) {
+  if (values.group < 0) return record.g;
+  const double& g = record.g[static_cast<size_t>(values.group)];
+  return std::isfinite(g) ? std::span(&g, 1) : std::span<const double>();
+}
 
 }  // namespace
 
@@ -47,7 +64,7 @@ void UnitPass::ForTiles(const Values& values, Body body) const {
 }
 
 void UnitPass::CatchUp(const Values& values, Progress from, uint32_t steps) const {
-  if (from.updates >= steps) return;
+  if (from.updates >= steps && from.groups >= history_.groups()) return;
   if (accelerator_ != nullptr)
     return accelerator_->Pass(seed_, values, ProgramOf(hyper_, history_, from, steps, values.decay), RuleOf(hyper_), {}, {}, {});
   ForTiles(values, [&](Tile& tile) { UpdateTile(tile, from, steps); });
@@ -65,14 +82,37 @@ void UnitPass::Perturb(const Values& values, Progress from, uint32_t steps, int 
     UpdateTile(tile, from, steps);
     const auto part = [&](std::span<float> copy) { return copy.subspan(tile.at, tile.n); };
     const std::span<float> theta = tile.theta();
-    if (!mezo && copies == Copies::kBoth) {
+    if (!mezo && copies == Copies::kBoth && mask_ == nullptr) {
       zo::AddScaledNormalPair(direction, values.uid, tile.first(), eps, theta, part(plus), part(minus));
+    } else if (!mezo && copies == Copies::kBoth) {
+      DirectionTile(tile, steps, query);
+      AddScaledPair(tile.Z(), eps, theta, part(plus), part(minus));
     } else if (!mezo) {
       const bool up = copies == Copies::kPlus;
-      zo::AddScaledNormalTo(direction, values.uid, tile.first(), up ? eps : -eps, theta, part(up ? plus : minus));
+      AddTile(tile, steps, query, up ? eps : -eps, theta, part(up ? plus : minus));
     } else {
       zo::FillNormal(direction, values.uid, tile.first(), tile.Z());
       MezoTile(tile, copies, part(plus), part(minus));
+    }
+  });
+}
+
+void UnitPass::Direction(const Values& values, uint32_t step, int query, std::span<float> z) const {
+  ForTiles(values, [&](Tile& tile) {
+    DirectionTile(tile, step, query);
+    std::copy(tile.Z().begin(), tile.Z().end(), z.begin() + static_cast<ptrdiff_t>(tile.at));
+  });
+}
+
+void UnitPass::Candidates(const Values& values, Progress from, uint32_t steps, std::span<float> descent,
+                          std::span<float> ascent) const {
+  ForTiles(values, [&](Tile& tile) {
+    UpdateTile(tile, from, steps);
+    for (const auto& [copies, factor] : {std::pair(descent, 1.0), {ascent, -1.0}}) {
+      if (copies.empty()) continue;
+      const std::span<float> copy = copies.subspan(tile.at, tile.n);
+      std::copy(tile.theta().begin(), tile.theta().end(), copy.begin());
+      PlainTile(tile, steps, history_.open(), factor, copy);
     }
   });
 }
@@ -89,10 +129,13 @@ void UnitPass::MezoTile(Tile& tile, Copies copies, std::span<float> up, std::spa
 }
 
 void UnitPass::UpdateTile(Tile& tile, Progress from, uint32_t steps) const {
+  const int group = tile.values.group;
+  const auto has = [&](uint32_t step) { return step == from.updates && group >= 0 && static_cast<uint32_t>(group) < from.groups; };
   for (uint32_t step = from.updates; step < steps; ++step) {
     if (hyper_.residue == zo::Residue::kMezo && from.passes <= step) PassesTile(tile, step);
-    if (!history_[step].skipped) ApplyTile(tile, step);
+    if (!history_[step].skipped && !has(step)) ApplyTile(tile, step, history_[step]);
   }
+  if (group >= 0 && static_cast<uint32_t>(group) < history_.groups() && !has(steps)) ApplyTile(tile, steps, history_.open());
 }
 
 // The rounding that the perturbations of a past step left.
@@ -108,37 +151,53 @@ void UnitPass::PassesTile(Tile& tile, uint32_t step) const {
   }
 }
 
-void UnitPass::ApplyTile(Tile& tile, uint32_t step) const {
+void UnitPass::DirectionTile(Tile& tile, uint32_t step, int query) const {
+  zo::FillNormal({seed_, step, static_cast<uint32_t>(query)}, tile.values.uid, tile.first(), tile.Z());
+  if (mask_ != nullptr) mask_->Zero(tile.values.uid, tile.first(), step, tile.Z());
+}
+
+/// out = in + scale * z; both may be the same.
+void UnitPass::AddTile(Tile& tile, uint32_t step, int query, float scale, std::span<const float> in,
+                       std::span<float> out) const {
+  const zo::Direction direction{seed_, step, static_cast<uint32_t>(query)};
+  if (mask_ == nullptr) return zo::AddScaledNormalTo(direction, tile.values.uid, tile.first(), scale, in, out);
+  DirectionTile(tile, step, query);
+  for (size_t i = 0; i < tile.n; ++i) out[i] = in[i] + scale * tile.z[i];
+}
+
+void UnitPass::ApplyTile(Tile& tile, uint32_t step, const StepRecord& record) const {
+  if (ScalarsOf(tile.values, record).empty()) return;
   if (zo::NeedsRule(hyper_))
-    RuleTile(tile, step);
+    RuleTile(tile, step, record);
   else
-    PlainTile(tile, step);
+    PlainTile(tile, step, record, record.factor, tile.theta());
 }
 
 // As ZoUpdate::ApplyPlain.
-void UnitPass::PlainTile(Tile& tile, uint32_t step) const {
-  const StepRecord& record = history_[step];
+void UnitPass::PlainTile(Tile& tile, uint32_t step, const StepRecord& record, double factor,
+                         std::span<float> theta) const {
+  const std::span<const double> g = ScalarsOf(tile.values, record);
   if (hyper_.weight_decay > 0 && tile.values.decay)
-    zo::DecayInPlace(static_cast<float>(record.lr * hyper_.weight_decay), tile.theta());
-  for (size_t k = 0; k < record.g.size(); ++k) {
-    zo::AddScaledNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(),
-                        PlainCoefficient(hyper_, record, k), tile.theta());
+    zo::DecayInPlace(static_cast<float>(factor * (record.lr * hyper_.weight_decay)), theta);
+  for (size_t k = 0; k < g.size(); ++k) {
+    const float coefficient = static_cast<float>(factor) * PlainCoefficient(hyper_, record.lr, g, k);
+    AddTile(tile, step, static_cast<int>(k), coefficient, theta, theta);
   }
 }
 
 // As ZoUpdate::Apply with a base optimizer.
-void UnitPass::RuleTile(Tile& tile, uint32_t step) const {
-  const StepRecord& record = history_[step];
+void UnitPass::RuleTile(Tile& tile, uint32_t step, const StepRecord& record) const {
+  const std::span<const double> g = ScalarsOf(tile.values, record);
   const std::span<float> gradient(tile.gradient.data(), tile.n);
   std::fill(gradient.begin(), gradient.end(), 0.0f);
-  for (size_t k = 0; k < record.g.size(); ++k) {
-    zo::FillNormal({seed_, step, static_cast<uint32_t>(k)}, tile.values.uid, tile.first(), tile.Z());
-    zo::AddProduct(hyper_.sign == zo::Sign::kElement, GradientCoefficient(hyper_, record, k),
+  for (size_t k = 0; k < g.size(); ++k) {
+    DirectionTile(tile, step, static_cast<int>(k));
+    zo::AddProduct(hyper_.sign == zo::Sign::kElement, GradientCoefficient(hyper_, g[k]),
                    std::span<const float>(tile.Z()), gradient);
   }
-  const auto rule = zo::RuleScalarsFor<float>(hyper_, record.lr, history_.UpdateNumber(step));
+  const auto rule = zo::RuleScalarsFor<float>(hyper_, record.lr, history_.UpdateNumber(step, tile.values.group));
   const float decay = tile.values.decay ? rule.weight_decay : 0.0f;
-  zo::Average(record.g.size(), decay, std::span<const float>(tile.theta()), gradient);
+  zo::Average(g.size(), decay, std::span<const float>(tile.theta()), gradient);
   const auto slice = [&](std::span<float> state) { return state.empty() ? state : state.subspan(tile.at, tile.n); };
   const std::span<float> m = slice(tile.values.m), v = slice(tile.values.v);
   tile.state.m.assign(m.begin(), m.end());

@@ -14,12 +14,6 @@ using nn::Weights;
 
 }  // namespace
 
-at::Tensor Indices(const std::vector<int64_t>& values) {
-  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
-  return t;
-}
-
 TorchEngine::TorchEngine(nn::ModelFiles* model, const SchemeSpec& scheme)
     : files_(*model), scheme_(scheme), model_(model->config), base_(nn::ViewsOf(model->weights)) {}
 

@@ -4,6 +4,7 @@
 /// beside it. Free of LibTorch types. One thread of control; all CPUs inside.
 ///
 ///   Score        one point                                1 forward pass
+///   Continue     one point, greedy text                   1 forward pass over the prompts, 1 for every further token
 ///   ScorePair    theta + scale z and theta - scale z      2 forward passes; with a Walk, only from the first block
 ///   that moves Slope        d/dt of log-probabilities along z        forward mode: about 3 forward passes, no graph,
 ///   no copy of z Gradient     reverse mode, from a block on            forward + backward, all activations
@@ -38,6 +39,11 @@ struct ScoredPair {
 };
 struct ScoredSlope {
   std::vector<double> log_probs, slopes;  ///< one a pick; slopes[i] = d log_probs[i] (theta + t z) / dt at t = 0
+};
+
+struct Continuation {
+  std::vector<int64_t> ids;
+  bool finite = true;  ///< false: the logits after `ids` were NaN or infinite, and it ended there
 };
 
 /// The examples of a step, and hidden states at theta() up to a block: what does not move is computed once.
@@ -90,6 +96,13 @@ class Engine {
   /// Log-probabilities of all picks, in the order of Judge, with `theta` in place of the trainable values.
   virtual absl::StatusOr<std::vector<double>> Score(std::span<const float> theta,
                                                     std::span<const Example* const> examples) = 0;
+
+  /// The likeliest tokens after every prompt, one by one, with `theta` in place of the trainable values: at most
+  /// max_tokens each, fewer where ended(ids so far) says so (that token is kept), after the model's end token (not kept)
+  /// or at its last position. UNIMPLEMENTED for models that do not continue texts.
+  virtual absl::StatusOr<std::vector<Continuation>> Continue(
+      std::span<const float> theta, const std::vector<std::vector<int64_t>>& prompts, int64_t max_tokens,
+      const std::function<bool(const std::vector<int64_t>&)>& ended) = 0;
 
   /// `examples` are borrowed until the walk ends.
   virtual absl::StatusOr<std::unique_ptr<Walk>> StartWalk(std::span<const Example* const> examples) = 0;

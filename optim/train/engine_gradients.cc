@@ -1,5 +1,6 @@
 // Reverse mode: the gradient of the objective, z * Hz by a second pass over it, and what flows through linear layers.
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,39 +13,6 @@ namespace {
 
 using nn::Weights;
 using torch::autograd::variable_list;
-
-/// The tensors as they are; input and output of every linear layer whose weight trains go to `seen` as well.
-class ObservedOps final : public nn::BlockOps {
- public:
-  using Seen = LayerObserver;
-  ObservedOps(const TorchEngine& engine, size_t block, const Weights& w, const nn::LayerExtra* extra, Seen seen)
-      : engine_(engine), block_(block), extra_(extra), plain_(engine.config(), w, extra), seen_(std::move(seen)) {}
-
-  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
-    return Watched(engine_.TrainableAt(block_, weight), x, plain_.Linear(x, weight, bias));
-  }
-  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override { return plain_.Norm(x, weight, bias); }
-  at::Tensor LowRank(const at::Tensor& x, nn::Projection projection) const override {
-    if (extra_ == nullptr || !extra_->q_a.defined()) return {};
-    const bool query = projection == nn::Projection::kQuery;
-    const int first = static_cast<int>(4 * (block_ - 1)) + (query ? 0 : 2);  // as AdapterTensors lists them
-    const at::Tensor inner = Watched(first, x, at::linear(x, query ? extra_->q_a : extra_->v_a));
-    return Watched(first + 1, inner, at::linear(inner, query ? extra_->q_b : extra_->v_b)).mul(extra_->scale);
-  }
-  nn::KeyValues Prefix(int lane) const override { return plain_.Prefix(lane); }
-
- private:
-  at::Tensor Watched(int tensor, const at::Tensor& x, at::Tensor y) const {
-    if (seen_ && tensor >= 0) seen_(tensor, x, y);
-    return y;
-  }
-
-  const TorchEngine& engine_;
-  const size_t block_;
-  const nn::LayerExtra* const extra_;
-  const nn::PlainOps plain_;
-  const Seen seen_;
-};
 
 at::Tensor Numbers(const std::vector<double>& values) {
   at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kFloat);
@@ -131,14 +99,55 @@ variable_list HessianZ(const variable_list& leaves, const std::vector<int>& numb
   return hz;
 }
 
-/// Copies gradients to their places; where nothing flowed stays as it is.
-void Copy(const variable_list& from, const zo::ZoLayout& layout, const std::vector<int>& numbers, std::span<float> to) {
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    if (!from[i].defined()) continue;
-    const at::Tensor g = from[i].detach().contiguous();
-    std::copy_n(g.data_ptr<float>(), g.numel(),
-                to.begin() + static_cast<ptrdiff_t>(layout.offset(static_cast<size_t>(numbers[i]))));
+/// Where the gradients of leaves go: leaf i is tensor number numbers[i] of the layout.
+class Places {
+ public:
+  Places(const zo::ZoLayout& layout, std::span<float> to) : layout_(layout), to_(to), reached_(layout.tensors(), false) {}
+  void Put(int tensor, const at::Tensor& gradient) {
+    const auto i = static_cast<size_t>(tensor);
+    nn::View(Of(i), gradient.sizes().vec()).copy_(gradient.detach());
+    reached_[i] = true;
   }
+  void PutAll(const variable_list& gradients, const std::vector<int>& numbers) {
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      if (gradients[i].defined()) Put(numbers[i], gradients[i]);
+    }
+  }
+  /// Zero where nothing flowed.
+  void Close() {
+    for (size_t i = 0; i < reached_.size(); ++i) {
+      const std::span<float> place = Of(i);
+      if (!reached_[i]) std::fill(place.begin(), place.end(), 0.0f);
+    }
+  }
+
+ private:
+  std::span<float> Of(size_t i) const { return to_.subspan(layout_.offset(i), layout_.tensor(i).size); }
+  const zo::ZoLayout& layout_;
+  const std::span<float> to_;
+  std::vector<bool> reached_;
+};
+
+/// Stands before a leaf's accumulation: puts the gradient into its place while it is in cache, and leaves nothing to
+/// accumulate, so that autograd never holds all gradients.
+class Delivery final : public torch::autograd::FunctionPreHook {
+ public:
+  Delivery(Places& places, int tensor) : places_(places), tensor_(tensor) {}
+  variable_list operator()(const variable_list& gradients) override {
+    if (gradients[0].defined()) places_.Put(tensor_, gradients[0]);
+    return variable_list(1);
+  }
+
+ private:
+  Places& places_;
+  const int tensor_;
+};
+
+void BackwardInto(const at::Tensor& picks, const at::Tensor& slopes, const variable_list& leaves,
+                  const std::vector<int>& numbers, Places& places) {
+  for (size_t i = 0; i < leaves.size(); ++i)
+    torch::autograd::impl::grad_accumulator(leaves[i])->add_pre_hook(std::make_unique<Delivery>(places, numbers[i]));
+  torch::autograd::backward({picks}, {slopes});
 }
 
 /// What was seen of the linear layers, in the order of the forward pass.
@@ -175,7 +184,7 @@ GradientResult TorchEngine::Backward(std::span<const Example* const> examples, b
   for (size_t i = 0; i < adapters.size(); ++i) lead(static_cast<int>(i), adapters[i]);
 
   LayersSeen layers;
-  ObservedOps::Seen seen;
+  LayerObserver seen;
   if (request.statistics != GradientRequest::Statistics::kNone)
     seen = [&](int tensor, const at::Tensor& x, const at::Tensor& y) {
       layers.tensors.push_back(tensor);
@@ -187,27 +196,38 @@ GradientResult TorchEngine::Backward(std::span<const Example* const> examples, b
   const at::Tensor values = picks.detach().contiguous();
   const std::vector<double> log_probs(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
   result.objective = Judge(examples, log_probs, classify);
-  std::fill(grad.begin(), grad.end(), 0.0f);
   if (request.hessian) result.hessian_z.assign(layout_.size(), 0);
-  if (leaves.empty()) return result;
+  Places places(layout_, grad), products(layout_, result.hessian_z);
+  if (leaves.empty()) return places.Close(), result;
   Breathe();
+  const at::Tensor slopes = Numbers(result.objective.gradient);  // the objective's own derivative by the chain rule
+  if (!request.hessian && layers.tensors.empty()) {
+    BackwardInto(picks, slopes, leaves, numbers, places);
+    return places.Close(), result;
+  }
   variable_list wanted = leaves;
   wanted.insert(wanted.end(), layers.outputs.begin(), layers.outputs.end());
   const variable_list gradients =
       request.hessian
           ? torch::autograd::grad({LossOf(examples, picks, classify)}, wanted, {}, /*retain_graph=*/true,
                                   /*create_graph=*/true, /*allow_unused=*/true)
-          // the objective's own derivative by the chain rule
-          : torch::autograd::grad({picks}, wanted, {Numbers(result.objective.gradient)}, false, false, true);
-  Copy(gradients, layout_, numbers, grad);
+          : torch::autograd::grad({picks}, wanted, {slopes}, false, false, true);
+  places.PutAll(gradients, numbers);
+  places.Close();
   for (size_t i = 0; i < layers.tensors.size(); ++i)
     Describe(trainable_[Number(layers.tensors[i])].name, layers.inputs[i], gradients[leaves.size() + i], request,
              &result.statistics);
   if (request.hessian) {
     Breathe();
-    Copy(HessianZ(leaves, numbers, gradients, request.signs), layout_, numbers, result.hessian_z);
+    products.PutAll(HessianZ(leaves, numbers, gradients, request.signs), numbers);
+    products.Close();
   }
   return result;
+}
+
+ObservedOps TorchEngine::Observed(size_t block, const Weights& w, const nn::LayerExtra* extra,
+                                  const LayerObserver& seen) const {
+  return {files_.config, block, [this, block](int slot) { return TrainableAt(block, slot); }, w, extra, seen};
 }
 
 /// Log-probabilities of the picks, whole vocabulary at once, with a graph from `first_block` on.
@@ -224,9 +244,9 @@ at::Tensor TorchEngine::PicksOf(std::span<const Example* const> examples, const 
   for (size_t b = 1; b + 1 < blocks.size(); ++b) {
     Breathe();
     const at::AutoGradMode mode(b >= first_block);
-    x = model_.Layer(ObservedOps(*this, b, blocks[b], &extras[b - 1], seen), x, batch);
+    x = model_.Layer(Observed(b, blocks[b], &extras[b - 1], seen), x, batch);
   }
-  x = model_.Final(ObservedOps(*this, blocks.size() - 1, blocks.back(), nullptr, seen),
+  x = model_.Final(Observed(blocks.size() - 1, blocks.back(), nullptr, seen),
                    at::index_select(x, 0, Indices(packed.rows)));
   const at::Tensor logits = nn::Model::Logits(x, Matrix(blocks), Bias(blocks));
   std::vector<int64_t> flat;
@@ -244,17 +264,15 @@ absl::StatusOr<std::map<size_t, std::vector<double>>> TorchEngine::InputNorms(
     const Weights adapters = AdapterViews(theta_);
     const std::vector<nn::LayerExtra> extras = Extras(adapters);
     std::map<size_t, std::vector<double>> norms;
-    const ObservedOps::Seen seen = [&](int tensor, const at::Tensor& x, const at::Tensor&) {
-      const at::Tensor squares = x.mul(x).sum(at::IntArrayRef{0}).contiguous();
-      std::vector<double>& norm = norms[Number(tensor)];
-      for (int64_t i = 0; i < squares.numel(); ++i) norm.push_back(std::sqrt(squares.data_ptr<float>()[i]));
+    const LayerObserver seen = [&](int tensor, const at::Tensor& x, const at::Tensor&) {
+      norms[Number(tensor)] = ColumnNorms(x);
     };
     at::Tensor x = EmbedPlain(base_.front(), packed, batch, Scheme("prompt") ? adapters[0] : at::Tensor());
     for (size_t b = 1; b + 1 < base_.size(); ++b) {
       Breathe();
-      x = model_.Layer(ObservedOps(*this, b, base_[b], &extras[b - 1], seen), x, batch);
+      x = model_.Layer(Observed(b, base_[b], &extras[b - 1], seen), x, batch);
     }
-    model_.Final(ObservedOps(*this, base_.size() - 1, base_.back(), nullptr, seen),
+    model_.Final(Observed(base_.size() - 1, base_.back(), nullptr, seen),
                  at::index_select(x, 0, Indices(packed.rows)));
     return norms;
   });

@@ -19,12 +19,11 @@ class PairOps final : public nn::BlockOps {
     const int w = engine_.TrainableAt(block_, weight), c = engine_.TrainableAt(block_, bias);
     if (!Moves(p_, w) && !Moves(p_, c)) return nn::PlainOps::ApplyLinear(engine_.config(), x, Base(weight), Base(bias));
     const auto [weights, biases] = Formed(weight, w, bias, c);
-    const int64_t half = x.size(0) / 2;
     const bool in_out = engine_.config().fused_qkv();
     at::Tensor y = at::empty({x.size(0), Base(weight).size(in_out ? 1 : 0)}, x.options());
     for (int lane : {0, 1}) {
-      at::Tensor out = y.slice(0, lane * half, (lane + 1) * half);
-      const at::Tensor in = x.slice(0, lane * half, (lane + 1) * half);
+      at::Tensor out = Half(y, lane);
+      const at::Tensor in = Half(x, lane);
       const at::Tensor matrix = in_out ? weights[lane] : weights[lane].t();
       if (biases[lane].defined())
         at::addmm_out(out, biases[lane], in, matrix);
@@ -38,6 +37,11 @@ class PairOps final : public nn::BlockOps {
     const int w = engine_.TrainableAt(block_, weight), c = engine_.TrainableAt(block_, bias);
     if (!Moves(p_, w) && !Moves(p_, c)) return nn::PlainOps::ApplyNorm(engine_.config(), x, Base(weight), Base(bias));
     const auto [gains, biases] = Formed(weight, w, bias, c);
+    if (engine_.config().rms()) {
+      const at::Tensor y = nn::PlainOps::RmsScaled(engine_.config(), x);
+      for (int lane : {0, 1}) Half(y, lane).mul_(gains[lane]);
+      return y;
+    }
     return ByHalves(x, [&, &gains = gains, &biases = biases](const at::Tensor& half, int lane) {
       return nn::PlainOps::ApplyNorm(engine_.config(), half, gains[lane], biases[lane]);
     });
@@ -72,10 +76,14 @@ class PairOps final : public nn::BlockOps {
     const TorchEngine::Both both = engine_.FormBoth(tensor, at, p_);
     return {{both.plus, both.minus}};
   }
+  /// Rows of a lane.
+  static at::Tensor Half(const at::Tensor& x, int64_t lane) {
+    const int64_t half = x.size(0) / 2;
+    return x.slice(0, lane * half, (lane + 1) * half);
+  }
   template <typename Each>
   static at::Tensor ByHalves(const at::Tensor& x, Each each) {
-    const int64_t half = x.size(0) / 2;
-    return at::cat({each(x.slice(0, 0, half), 0), each(x.slice(0, half), 1)}, 0);
+    return at::cat({each(Half(x, 0), 0), each(Half(x, 1), 1)}, 0);
   }
 
   TorchEngine& engine_;

@@ -1,31 +1,13 @@
 // Forward mode: every tensor of the model is a dual number, value and tangent. LibTorch carries duals through the
 // operations of the model; the vocabulary is done here, piece by piece. No graph is kept, and of the direction only one
 // tensor is there at a time.
-#include <ATen/ops/_make_dual.h>
-#include <ATen/ops/_unpack_dual.h>
-#include <torch/csrc/autograd/forward_grad.h>
-
 #include <algorithm>
 
+#include "optim/train/duals.h"
 #include "optim/train/torch_engine.h"
 
 namespace optod::train {
 namespace {
-
-/// The scope of dual numbers: none outlives it.
-class Level {
- public:
-  Level() : index_(torch::autograd::ForwardADLevel::get_next_idx()) {}
-  ~Level() { torch::autograd::ForwardADLevel::release_idx(index_); }
-  uint64_t index() const { return index_; }
-
- private:
-  const uint64_t index_;
-};
-
-at::Tensor Dual(const at::Tensor& value, const at::Tensor& tangent, uint64_t level) {
-  return at::_make_dual(value, tangent, static_cast<int64_t>(level));
-}
 
 class SlopeOps final : public nn::BlockOps {
  public:
@@ -77,7 +59,7 @@ absl::StatusOr<ScoredSlope> TorchEngine::Slope(const Perturbation& perturbation,
 
 ScoredSlope TorchEngine::ForwardMode(const Perturbation& p, const Packed& packed) {
   const nn::Batch batch(files_.config, packed.ids, packed.lengths, 0, Shift());
-  const Level level;
+  const DualLevel level;
   nn::Weights adapters = AdapterViews(theta_);
   for (size_t i = 0; i < adapters.size(); ++i) {
     if (Moves(p, static_cast<int>(i)))

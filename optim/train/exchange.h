@@ -37,6 +37,16 @@ class ScalarExchange {
   virtual absl::StatusOr<ReplayRecord> Agree(const ReplayRecord& own, const std::function<bool()>& stop) = 0;
 };
 
+/// What the worker in this seat evaluates of a batch: with share examples every workers-th from its rank on, else all.
+template <class T>
+std::vector<T> ShareOf(const ScalarExchange* seat, const ParallelSpec& spec, std::span<const T> batch) {
+  const bool divide = seat != nullptr && spec.share == "examples";
+  const auto stride = divide ? static_cast<size_t>(spec.workers) : size_t{1};
+  std::vector<T> part;
+  for (size_t i = divide ? static_cast<size_t>(seat->rank()) : 0; i < batch.size(); i += stride) part.push_back(batch[i]);
+  return part;
+}
+
 /// The agreed record of one step from those of the workers present, by rank (absent: step = UINT32_MAX).
 ReplayRecord Combine(const std::vector<ReplayRecord>& by_rank, const std::string& share);
 

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "optim/rules/rule_memory.h"
+#include "optim/train/answering.h"
 #include "optim/train/engine.h"
 #include "optim/train/exchange.h"
 #include "optim/train/spec.h"
@@ -36,6 +38,9 @@ class Learner {
   /// Brings the parameters to what they were after `step` steps, the best one kept. `reload` puts the initial values.
   virtual absl::Status GoTo(int64_t step, const std::function<absl::Status()>& reload) = 0;
 
+  /// The reported loss of a step that is done (0-based), where there is a log of it.
+  virtual std::optional<double> LossOf(int64_t step) const { return (void)step, std::nullopt; }
+
   struct Memory {
     optim::RuleMemory optimizer;  ///< tensors: as Engine::trainable
     size_t gradients = 0;         ///< bytes held for them
@@ -47,11 +52,13 @@ class Learner {
 optim::RuleMemory MemoryOfMoments(const zo::ZoLayout& layout, const zo::ZoState<float>& state);
 
 /// `own`: folder of this attempt; `before`: of the attempt to go on from, or "". `engine` and `exchange` (the
-/// way to the other workers of a parallel run; null: there are none) are borrowed. INVALID_ARGUMENT: what does not fit
+/// way to the other workers of a parallel run; null: there are none) are borrowed, as is `answering` (of a task whose
+/// answers are generated; null: of any other). INVALID_ARGUMENT: what does not fit
 /// the model (`hybrid.blocks: 40 is over the model's 30 layers`).
 absl::StatusOr<std::unique_ptr<Learner>> MakeLearner(const TrainSpec& spec, Engine& engine, bool classify,
                                                      const std::string& own, const std::string& before,
-                                                     ScalarExchange* exchange = nullptr);
+                                                     ScalarExchange* exchange = nullptr,
+                                                     const Answering* answering = nullptr);
 
 /// Declared hyperparameters as optim/zo takes them.
 absl::StatusOr<zo::ZoHyper> ZoHyperOf(const TrainSpec& spec);

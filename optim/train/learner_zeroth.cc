@@ -2,10 +2,8 @@
 // replayed by the same code.
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "base/fs.h"
-#include "base/sha256.h"
 #include "base/status.h"
 #include "optim/train/groups.h"
 #include "optim/train/learners.h"
@@ -18,21 +16,10 @@ namespace {
 
 using Batch = std::span<const Example* const>;
 
-/// What a log belongs to; a log of another run is refused.
-std::string HeaderOf(const TrainSpec& spec, const zo::ZoLayout& layout) {
+std::string LayoutText(const zo::ZoLayout& layout) {
   std::string tensors;
   for (size_t i = 0; i < layout.tensors(); ++i) tensors += Cat(layout.tensor(i).name, ":", layout.tensor(i).size, ";");
-  nlohmann::ordered_json hyper = nlohmann::ordered_json::object();
-  for (const auto& [name, value] : spec.hyper) std::visit([&, n = name](const auto& v) { hyper[n] = v; }, value);
-  nlohmann::ordered_json header = {{"format", 1},       {"optimizer", spec.optimizer},
-                                   {"seed", spec.seed}, {"scheme", spec.scheme.name},
-                                   {"hyper", hyper},    {"layout", Sha256Hex(tensors)}};
-  if (spec.objective != "loss") header["objective"] = spec.objective;
-  if (!spec.blockwise.level.empty()) header["blockwise"] = {spec.blockwise.level, spec.blockwise.schedule};
-  const SparseSpec& s = spec.sparse;
-  if (s.ratio > 0) header["sparse"] = {s.ratio, s.source, s.group, s.law, s.resample};
-  if (spec.parallel.workers > 1) header["parallel"] = {spec.parallel.workers, spec.parallel.share};
-  return header.dump();
+  return tensors;
 }
 
 class ZerothOrder final : public Learner {
@@ -42,6 +29,7 @@ class ZerothOrder final : public Learner {
         classify_(args.classify),
         engine_(args.engine),
         exchange_(args.exchange),
+        answering_(spec_.objective == "loss" ? nullptr : args.answering),
         hyper_(hyper),
         groups_(std::move(groups)),
         log_(std::move(log)),
@@ -49,43 +37,28 @@ class ZerothOrder final : public Learner {
         masks_(spec_.sparse, spec_.seed, engine_.layout()),
         all_(engine_.layout().All()) {}
 
-  /// Takes over the older attempt's records, repeats all of them on the parameters, and joins the other workers.
-  absl::Status Resume(const std::vector<ReplayRecord>& older) {
-    for (const ReplayRecord& record : older) {
-      if (record.step == log_.records().size()) RETURN_IF_ERROR(log_.Append(record));
-    }
+  /// Repeats all records on the parameters, and joins the other workers.
+  absl::Status Resume() {
     for (const ReplayRecord& record : log_.records()) RETURN_IF_ERROR(Repeat(record));
     if (exchange_ == nullptr) return absl::OkStatus();
-    bool joined = false;
-    while (!joined) {
-      std::vector<ReplayRecord> missed;
-      ASSIGN_OR_RETURN(joined, exchange_->Join(log_.records(), &missed, engine_.stop));
-      for (const ReplayRecord& record : missed) {
-        RETURN_IF_ERROR(log_.Append(record));
-        RETURN_IF_ERROR(Repeat(record));
-      }
-    }
-    return absl::OkStatus();
+    return JoinOthers(*exchange_, log_, engine_.stop, [this](const ReplayRecord& record) { return Repeat(record); });
   }
 
   /// Wanda's mask, from a file of this attempt or the one before, or from the first batch (kept in a file then).
   absl::Status FixMask(const std::string& own, const std::string& before) {
-    mask_file_ = own + "/sparse.mask";
-    for (const std::string& path : {mask_file_, before + "/sparse.mask"}) {
-      if (!masks_.fixed() || !PosixFs().Exists(path)) continue;
-      ASSIGN_OR_RETURN(zo::BitMask mask, ReadMask(path, engine_.layout().size()));
-      if (path != mask_file_) RETURN_IF_ERROR(WriteMask(mask_file_, mask));
-      masks_.SetFixed(std::move(mask));
-      mask_set_ = true;
-      break;
-    }
+    mask_file_ = MaskFile(own);
+    if (!masks_.fixed()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(std::optional<zo::BitMask> mask, FindMask(own, before, engine_.layout().size()));
+    if (mask) masks_.SetFixed(*std::move(mask));
+    mask_set_ = mask.has_value();
     return absl::OkStatus();
   }
 
   int64_t done() const override { return static_cast<int64_t>(log_.records().size()); }
+  std::optional<double> LossOf(int64_t step) const override { return log_.records()[static_cast<size_t>(step)].loss; }
 
   absl::StatusOr<StepOutcome> Step(int64_t step, Batch whole, double lr) override {
-    const std::vector<const Example*> part = Share(whole);
+    const std::vector<const Example*> part = ShareOf(exchange_, spec_.parallel, whole);
     if (masks_.fixed() && !mask_set_) RETURN_IF_ERROR(DrawFixedMask(whole));
     ReplayRecord record{static_cast<uint32_t>(step), 0, lr, 0, {}};
     ASSIGN_OR_RETURN(const auto mask, masks_.At(step, theta_));
@@ -95,7 +68,7 @@ class ZerothOrder final : public Learner {
     } else if (hyper_.rule == zo::Rule::kForwardGrad) {
       ASSIGN_OR_RETURN(outcome, ByForwardMode(part, mask, &record));
     } else if (hyper_.rule == zo::Rule::kPlain && hyper_.sides == zo::Sides::kTwo) {
-      ASSIGN_OR_RETURN(outcome, BySweeps(part, mask, &record));
+      ASSIGN_OR_RETURN(outcome, ByPairs(part, mask, &record));
     } else {
       ASSIGN_OR_RETURN(outcome, ByProcedure(part, mask, &record));
     }
@@ -127,15 +100,6 @@ class ZerothOrder final : public Learner {
  private:
   using Mask = std::shared_ptr<const zo::BitMask>;
 
-  /// The examples that this worker evaluates.
-  std::vector<const Example*> Share(Batch batch) const {
-    const bool divide = exchange_ != nullptr && spec_.parallel.share == "examples";
-    const auto stride = divide ? static_cast<size_t>(spec_.parallel.workers) : size_t{1};
-    std::vector<const Example*> part;
-    for (size_t i = divide ? static_cast<size_t>(exchange_->rank()) : 0; i < batch.size(); i += stride)
-      part.push_back(batch[i]);
-    return part;
-  }
   double ValueAt(Batch batch, std::span<const double> log_probs) const {
     return ValueOf(Judge(batch, log_probs, classify_), batch.size(), spec_.objective);
   }
@@ -157,16 +121,16 @@ class ZerothOrder final : public Learner {
     return absl::OkStatus();
   }
 
-  /// Both points of every direction in one sweep over the blocks.
-  absl::StatusOr<StepOutcome> BySweeps(Batch batch, const Mask& mask, ReplayRecord* record) {
+  /// Both points of every direction, this worker's or all.
+  absl::StatusOr<StepOutcome> ByPairs(Batch batch, const Mask& mask, ReplayRecord* record) {
     const bool mine_only = exchange_ != nullptr && spec_.parallel.share == "queries";
     const int first = mine_only ? exchange_->rank() : 0, count = mine_only ? 1 : hyper_.queries;
     std::vector<double> plus, minus;
     for (int q = first; q < first + count; ++q) {
-      ASSIGN_OR_RETURN(const ScoredPair pair,
-                       engine_.ScorePair(Along(record->step, static_cast<uint32_t>(q), mask), batch));
-      plus.push_back(ValueAt(batch, pair.plus));
-      minus.push_back(ValueAt(batch, pair.minus));
+      ASSIGN_OR_RETURN(const auto pair, answering_ == nullptr ? InOneSweep(batch, mask, record->step, q)
+                                                              : OneAfterTheOther(batch, mask, record->step, q));
+      plus.push_back(pair.first);
+      minus.push_back(pair.second);
     }
     zo::ZoHyper now = hyper_;
     now.lr = record->lr;
@@ -174,6 +138,32 @@ class ZerothOrder final : public Learner {
     ASSIGN_OR_RETURN(const zo::ProjectedGradients projected, zo::ProjectLosses(now, plus, minus));
     record->g = projected.g;
     return StepOutcome{plus[0], !projected.usable, projected.reason};
+  }
+  using Pair = absl::StatusOr<std::pair<double, double>>;
+  /// In one sweep over the blocks.
+  Pair InOneSweep(Batch batch, const Mask& mask, uint32_t step, int q) {
+    ASSIGN_OR_RETURN(const ScoredPair pair, engine_.ScorePair(Along(step, static_cast<uint32_t>(q), mask), batch));
+    return std::pair(ValueAt(batch, pair.plus), ValueAt(batch, pair.minus));
+  }
+  /// In a copy of what is trained: answers are many passes over the same values.
+  Pair OneAfterTheOther(Batch batch, const Mask& mask, uint32_t step, int q) {
+    const auto z = DirectionOf(step, mask);
+    std::vector<float> point(engine_.layout().size());
+    double value[2] = {};
+    for (const int side : {0, 1}) {
+      z->AddScaled(q, 0, static_cast<float>(side == 0 ? hyper_.eps : -hyper_.eps), engine_.theta(), point);
+      ASSIGN_OR_RETURN(value[side], ValueOfPoint(batch, point));
+    }
+    return std::pair(value[0], value[1]);
+  }
+  /// What is minimised, at any point.
+  absl::StatusOr<double> ValueOfPoint(Batch batch, std::span<const float> theta) {
+    if (answering_ != nullptr) {
+      ASSIGN_OR_RETURN(const AnswerScore score, answering_->Score(engine_, theta, batch, batch.size()));
+      return -score.f1;
+    }
+    ASSIGN_OR_RETURN(const std::vector<double> log_probs, engine_.Score(theta, batch));
+    return ValueAt(batch, log_probs);
   }
 
   /// Directional derivatives of the objective, exactly (Baydin et al., 2022).
@@ -222,9 +212,9 @@ class ZerothOrder final : public Learner {
     absl::Status status;
     const zo::LossFn<float> loss = [&](std::span<const float> theta) {
       if (!status.ok()) return std::nan("");
-      absl::StatusOr<std::vector<double>> log_probs = engine_.Score(theta, batch);
-      if (!log_probs.ok()) status = log_probs.status();
-      return log_probs.ok() ? ValueAt(batch, *log_probs) : std::nan("");
+      const absl::StatusOr<double> value = ValueOfPoint(batch, theta);
+      status = value.status();
+      return value.value_or(std::nan(""));
     };
     optimizer_.update().set_lr(record->lr);
     const zo::StepResult result = optimizer_.StepByRule(engine_.theta(), *DirectionOf(record->step, mask), loss);
@@ -273,6 +263,7 @@ class ZerothOrder final : public Learner {
   const bool classify_;
   Engine& engine_;
   ScalarExchange* const exchange_;
+  const Answering* const answering_;  // null: the objective is taken of the options' log-probabilities
   const zo::ZoHyper hyper_;
   const std::vector<std::vector<size_t>> groups_;
   ReplayLog log_;
@@ -298,18 +289,12 @@ absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const LearnerArgs& args
     ASSIGN_OR_RETURN(groups,
                      GroupTensors(args.engine.trainable(), block_of, args.engine.blocks(), args.spec.blockwise.level));
   }
-  const std::string header = HeaderOf(args.spec, args.engine.layout());
+  const std::string header = LogHeader(args.spec, args.spec.scheme.name, LayoutText(args.engine.layout()));
   const size_t scalars = groups.empty() ? static_cast<size_t>(hyper.queries) : groups.size();
-  std::vector<ReplayRecord> older;
-  if (!args.before.empty()) {
-    std::string found;
-    older = ParseReplayLog(PosixFs().ReadFile(args.before + "/replay.log").value_or(""), scalars, &found, nullptr);
-    if (!older.empty() && found != header) return DataLoss("replay.log: the older attempt is of another run");
-  }
-  ASSIGN_OR_RETURN(ReplayLog log, ReplayLog::Open(args.own + "/replay.log", header, scalars));
+  ASSIGN_OR_RETURN(ReplayLog log, OpenLog(header, scalars, args.own, args.before));
   auto learner = std::make_unique<ZerothOrder>(args, hyper, std::move(groups), std::move(log));
   RETURN_IF_ERROR(learner->FixMask(args.own, args.before));
-  RETURN_IF_ERROR(learner->Resume(older));
+  RETURN_IF_ERROR(learner->Resume());
   return learner;
 }
 

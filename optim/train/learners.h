@@ -4,6 +4,7 @@
 #include "optim/rules/rule.h"
 #include "optim/train/exchange.h"
 #include "optim/train/learner.h"
+#include "optim/train/replay_log.h"
 
 namespace optod::train {
 
@@ -13,8 +14,20 @@ struct LearnerArgs {
   Engine& engine;
   bool classify;
   std::string own, before;
-  ScalarExchange* exchange;  ///< null: one worker
+  ScalarExchange* exchange;    ///< null: one worker
+  const Answering* answering;  ///< null: nothing is generated
 };
+
+/// What a replay log belongs to; a log of another run is refused. `layout`: "name:elements;" of every trained tensor.
+std::string LogHeader(const TrainSpec& spec, const std::string& scheme, const std::string& layout);
+/// The log in `own`, with what an older attempt in `before` ("" = none) has beyond it; `scalars` a step.
+absl::StatusOr<ReplayLog> OpenLog(const std::string& header, size_t scalars, const std::string& own,
+                                  const std::string& before);
+/// Joins the other workers: what this one's log lacks is added to it, and given to `repeat`.
+absl::Status JoinOthers(ScalarExchange& exchange, ReplayLog& log, const std::function<bool()>& stop,
+                        const std::function<absl::Status(const ReplayRecord&)>& repeat);
+/// UNIMPLEMENTED when there are to be other workers and no way to them.
+absl::Status CheckExchange(const TrainSpec& spec, const ScalarExchange* exchange);
 
 absl::StatusOr<std::unique_ptr<Learner>> MakeZerothOrder(const LearnerArgs& args);
 absl::StatusOr<std::unique_ptr<Learner>> MakeFirstOrder(const LearnerArgs& args);

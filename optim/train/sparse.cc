@@ -23,6 +23,8 @@ float Quantile(std::vector<float>& values, double ratio) {
 
 }  // namespace
 
+zo::Direction MaskDirection(uint64_t seed, int64_t draw) { return {seed, static_cast<uint32_t>(draw), kMaskQuery}; }
+
 absl::StatusOr<std::shared_ptr<const zo::BitMask>> Masks::At(int64_t step, const Theta& theta) {
   if (!on()) return std::shared_ptr<const zo::BitMask>();
   if (fixed()) {
@@ -38,19 +40,18 @@ absl::StatusOr<std::shared_ptr<const zo::BitMask>> Masks::At(int64_t step, const
 }
 
 absl::StatusOr<zo::BitMask> Masks::Random(int64_t draw, const Theta& theta) const {
-  const zo::Direction direction{seed_, static_cast<uint32_t>(draw), kMaskQuery};
+  const zo::Direction direction = MaskDirection(seed_, draw);
   std::vector<double> ratios(layout_.tensors(), spec_.ratio);
   if (spec_.group == "global") {
     ASSIGN_OR_RETURN(ratios, zo::GlobalMaskRatios(layout_, theta(), spec_.ratio, direction));
   }
   zo::BitMask mask(layout_.size());
-  const auto law = spec_.law == "normal" ? zo::MaskLaw::kNormal : zo::MaskLaw::kUniform;
   std::vector<uint8_t> bytes;
   for (size_t tensor = 0; tensor < layout_.tensors(); ++tensor) {
     const size_t size = layout_.tensor(tensor).size;
     for (size_t at = 0; at < size; at += kPart) {
       bytes.resize(std::min(kPart, size - at));
-      RETURN_IF_ERROR(zo::FillMask(direction, static_cast<uint32_t>(tensor), at, ratios[tensor], law, bytes));
+      RETURN_IF_ERROR(zo::FillMask(direction, static_cast<uint32_t>(tensor), at, ratios[tensor], MaskLawOf(spec_), bytes));
       mask.Set(layout_.offset(tensor) + at, bytes);
     }
   }
@@ -85,28 +86,45 @@ absl::StatusOr<zo::BitMask> Masks::Magnitude(std::span<const float> theta) const
   return mask;
 }
 
+absl::StatusOr<std::vector<uint8_t>> WandaBytes(const tier::BlockTensor& tensor, std::span<const float> w,
+                                                const std::vector<double>& norm, double ratio, bool in_out) {
+  const auto out = static_cast<size_t>(tensor.shape[in_out ? 1 : 0]), in = static_cast<size_t>(tensor.shape[in_out ? 0 : 1]);
+  if (norm.size() != in) return Internal("sparse: ", norm.size(), " input norms; must be ", in);
+  std::vector<uint8_t> bytes(w.size());
+  std::vector<float> scores(in), sorted;
+  for (size_t o = 0; o < out; ++o) {
+    const auto place = [&](size_t i) { return in_out ? i * out + o : o * in + i; };
+    for (size_t i = 0; i < in; ++i) scores[i] = std::fabs(w[place(i)]) * static_cast<float>(norm[i]);
+    sorted = scores;
+    const float tau = Quantile(sorted, ratio);
+    for (size_t i = 0; i < in; ++i) bytes[place(i)] = scores[i] < tau;
+  }
+  return bytes;
+}
+
 absl::StatusOr<zo::BitMask> WandaMask(const zo::ZoLayout& layout, const std::vector<tier::BlockTensor>& tensors,
                                       std::span<const float> theta, const std::map<size_t, std::vector<double>>& norms,
                                       double ratio, bool in_out) {
   if (norms.empty()) return InvalidArgument("sparse.source: wanda needs linear layers among what is trained");
   zo::BitMask mask(layout.size());
   for (const auto& [tensor, norm] : norms) {
-    const std::vector<int64_t>& shape = tensors[tensor].shape;
-    const auto out = static_cast<size_t>(shape[in_out ? 1 : 0]), in = static_cast<size_t>(shape[in_out ? 0 : 1]);
-    if (norm.size() != in) return Internal("sparse: ", norm.size(), " input norms; must be ", in);
     const std::span<const float> w = theta.subspan(layout.offset(tensor), layout.tensor(tensor).size);
-    std::vector<uint8_t> bytes(w.size());
-    std::vector<float> scores(in), sorted;
-    for (size_t o = 0; o < out; ++o) {
-      const auto place = [&](size_t i) { return in_out ? i * out + o : o * in + i; };
-      for (size_t i = 0; i < in; ++i) scores[i] = std::fabs(w[place(i)]) * static_cast<float>(norm[i]);
-      sorted = scores;
-      const float tau = Quantile(sorted, ratio);
-      for (size_t i = 0; i < in; ++i) bytes[place(i)] = scores[i] < tau;
-    }
+    ASSIGN_OR_RETURN(const std::vector<uint8_t> bytes, WandaBytes(tensors[tensor], w, norm, ratio, in_out));
     mask.Set(layout.offset(tensor), bytes);
   }
   return mask;
+}
+
+std::string MaskFile(const std::string& own) { return own + "/sparse.mask"; }
+
+absl::StatusOr<std::optional<zo::BitMask>> FindMask(const std::string& own, const std::string& before, size_t size) {
+  for (const std::string& folder : {own, before}) {
+    if (!PosixFs().Exists(MaskFile(folder))) continue;
+    ASSIGN_OR_RETURN(zo::BitMask mask, ReadMask(MaskFile(folder), size));
+    if (folder != own) RETURN_IF_ERROR(WriteMask(MaskFile(own), mask));
+    return mask;
+  }
+  return std::optional<zo::BitMask>();
 }
 
 absl::Status WriteMask(const std::string& path, const zo::BitMask& mask) {

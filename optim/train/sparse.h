@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,6 +45,12 @@ class Masks {
   int64_t drawn_ = -1;
 };
 
+/// The stream that the `draw`-th mask of a run is drawn with.
+zo::Direction MaskDirection(uint64_t seed, int64_t draw);
+inline zo::MaskLaw MaskLawOf(const SparseSpec& spec) {
+  return spec.law == "normal" ? zo::MaskLaw::kNormal : zo::MaskLaw::kUniform;
+}
+
 /// Wanda (Sun et al., 2024): in every output row of a linear layer the `ratio` of entries with the smallest |w| |x|,
 /// |x| from `norms` (by tensor number); tensors without norms are not masked. `in_out`: rows are the second dimension.
 /// INVALID_ARGUMENT: no tensor has norms.
@@ -51,8 +58,16 @@ absl::StatusOr<zo::BitMask> WandaMask(const zo::ZoLayout& layout, const std::vec
                                       std::span<const float> theta, const std::map<size_t, std::vector<double>>& norms,
                                       double ratio, bool in_out);
 
+/// The same of one tensor: 1 = masked. `norm`: of its inputs. INTERNAL: of another size.
+absl::StatusOr<std::vector<uint8_t>> WandaBytes(const tier::BlockTensor& tensor, std::span<const float> w,
+                                                const std::vector<double>& norm, double ratio, bool in_out);
+
 /// A mask as a file: size u64, words, crc32c, little-endian. DATA_LOSS: damaged, or of another size.
 absl::Status WriteMask(const std::string& path, const zo::BitMask& mask);
 absl::StatusOr<zo::BitMask> ReadMask(const std::string& path, size_t size);
+/// Where an attempt in `own` keeps the mask that serves the whole run.
+std::string MaskFile(const std::string& own);
+/// That mask, of this attempt or of the one in `before` (taken over then); none when neither has one.
+absl::StatusOr<std::optional<zo::BitMask>> FindMask(const std::string& own, const std::string& before, size_t size);
 
 }  // namespace optod::train

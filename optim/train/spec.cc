@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "optim/rules/registry.h"
+#include "optim/train/presets.h"
 
 namespace optod::train {
 namespace {
@@ -90,23 +91,6 @@ class Object {
   absl::Status status_;
 };
 
-/// Tasks that a name stands for (ZO-Bench, templates.py: version 0).
-void Preset(TaskSpec* task) {
-  if (task->name == "sst2") {
-    task->columns = {"sentence", "label"};
-    task->prompt = "{sentence} It was";
-    task->options = {{"0", " terrible"}, {"1", " great"}};
-  } else if (task->name == "copa") {
-    task->header = true;
-    task->prompt = "{premise|clause} {asks_for|connective}";
-    task->options = {{"0", " {choice1|lower-first}"}, {"1", " {choice2|lower-first}"}};
-    task->classify = false;
-  } else if (task->name == "text") {
-    task->format = "text";
-    task->classify = false;
-  }
-}
-
 absl::Status ReadOptions(Object& o, TaskSpec* task) {
   const Json* value = o.Take("options");
   if (value == nullptr) return absl::OkStatus();
@@ -121,17 +105,29 @@ absl::Status ReadOptions(Object& o, TaskSpec* task) {
   return absl::OkStatus();
 }
 
+absl::Status CheckAnswer(const TaskSpec& task) {
+  if (!task.options.empty()) return InvalidArgument("task.answer: not together with task.options");
+  if (task.answer.stop.empty()) return InvalidArgument("task.stop: empty; a text that ends an answer");
+  if (task.max_tokens < task.answer.max_tokens + 8)
+    return InvalidArgument("task.answer_tokens: ", task.answer.max_tokens, " leaves fewer than 8 of task.max_tokens ",
+                           task.max_tokens, " to the prompt");
+  return absl::OkStatus();
+}
+
 absl::Status ReadTask(const Json& json, TaskSpec* task) {
   Object o(json, "task");
-  o.Choice("name", {"sst2", "copa", "text", "custom"}, &task->name);
-  if (o.status().ok()) Preset(task);
+  o.Choice("name", TaskNames(), &task->name);
+  if (o.status().ok()) ApplyPreset(task);
   o.Choice("format", {"tsv", "jsonl", "text"}, &task->format);
   for (auto [key, field] : {std::pair("train", &task->train),
                             {"dev", &task->dev},
                             {"test", &task->test},
                             {"prompt", &task->prompt},
-                            {"label", &task->label}})
+                            {"label", &task->label},
+                            {"answer", &task->answer.field},
+                            {"stop", &task->answer.stop}})
     o.Text(key, field);
+  o.Int("answer_tokens", 1, &task->answer.max_tokens);
   o.Bool("header", &task->header);
   o.Bool("classify", &task->classify);
   o.Int("train_examples", 0, &task->train_examples);
@@ -152,7 +148,8 @@ absl::Status ReadTask(const Json& json, TaskSpec* task) {
   if (task->dev.empty()) return InvalidArgument("task.dev: missing");
   if (task->format == "text") return absl::OkStatus();
   if (task->prompt.empty()) return InvalidArgument("task.prompt: missing");
-  if (task->options.size() < 2) return InvalidArgument("task.options: missing");
+  if (task->asks()) RETURN_IF_ERROR(CheckAnswer(*task));
+  if (!task->asks() && task->options.size() < 2) return InvalidArgument("task.options: missing");
   if (task->format == "tsv" && !task->header && task->columns.empty())
     return InvalidArgument("task.columns: missing, and task.header is false");
   return absl::OkStatus();
@@ -206,17 +203,21 @@ absl::Status ReadTier(const Json& json, TrainSpec* spec) {
   RETURN_IF_ERROR(o.Done());
   if (tier.slots > 64) return InvalidArgument("tier.slots: ", tier.slots, " must be <= 64");
   if (tier.write_every > 1'000'000) return InvalidArgument("tier.write_every: ", tier.write_every, " must be <= 1000000");
+  if (spec->objective != "loss" && spec->task.asks())
+    return InvalidArgument("tier: objective \"", spec->objective,
+                         "\" of generated answers would read all parameters once a token; train it without tier");
   if (!spec->zeroth_order)
     return InvalidArgument("tier: \"", spec->optimizer, "\" needs gradients; parameters stream for zeroth-order optimizers");
-  if (spec->optimizer == "zo-sgd-cons" || spec->optimizer == "forward-grad")
-    return Unimplemented("tier: \"", spec->optimizer, "\" evaluates other points than theta +- eps z; train it without tier");
-  for (const auto& [on, field, why] :
-       {std::tuple(!spec->blockwise.level.empty(), "blockwise", "every group would read all parameters once more"),
-        {spec->sparse.ratio > 0, "sparse", "a unit that catches up would need the masks of steps long past"},
-        {spec->hybrid.blocks > 0, "hybrid", "back-propagation needs its layers in memory"},
-        {spec->parallel.workers > 1, "parallel", "workers would have to agree in the middle of a sweep"}}) {
-    if (on) return Unimplemented("tier: not together with ", field, ": ", why);
+  if (spec->hybrid.blocks > 0)
+    return InvalidArgument("tier: with hybrid.blocks ", spec->hybrid.blocks, ", whose layers back-propagation needs in memory; must be "
+                           "without hybrid, or train without tier");
+  const bool from_values = spec->sparse.ratio > 0 && (spec->sparse.source == "magnitude" || spec->sparse.group == "global");
+  for (const auto& [on, with] : {std::pair(spec->parallel.workers > 1, "parallel"), {from_values, "sparse masks drawn from values"}}) {
+    if (on && tier.codec != "none")
+      return InvalidArgument("tier.codec: \"", tier.codec, "\" with ", with, ", where a replay would round otherwise; must be none");
   }
+  if (!spec->blockwise.level.empty() && !tier.fused)
+    return InvalidArgument("tier.fused: false with blockwise, whose two copies share what does not move; must be true");
   return absl::OkStatus();
 }
 
@@ -249,7 +250,7 @@ absl::Status ReadOptimizer(const Json& json, TrainSpec* spec) {
   spec->hyper = *std::move(checked);
   const auto residue = spec->hyper.find("residue");
   if (residue != spec->hyper.end() && residue->second == optim::HyperValue(std::string("mezo")))
-    return Unimplemented("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; use none");
+    return InvalidArgument("optimizer.residue: \"mezo\" leaves rounding that a job's log does not repeat; must be none");
   for (const char* name : {"blocks", "mask_ratio", "mask_ratios"}) {
     const auto at = spec->hyper.find(name);
     if (at != spec->hyper.end() && at->second != optim::HyperValue(std::string()) && at->second != optim::HyperValue(0.0))
@@ -349,6 +350,10 @@ absl::Status CheckTogether(const TrainSpec& spec) {
     return InvalidArgument("objective: \"", spec.objective, "\" has no derivative; forward-grad needs loss");
   if (other && spec.task.format == "text")
     return InvalidArgument("objective: \"", spec.objective, "\" needs options to choose from; task.format is text");
+  if (other && spec.task.asks() && blockwise)
+    return InvalidArgument("objective: \"", spec.objective, "\" of generated answers: not together with blockwise");
+  if (spec.objective == "accuracy" && spec.task.asks())
+    return InvalidArgument("objective: \"accuracy\" needs options to choose from; generated answers have f1");
   if (hybrid && (spec.scheme.name == "prompt" || spec.scheme.name == "head"))
     return InvalidArgument("hybrid: scheme \"", spec.scheme.name, "\" trains one block; nothing to divide");
   return absl::OkStatus();

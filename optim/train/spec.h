@@ -10,6 +10,9 @@
 ///   steps: 1000
 ///   batch: 16
 ///
+/// A task is a name of ZO-Bench's (presets.h), or templates: `prompt` with `options` (or `answer` where the model answers
+/// in its own words: {name: custom, format: jsonl, prompt: "{question}\nAnswer:", answer: answers, answer_tokens: 50}).
+///
 /// Zeroth order only, each with the names of ZO-Bench's command line (Zhang et al., 2024; github.com/ZO-Bench/ZO-LLM):
 ///
 ///   objective: f1                             # what two losses are taken of: loss, accuracy, f1 (non_diff)
@@ -35,9 +38,16 @@
 
 namespace optod::train {
 
+/// An answer in the model's own words: the greedy continuation of the prompt (SQuAD, DROP), judged by words (F1).
+struct AnswerSpec {
+  std::string field;         ///< of the right answers: a text, a list, or a path to them; "" = options instead
+  int64_t max_tokens = 50;   ///< of a generated answer
+  std::string stop = "\n";   ///< ends it; trained on behind the right answer
+};
+
 /// How rows of a file become prompts and options.
 struct TaskSpec {
-  std::string name = "custom";       ///< sst2, copa, text, or custom
+  std::string name = "custom";       ///< custom, or a preset (presets.h)
   std::string format = "tsv";        ///< tsv, jsonl, text
   std::string train, dev, test;      ///< files; test may be ""
   std::vector<std::string> columns;  ///< of a tsv without header
@@ -46,6 +56,8 @@ struct TaskSpec {
   std::string label = "label";       ///< column or field of the right option
   /// label value -> option template, in the order of the candidates: {"0", " terrible"}, {"1", " great"}
   std::vector<std::pair<std::string, std::string>> options;
+  AnswerSpec answer;
+  bool asks() const { return !answer.field.empty(); }
   bool classify =
       true;  ///< loss over all options (softmax of mean log-probabilities); false: tokens of the right one only
   int64_t train_examples = 0, dev_examples = 0, test_examples = 0;  ///< 0 = all

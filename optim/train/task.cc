@@ -1,31 +1,22 @@
 #include "optim/train/task.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "base/fs.h"
 #include "base/status.h"
+#include "optim/train/templates.h"
+#include "optim/train/text_match.h"
 #include "optim/zo/stream.h"
 
 namespace optod::train {
 namespace {
 
-using Row = std::vector<std::pair<std::string, std::string>>;
-
 constexpr uint32_t kOrderTensor =
     (1u << 24) - 1;  // no model has so many tensors: its words belong to nobody's direction
-
-const std::string* FieldOf(const Row& row, const std::string& name) {
-  for (const auto& [key, value] : row) {
-    if (key == name) return &value;
-  }
-  return nullptr;
-}
 
 std::vector<std::string> SplitTabs(const std::string& line) {
   std::vector<std::string> cells;
@@ -75,38 +66,6 @@ absl::StatusOr<std::vector<Row>> ReadJsonl(const std::vector<std::string>& lines
   return rows;
 }
 
-/// Words as SQuAD's evaluation compares them.
-std::vector<std::string> Words(const std::string& text) {
-  std::vector<std::string> words(1);
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (std::isspace(byte)) {
-      words.emplace_back();
-    } else if (!std::ispunct(byte)) {
-      words.back() += static_cast<char>(std::tolower(byte));
-    }
-  }
-  std::erase_if(words, [](const std::string& w) { return w.empty() || w == "a" || w == "an" || w == "the"; });
-  return words;
-}
-
-std::string LowerFirst(std::string text) {
-  const size_t end = text.find(' ');
-  if (text.substr(0, end) == "I" || text.starts_with("I'")) return text;
-  if (!text.empty()) text[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(text[0])));
-  return text;
-}
-
-absl::StatusOr<std::string> Filter(const std::string& filter, std::string value) {
-  if (filter == "lower-first") return LowerFirst(std::move(value));
-  if (filter == "clause") {
-    while (!value.empty() && (value.back() == ' ' || value.back() == '.')) value.pop_back();
-    return value;
-  }
-  if (filter == "connective") return std::string(value == "cause" ? "because" : "so");
-  return InvalidArgument("template: filter \"", filter, "\" is unknown (lower-first, clause, connective)");
-}
-
 /// Encodes rows of one file.
 class Encoder {
  public:
@@ -116,7 +75,10 @@ class Encoder {
     if (config.family == nn::Family::kRoberta) mask_ = tokenizer.Find("<mask>");
   }
 
-  absl::StatusOr<Example> Encode(const Row& row) const {
+  absl::StatusOr<Example> Encode(const Row& row) const { return spec_.asks() ? Question(row) : Choice(row); }
+
+  /// A prompt with options to choose from.
+  absl::StatusOr<Example> Choice(const Row& row) const {
     Example example;
     example.candidates = static_cast<int>(spec_.options.size());
     const std::string* label = FieldOf(row, spec_.label);
@@ -148,15 +110,26 @@ class Encoder {
       return example;
     }
     for (size_t c = 0; c < options.size(); ++c) {
-      Sequence sequence{Cut(body, options[c].size()), {}};
-      if (sequence.ids.empty()) return InvalidArgument("the prompt is empty and the tokenizer puts nothing in front");
-      for (int64_t token : options[c]) {
-        sequence.picks.push_back({static_cast<int64_t>(sequence.ids.size()) - 1, token, static_cast<int>(c)});
-        sequence.ids.push_back(token);
-      }
-      sequence.ids.pop_back();  // nothing is asked after the last token
+      ASSIGN_OR_RETURN(Sequence sequence, Continued(body, options[c], static_cast<int>(c)));
       example.sequences.push_back(std::move(sequence));
     }
+    return example;
+  }
+
+  /// A prompt that the model goes on from in its own words: trained on the first right answer and what ends it.
+  absl::StatusOr<Example> Question(const Row& row) const {
+    const AnswerSpec& answer = spec_.answer;
+    ASSIGN_OR_RETURN(const std::string prompt, Render(spec_.prompt, row));
+    Example example;
+    ASSIGN_OR_RETURN(example.answers, ListOf(answer.field, row));
+    const std::vector<int64_t> body = tokenizer_.Encode(prompt),
+                               both = tokenizer_.Encode(prompt + " " + example.answers[0] + answer.stop);
+    if (both.size() <= body.size()) return InvalidArgument("answer \"", example.answers[0].substr(0, 32), "\" has no token of its own");
+    std::vector<int64_t> tokens(both.begin() + static_cast<ptrdiff_t>(body.size()), both.end());
+    if (tokens.size() > static_cast<size_t>(answer.max_tokens)) tokens.resize(static_cast<size_t>(answer.max_tokens));
+    example.prompt = Cut(body, static_cast<size_t>(answer.max_tokens));
+    ASSIGN_OR_RETURN(Sequence sequence, Continued(body, tokens, 0));
+    example.sequences.push_back(std::move(sequence));
     return example;
   }
 
@@ -194,6 +167,18 @@ class Encoder {
     const size_t room = limit_ - std::min(limit_, ids.size() + more), keep = std::min(body.size(), room);
     ids.insert(ids.end(), body.end() - static_cast<ptrdiff_t>(keep), body.end());
     return ids;
+  }
+  /// The body and `tokens` behind it, each of them picked.
+  absl::StatusOr<Sequence> Continued(const std::vector<int64_t>& body, const std::vector<int64_t>& tokens,
+                                     int candidate) const {
+    Sequence sequence{Cut(body, tokens.size()), {}};
+    if (sequence.ids.empty()) return InvalidArgument("the prompt is empty and the tokenizer puts nothing in front");
+    for (int64_t token : tokens) {
+      sequence.picks.push_back({static_cast<int64_t>(sequence.ids.size()) - 1, token, candidate});
+      sequence.ids.push_back(token);
+    }
+    sequence.ids.pop_back();  // nothing is asked after the last token
+    return sequence;
   }
   absl::StatusOr<Example> Masked(Example example, const std::vector<int64_t>& body,
                                  const std::vector<std::vector<int64_t>>& options) const {
@@ -262,35 +247,14 @@ absl::StatusOr<std::vector<Example>> LoadSet(const TaskSpec& spec, const std::st
 
 }  // namespace
 
-absl::StatusOr<std::string> Render(const std::string& text_template, const Row& row) {
-  std::string out;
-  for (size_t at = 0; at < text_template.size();) {
-    if (text_template[at] != '{') {
-      out.push_back(text_template[at++]);
-      continue;
-    }
-    const size_t end = text_template.find('}', at);
-    if (end == std::string::npos) return InvalidArgument("template: \"{\" without \"}\"");
-    const std::string inside = text_template.substr(at + 1, end - at - 1);
-    const size_t bar = inside.find('|');
-    const std::string* value = FieldOf(row, inside.substr(0, bar));
-    if (value == nullptr) return InvalidArgument("column \"", inside.substr(0, bar), "\" is missing");
-    std::string text = *value;
-    if (bar != std::string::npos) {
-      ASSIGN_OR_RETURN(text, Filter(inside.substr(bar + 1), std::move(text)));
-    }
-    out += text;
-    at = end + 1;
-  }
-  return out;
-}
-
 absl::StatusOr<TaskData> LoadTask(const TaskSpec& spec, const nn::Tokenizer& tokenizer, const nn::ModelConfig& config) {
   if (spec.format == "text" && !config.causal())
     return Unimplemented("task.format: text needs a model that continues texts");
+  if (spec.asks() && !config.causal()) return Unimplemented("task.answer: needs a model that continues texts");
   const Encoder encoder(spec, tokenizer, config);
   TaskData data;
-  data.choose = spec.format != "text";
+  data.asks = spec.asks();
+  data.choose = spec.format != "text" && !data.asks;
   data.classify = spec.classify && data.choose;
   struct Set {
     const char* name;
@@ -323,16 +287,6 @@ std::vector<size_t> BatchOrder::At(int64_t step) {
   std::vector<size_t> places;
   for (size_t i = 0; i < batch_; ++i) places.push_back(Place(static_cast<uint64_t>(step) * batch_ + i));
   return places;
-}
-
-double TokenF1(const std::string& prediction, const std::string& truth) {
-  const std::vector<std::string> a = Words(prediction), b = Words(truth);
-  std::map<std::string, int> left;
-  for (const std::string& word : b) ++left[word];
-  int common = 0;
-  for (const std::string& word : a) common += left[word]-- > 0 ? 1 : 0;
-  if (a.empty() || b.empty()) return a.empty() && b.empty() ? 1 : 0;
-  return 2.0 * common / static_cast<double>(a.size() + b.size());
 }
 
 double ValueOf(const Objective& objective, size_t examples, const std::string& name) {

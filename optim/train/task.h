@@ -1,11 +1,12 @@
 #pragma once
 /// Tasks as data: rows of a file become token sequences and the places whose log-probabilities score them. No LibTorch.
 ///
-///   row -> prompt template, option templates -> token ids -> Sequence{ids, picks}
+///   row -> prompt template, option templates (templates.h) -> token ids -> Sequence{ids, picks}
 ///
 /// A pick is one log-probability: of token `target` after row `row` of its sequence (at it, for masked models). The
 /// score of an option is the mean of its picks (Zhang et al., 2024, section "task alignment"; MeZO's utils.py). Options
-/// of one token each share one sequence, since they share everything before it.
+/// of one token each share one sequence, since they share everything before it. Where the model answers in its own words
+/// (SQuAD, DROP), the first right answer is the one option, and answering.h judges what is generated.
 
 #include <cstdint>
 #include <span>
@@ -34,26 +35,20 @@ struct Example {
   int correct = 0;
   std::vector<double> f1 =
       {};  ///< of every candidate's text against the right one's (TokenF1); empty = 1 for the right, 0 else
+  std::vector<int64_t> prompt = {};       ///< to be gone on from; empty where there are options
+  std::vector<std::string> answers = {};  ///< the right ones
 };
 
 struct TaskData {
   std::vector<Example> train, dev, test;
   bool classify = false;  ///< loss: softmax over options; else the mean token loss of the right one
   bool choose = false;    ///< accuracy is defined (more than one option)
+  bool asks = false;      ///< answers are generated
 };
 
 /// Reads and encodes all sets. Errors name file, line and reason: `train: line 7: label "2" is not one of 0, 1`,
 /// `dev: line 3: column "sentence" is missing`, NOT_FOUND for a file that is not there.
 absl::StatusOr<TaskData> LoadTask(const TaskSpec& spec, const nn::Tokenizer& tokenizer, const nn::ModelConfig& config);
-
-/// "{premise|clause}" with fields put in. Filters: lower-first (the first word, unless it is I), clause (without the
-/// final full stop), connective (cause -> because, effect -> so). INVALID_ARGUMENT for an unknown field or filter.
-absl::StatusOr<std::string> Render(const std::string& text_template,
-                                   const std::vector<std::pair<std::string, std::string>>& row);
-
-/// F1 of the words two texts share, as SQuAD's evaluation takes it (Rajpurkar et al., 2016): lower case, without
-/// punctuation and articles; in [0, 1].
-double TokenF1(const std::string& prediction, const std::string& truth);
 
 /// Which examples a step trains on: every epoch is a permutation of its own, a pure function of seed and step.
 class BatchOrder {

@@ -7,44 +7,10 @@
 #include "optim/nn/guard.h"
 #include "optim/nn/views.h"
 #include "optim/train/layer_extra.h"
+#include "optim/train/tiered_rows.h"
 
 namespace optod::train {
 namespace {
-
-at::Tensor Indices(const std::vector<int64_t>& values) {
-  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
-  return t;
-}
-
-/// As CopyRows, of a piece that is on another device.
-void CopyRowsThere(const at::Tensor& ids, int64_t first_row, const at::Tensor& piece, at::Tensor& rows) {
-  if (!rows.defined()) rows = at::empty({ids.numel(), piece.size(1)}, piece.options());
-  std::vector<int64_t> to, from;
-  const int64_t* id = ids.data_ptr<int64_t>();
-  for (int64_t t = 0; t < ids.numel(); ++t) {
-    const int64_t row = id[t] - first_row;
-    if (row < 0 || row >= piece.size(0)) continue;
-    to.push_back(t);
-    from.push_back(row);
-  }
-  if (to.empty()) return;
-  const at::Device device = piece.device();
-  rows.index_copy_(0, Indices(to).to(device), at::index_select(piece, 0, Indices(from).to(device)));
-}
-
-/// The rows of `ids` that lie in a piece of a table go to their places in `rows` [ids, width].
-void CopyRows(const at::Tensor& ids, int64_t first_row, size_t width, std::span<const float> piece, at::Tensor& rows) {
-  if (!rows.defined()) rows = at::empty({ids.numel(), static_cast<int64_t>(width)}, at::kFloat);
-  const auto count = static_cast<int64_t>(piece.size() / width);
-  const int64_t* id = ids.data_ptr<int64_t>();
-  float* out = rows.data_ptr<float>();
-  for (int64_t t = 0; t < ids.numel(); ++t) {
-    const int64_t row = id[t] - first_row;
-    if (row >= 0 && row < count)
-      std::copy_n(piece.data() + static_cast<size_t>(row) * width, width, out + t * static_cast<int64_t>(width));
-  }
-}
 
 /// A layer's own tensors on all lanes at once, adapters on each lane.
 class LanesOps final : public nn::BlockOps {
@@ -73,6 +39,73 @@ class LanesOps final : public nn::BlockOps {
   const nn::Weights& layer_;
   const std::vector<nn::LayerExtra> extras_;
   const nn::PlainOps plain_;
+};
+
+/// Two lanes whose own tensors may differ: slots that do are applied to each half of x.
+class DifferingOps final : public nn::BlockOps {
+ public:
+  DifferingOps(const nn::ModelConfig& config, const nn::Weights& plus, const nn::Weights& minus, std::vector<bool> moved,
+               std::vector<nn::LayerExtra> extras)
+      : config_(config), lane_{&plus, &minus}, moved_(std::move(moved)), shared_(config, plus, std::move(extras)) {}
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
+    if (!Moved(weight) && !Moved(bias)) return shared_.Linear(x, weight, bias);
+    return ByHalves(x, [&](const at::Tensor& half, const nn::Weights& w) { return nn::PlainOps(config_, w).Linear(half, weight, bias); });
+  }
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override {
+    if (!Moved(weight) && !Moved(bias)) return shared_.Norm(x, weight, bias);
+    return ByHalves(x, [&](const at::Tensor& half, const nn::Weights& w) { return nn::PlainOps(config_, w).Norm(half, weight, bias); });
+  }
+  at::Tensor LowRank(const at::Tensor& x, nn::Projection projection) const override { return shared_.LowRank(x, projection); }
+  nn::KeyValues Prefix(int lane) const override { return shared_.Prefix(lane); }
+
+ private:
+  bool Moved(int slot) const { return slot >= 0 && moved_[static_cast<size_t>(slot)]; }
+  template <typename Each>
+  at::Tensor ByHalves(const at::Tensor& x, Each each) const {
+    const int64_t half = x.size(0) / 2;
+    return at::cat({each(x.slice(0, 0, half), *lane_[0]), each(x.slice(0, half), *lane_[1])}, 0);
+  }
+
+  const nn::ModelConfig& config_;
+  const nn::Weights* const lane_[2];
+  const std::vector<bool> moved_;
+  const LanesOps shared_;
+};
+
+/// Two lanes of a layer whose tensors are formed as they are used.
+class FormedOps final : public nn::BlockOps {
+ public:
+  /// `form`: both copies of the tensor in a slot, from float `at` of the room on.
+  using Form = std::function<std::pair<at::Tensor, at::Tensor>(int slot, size_t at)>;
+  FormedOps(const nn::ModelConfig& config, Form form) : config_(config), form_(std::move(form)) {}
+  at::Tensor Linear(const at::Tensor& x, int weight, int bias) const override {
+    const auto [w, b] = Both(weight, bias);
+    return at::cat({nn::PlainOps::ApplyLinear(config_, Half(x, 0), w.first, b.first),
+                    nn::PlainOps::ApplyLinear(config_, Half(x, 1), w.second, b.second)}, 0);
+  }
+  at::Tensor Norm(const at::Tensor& x, int weight, int bias) const override {
+    const auto [w, b] = Both(weight, bias);
+    return at::cat({nn::PlainOps::ApplyNorm(config_, Half(x, 0), w.first, b.first),
+                    nn::PlainOps::ApplyNorm(config_, Half(x, 1), w.second, b.second)}, 0);
+  }
+  at::Tensor LowRank(const at::Tensor&, nn::Projection) const override { return {}; }
+  nn::KeyValues Prefix(int) const override { return {}; }
+
+ private:
+  using Two = std::pair<at::Tensor, at::Tensor>;
+  static at::Tensor Half(const at::Tensor& x, int lane) {
+    const int64_t half = x.size(0) / 2;
+    return x.slice(0, lane * half, (lane + 1) * half);
+  }
+  std::pair<Two, Two> Both(int weight, int bias) const {
+    Two w, b;
+    if (weight >= 0) w = form_(weight, 0);
+    if (bias >= 0) b = form_(bias, weight >= 0 ? static_cast<size_t>(w.first.numel()) : 0);
+    return {w, b};
+  }
+
+  const nn::ModelConfig& config_;
+  const Form form_;
 };
 
 }  // namespace
@@ -116,6 +149,7 @@ void TieredCompute::SetExamples(std::span<const Example* const> examples, bool c
   classify_ = classify;
   objective_ = objective;
   copies_.clear();  // they look at what goes now
+  level_.reset();
   packed_ = std::make_unique<Packed>(Pack(examples, scheme_.name == "prompt" ? scheme_.tokens : 0));
   batch_.reset();
   twice_.reset();
@@ -139,7 +173,9 @@ at::Tensor TieredCompute::View(std::span<const float> values, const std::vector<
 at::Tensor TieredCompute::Asked(const at::Tensor& x) const { return at::index_select(x, 0, Indices(packed_->rows).to(device_)); }
 
 absl::Status TieredCompute::Begin(int copies) {
+  branched_ = false;
   copies_.clear();
+  level_.reset();
   copies_.resize(static_cast<size_t>(copies));
   for (Copy& copy : copies_) copy.embed.resize(blocks_[0].tensors.size());
   (void)BatchOf(1);
@@ -183,11 +219,58 @@ absl::Status TieredCompute::Forward(size_t unit, int copy_number, std::span<cons
       .status();
 }
 
+absl::Status TieredCompute::FormedPair(size_t unit, int copy, const tier::FormPart& form) {
+  if (stop_ && stop_()) return absl::CancelledError("stopped");
+  return nn::Guarded([&] {
+           at::NoGradGuard no_grad;
+           Copy& plus = copies_[static_cast<size_t>(copy)];
+           Copy& minus = copies_[static_cast<size_t>(copy) + 1];
+           if (roles_[unit].kind == Kind::kLayer)
+             FormedLayer(unit, plus, minus, form);
+           else
+             FormedPieces(unit, plus, minus, form);
+           return true;
+         })
+      .status();
+}
+
+void TieredCompute::FormedLayer(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form) {
+  for (Copy* copy : {&plus, &minus}) {
+    if (!copy->x.defined()) FinishEmbedding(*copy);
+  }
+  const std::vector<tier::BlockTensor>& tensors = blocks_[roles_[unit].block].tensors;
+  std::vector<size_t> part_of(tensors.size());
+  for (size_t part = 0; part < units_[unit].parts.size(); ++part)
+    part_of[static_cast<size_t>(place_[units_[unit].parts[part].uid].second)] = part;
+  const FormedOps ops(model_.config(), [&](int slot, size_t at) {
+    const tier::BlockTensor& tensor = tensors[static_cast<size_t>(slot)];
+    const auto [up, down] = form(part_of[static_cast<size_t>(slot)], 0, static_cast<size_t>(tensor.elements()), at);
+    return std::pair(nn::View(up, tensor.shape), nn::View(down, tensor.shape));
+  });
+  const at::Tensor both = model_.Layer(ops, at::cat({plus.x, minus.x}, 0), BatchOf(2));
+  plus.x = both.slice(0, 0, both.size(0) / 2);
+  minus.x = both.slice(0, both.size(0) / 2);
+}
+
+void TieredCompute::FormedPieces(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form) const {
+  const tier::UnitPart& part = units_[unit].parts[0];
+  const size_t step = static_cast<size_t>(VocabularyRows(static_cast<int64_t>(part.columns))) * part.columns;
+  for (size_t first = 0; first < part.count; first += step) {
+    const auto [up, down] = form(0, first, std::min(step, part.count - first), 0);
+    Role role = roles_[unit];
+    role.first_row += static_cast<int64_t>(first / part.columns);
+    Piece(role, units_[unit], plus, up);
+    Piece(role, units_[unit], minus, down);
+  }
+}
+
 absl::Status TieredCompute::Shared(size_t unit, int copies, std::span<const float> weights) {
   if (stop_ && stop_()) return absl::CancelledError("stopped");
   return nn::Guarded([&] {
            at::NoGradGuard no_grad;
-           if (roles_[unit].kind == Kind::kLayer) {
+           if (norms_ != nullptr) {
+             One(unit, copies_[0], weights);
+           } else if (roles_[unit].kind == Kind::kLayer) {
              SharedLayer(unit, Distinct(), weights);
            } else if (roles_[unit].kind == Kind::kHead) {
              SharedHead(unit, weights);
@@ -220,10 +303,10 @@ void TieredCompute::One(size_t unit, Copy& copy, std::span<const float> weights)
       copy.embed = owned();
       break;
     case Kind::kLayer:
-      Layer(copy, ViewsOf(unit, weights));
+      Layer(unit, copy, ViewsOf(unit, weights));
       break;
     case Kind::kHead:
-      Head(copy, ViewsOf(unit, weights));
+      Head(unit, copy, ViewsOf(unit, weights));
       break;
     case Kind::kVocabulary:
       Piece(role, units_[unit], copy, weights);
@@ -303,15 +386,32 @@ void TieredCompute::FinishEmbedding(Copy& copy) const {
   copy.tokens = copy.positions = copy.types = at::Tensor();
 }
 
-void TieredCompute::Layer(Copy& copy, const nn::Weights& layer) const {
+void TieredCompute::Layer(size_t unit, Copy& copy, const nn::Weights& layer) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  copy.x = model_.Layer(nn::PlainOps(model_.config(), layer), copy.x, *batch_);
+  const nn::LayerExtra extra = ExtraOf(scheme_, copy.adapters, roles_[unit].block - 1, static_cast<size_t>(model_.config().layers));
+  copy.x = norms_ == nullptr ? model_.Layer(nn::PlainOps(model_.config(), layer, &extra), copy.x, *batch_)
+                             : model_.Layer(Observed(unit, layer, &extra), copy.x, *batch_);
 }
 
-void TieredCompute::Head(Copy& copy, const nn::Weights& head) const {
+void TieredCompute::Head(size_t unit, Copy& copy, const nn::Weights& head) const {
   if (!copy.x.defined()) FinishEmbedding(copy);
-  copy.x = model_.Final(nn::PlainOps(model_.config(), head), Asked(copy.x));
+  const at::Tensor asked = Asked(copy.x);
+  copy.x = norms_ == nullptr ? model_.Final(nn::PlainOps(model_.config(), head), asked)
+                             : model_.Final(Observed(unit, head, nullptr), asked);
   if (const int bias = model_.head_slots().lm_bias; bias >= 0) copy.bias = head[static_cast<size_t>(bias)].clone();
+}
+
+ObservedOps TieredCompute::Observed(size_t unit, const nn::Weights& w, const nn::LayerExtra* extra) const {
+  const auto trainable = [this, unit](int slot) {
+    for (const tier::UnitPart& part : units_[unit].parts) {
+      if (units_[unit].trainable && place_[part.uid].second == slot) return static_cast<int>(part.number());
+    }
+    return -1;
+  };
+  const auto seen = [norms = norms_](int tensor, const at::Tensor& x, const at::Tensor&) {
+    (*norms)[static_cast<size_t>(tensor)] = ColumnNorms(x);
+  };
+  return {model_.config(), roles_[unit].block, trainable, w, extra, seen};
 }
 
 void TieredCompute::Piece(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const {
@@ -331,9 +431,64 @@ std::vector<double> TieredCompute::LogProbabilities(int copy) const {
   return copies_[static_cast<size_t>(copy)].vocabulary->LogProbabilities();
 }
 
+absl::Status TieredCompute::Branch() {
+  const Copy& walk = copies_[2];
+  for (size_t lane : {0, 1}) {  // of adapters each has its own
+    Copy& copy = copies_[lane];
+    copy.tokens = walk.tokens;
+    copy.positions = walk.positions;
+    copy.types = walk.types;
+    copy.embed = walk.embed;
+    copy.x = walk.x;
+    copy.vocabulary.reset();
+  }
+  branched_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status TieredCompute::Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                                 std::span<const uint8_t> moved) {
+  if (stop_ && stop_()) return absl::CancelledError("stopped");
+  return nn::Guarded([&] {
+           at::NoGradGuard no_grad;
+           if (roles_[unit].kind == Kind::kLayer || roles_[unit].kind == Kind::kHead) {
+             PairUnit(unit, plus, minus, moved);
+           } else {
+             One(unit, copies_[0], plus);
+             One(unit, copies_[1], minus);
+           }
+           return true;
+         })
+      .status();
+}
+
+void TieredCompute::PairUnit(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                             std::span<const uint8_t> moved) {
+  const Role& role = roles_[unit];
+  const nn::Weights up = ViewsOf(unit, plus), down = ViewsOf(unit, minus);
+  std::vector<bool> differs(up.size());
+  for (size_t part = 0; part < moved.size(); ++part)
+    differs[static_cast<size_t>(place_[units_[unit].parts[part].uid].second)] = moved[part] != 0;
+  const bool layer = role.kind == Kind::kLayer;
+  std::vector<nn::LayerExtra> extras;
+  std::vector<at::Tensor> x;
+  for (size_t lane : {0, 1}) {
+    Copy& copy = copies_[lane];
+    if (!copy.x.defined()) FinishEmbedding(copy);
+    x.push_back(layer ? copy.x : at::index_select(copy.x, 0, Indices(packed_->rows)));
+    extras.push_back(layer ? ExtraOf(scheme_, copy.adapters, role.block - 1, static_cast<size_t>(model_.config().layers)) : nn::LayerExtra());
+    const int bias = layer ? -1 : model_.head_slots().lm_bias;
+    if (bias >= 0) copy.bias = (lane == 0 ? up : down)[static_cast<size_t>(bias)].clone();
+  }
+  const DifferingOps ops(model_.config(), up, down, std::move(differs), std::move(extras));
+  const at::Tensor both = layer ? model_.Layer(ops, at::cat(x, 0), BatchOf(2)) : model_.Final(ops, at::cat(x, 0));
+  copies_[0].x = both.slice(0, 0, both.size(0) / 2);
+  copies_[1].x = both.slice(0, both.size(0) / 2);
+}
+
 absl::StatusOr<std::vector<double>> TieredCompute::Losses() {
   std::vector<double> losses;
-  for (const Copy& copy : copies_) {
+  for (const Copy& copy : std::span(copies_).first(branched_ ? 2 : copies_.size())) {
     if (!copy.vocabulary) return Internal("tier: no unit of the vocabulary came by");
     losses.push_back(ValueOf(Judge(examples_, copy.vocabulary->LogProbabilities(), classify_), examples_.size(), objective_));
   }

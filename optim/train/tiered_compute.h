@@ -7,6 +7,7 @@
 ///                                   ┘
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,8 @@
 
 #include "optim/nn/model.h"
 #include "optim/tier/compute.h"
+#include "optim/train/duals.h"
+#include "optim/train/observed_ops.h"
 #include "optim/train/tiered_units.h"
 #include "optim/train/vocabulary.h"
 
@@ -31,6 +34,9 @@ class TieredCompute final : public tier::BlockCompute {
 
   /// What the next sweep computes. `classify`: as Judge's; `objective`: as ValueOf's.
   void SetExamples(std::span<const Example* const> examples, bool classify, const std::string& objective);
+  /// From now on sweeps of one copy write the norms of the inputs of linear layers whose weight is trained there, by the
+  /// weight's number in the random stream (what Engine::InputNorms gives); nullptr: no more. Borrowed.
+  void ObserveInputs(std::map<size_t, std::vector<double>>* norms) { norms_ = norms; }
   /// Log-probabilities of the picks of copy `copy`, in the order of Judge, after a sweep.
   std::vector<double> LogProbabilities(int copy) const;
 
@@ -38,7 +44,18 @@ class TieredCompute final : public tier::BlockCompute {
   std::vector<tier::Slice> Wanted() override;
   absl::Status Gathered(int copy, std::span<const float> values) override;
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override;
+  /// Layers and the vocabulary: a tensor, or some rows, of both copies while they are in the cache, as the resident engine does.
+  bool FormsParts(size_t unit) const override {
+    return pairs_ && !enqueues_ && (roles_[unit].kind == Kind::kLayer || roles_[unit].kind == Kind::kVocabulary);
+  }
+  absl::Status FormedPair(size_t unit, int copy, const tier::FormPart& form) override;
   absl::Status Shared(size_t unit, int copies, std::span<const float> weights) override;
+  absl::Status Branch() override;
+  absl::Status Pair(size_t unit, std::span<const float> plus, std::span<const float> minus,
+                    std::span<const uint8_t> moved) override;
+  absl::Status GatheredTangent(int copy, std::span<const float> values, std::span<const float> z) override;
+  absl::Status Tangent(size_t unit, int copy, std::span<const float> weights, std::span<const float> z) override;
+  absl::StatusOr<tier::LossSlopes> Slopes() override;
   absl::StatusOr<std::vector<double>> Losses() override;
 
  private:
@@ -51,19 +68,33 @@ class TieredCompute final : public tier::BlockCompute {
   };
   struct Copy {
     at::Tensor tokens, positions, types;  ///< rows of the tables
+    at::Tensor tokens_z, positions_z, types_z;  ///< forward-grad: tangents of rows, until all have come
     nn::Weights embed;                    ///< the embed block's other tensors, by slot
     nn::Weights adapters;
     at::Tensor x;                         ///< [tokens, hidden]; after the head the rows that are asked
-    at::Tensor bias;                      ///< of the vocabulary, or undefined
+    at::Tensor bias, bias_z;              ///< of the vocabulary, or undefined; forward-grad: and its tangent
     std::optional<Vocabulary> vocabulary;
   };
   Role RoleOf(const tier::Unit& unit) const;
   nn::Weights ViewsOf(size_t unit, std::span<const float> weights) const;
   void Table(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights) const;
   void One(size_t unit, Copy& copy, std::span<const float> weights) const;
+  /// The unit of a layer or head with an eye on its inputs.
+  ObservedOps Observed(size_t unit, const nn::Weights& w, const nn::LayerExtra* extra) const;
   void FinishEmbedding(Copy& copy) const;
-  void Layer(Copy& copy, const nn::Weights& layer) const;
-  void Head(Copy& copy, const nn::Weights& head) const;
+  void Layer(size_t unit, Copy& copy, const nn::Weights& layer) const;
+  void Head(size_t unit, Copy& copy, const nn::Weights& head) const;
+  /// Where `z` is given, the dual of a view and its direction's.
+  nn::Weights DualsOf(size_t unit, std::span<const float> weights, std::span<const float> z, bool owned) const;
+  void OneTangent(size_t unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
+  void TableTangent(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
+  void PieceTangent(const Role& role, const tier::Unit& unit, Copy& copy, std::span<const float> weights, std::span<const float> z);
+  /// Rows of tables and virtual tokens -> x, as the resident engine's forward mode has it.
+  void FinishEmbeddingTangent(Copy& copy);
+  void FormedLayer(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form);
+  void FormedPieces(size_t unit, Copy& plus, Copy& minus, const tier::FormPart& form) const;
+  /// A layer or head with copies 0 and 1, which share what is not moved, as the resident engine's two lanes.
+  void PairUnit(size_t unit, std::span<const float> plus, std::span<const float> minus, std::span<const uint8_t> moved);
   void SharedLayer(size_t unit, size_t copies, std::span<const float> weights);
   void SharedHead(size_t unit, std::span<const float> weights);
   /// x of the first `copies` copies, pairs of them behind one another, becomes what `apply` makes of it; it is told the
@@ -92,8 +123,11 @@ class TieredCompute final : public tier::BlockCompute {
   std::vector<const Example*> examples_;
   bool classify_ = false;
   std::string objective_ = "loss";
+  std::map<size_t, std::vector<double>>* norms_ = nullptr;
+  bool branched_ = false;  // only copies 0 and 1 come to the end
   std::unique_ptr<Packed> packed_;
   std::unique_ptr<nn::Batch> batch_, twice_;  // one lane, two
+  std::unique_ptr<DualLevel> level_;  // of a sweep with tangents; outlives its copies
   at::Tensor ids_, positions_;                // of one lane, here
   std::vector<Copy> copies_;
 };

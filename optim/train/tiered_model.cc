@@ -14,6 +14,7 @@
 #include "optim/train/adapters.h"
 #include "optim/train/learner.h"
 #include "optim/train/tiered_compute.h"
+#include "optim/train/tiered_masks.h"
 #include "optim/train/tiered_place.h"
 
 namespace optod::train {
@@ -34,6 +35,8 @@ struct Opened {
   std::unique_ptr<nn::WeightReader> reader;
   TieredUnits streamed;
   zo::ZoHyper hyper;
+  int evaluated = 0;  ///< queries of this worker; 0 = all
+  std::vector<tier::TensorGroup> groups;  ///< block-wise
   tier::Plan plan;
   uint64_t trainable = 0;  ///< floats
 };
@@ -45,9 +48,10 @@ double SecondsOf(const std::function<void()>& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() / 3;
 }
 
-/// Seconds a parameter and step: two products of a layer's matrix a query; for the share of the parameters that is
+/// Seconds a parameter and step: two products of a layer's matrix a query (zo-sgd-cons: three more); for the share of the parameters that is
 /// trained, catching up one update and both copies of every query.
-double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, int64_t tokens, double trained) {
+double MeasureCompute(const nn::ModelConfig& config, zo::ZoHyper hyper, int evaluated, int64_t tokens, double trained) {
+  if (evaluated > 0) hyper.queries = evaluated;
   at::NoGradGuard no_grad;
   const at::Tensor x = at::zeros({tokens, config.hidden}, at::kFloat), w = at::zeros({config.inter, config.hidden}, at::kFloat);
   const double product = SecondsOf([&] { (void)at::linear(x, w); });
@@ -64,22 +68,35 @@ double MeasureCompute(const nn::ModelConfig& config, const zo::ZoHyper& hyper, i
     for (int query = 0; query < hyper.queries; ++query)
       pass.Perturb(values, {query == 0 ? 0u : 1u, 1}, 1, query, tier::Copies::kBoth, plus, minus);
   });
-  return (trained * passes + 2 * hyper.queries * product) / static_cast<double>(theta.size());
+  const int each = hyper.rule == zo::Rule::kForwardGrad ? 3 : 2;  // forward-grad: x W, dx W, x z
+  const int products = each * hyper.queries + (hyper.rule == zo::Rule::kConservative ? 3 : 0);
+  return (trained * passes + products * product) / static_cast<double>(theta.size());
 }
 
 absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
   Opened opened;
   ASSIGN_OR_RETURN(opened.hyper, ZoHyperOf(spec));
+  if (spec.parallel.workers > 1 && spec.parallel.share == "queries") {
+    opened.hyper.queries = static_cast<int>(spec.parallel.workers);
+    opened.evaluated = 1;
+  }
   ASSIGN_OR_RETURN(tier::TierRequest request, TierRequestOf(spec.tier));
+  if (opened.hyper.rule == zo::Rule::kConservative) request.sweeps = 2;
   request.separate_device = spec.device != "cpu";
   ASSIGN_OR_RETURN(opened.reader, nn::OpenModel(spec.model));
   ASSIGN_OR_RETURN(opened.streamed, UnitsOf(opened.reader->config(), opened.reader->blocks(), spec.scheme));
+  if (!spec.blockwise.level.empty()) {
+    ASSIGN_OR_RETURN(opened.groups, GroupsOf(opened.reader->config(), opened.streamed, spec.scheme, spec.blockwise.level));
+    request.both = true;
+    request.sweeps = SweepsOf(opened.streamed, opened.groups);
+  }
   RETURN_IF_ERROR(tier::CheckUnits(opened.streamed.units, opened.streamed.blocks));
   uint64_t all = 0;
   for (const tier::Unit& unit : opened.streamed.units) {
     all += unit.floats();
     opened.trainable += unit.trainable ? unit.floats() : 0;
   }
+  request.beside = TieredMasks::Bytes(spec.sparse, opened.trainable);
   tier::Rates rates;
   if (request.disk && !PosixFs().Exists(spec.tier.disk)) return NotFound("tier.disk: no such folder");
   if (request.disk && tokens > 0) {
@@ -87,26 +104,42 @@ absl::StatusOr<Opened> OpenAndPlan(const TrainSpec& spec, int64_t tokens) {
   }
   const double trained = static_cast<double>(opened.trainable) / static_cast<double>(all);
   if (tokens > 0 && !request.separate_device)  // a GPU is not measured: no times are predicted
-    rates.compute = MeasureCompute(opened.reader->config(), opened.hyper, tokens, trained);
+    rates.compute = (opened.groups.empty() ? 1.0 : request.sweeps) * MeasureCompute(opened.reader->config(), opened.hyper, opened.evaluated, tokens, trained);
   ASSIGN_OR_RETURN(opened.plan, tier::MakePlan(opened.streamed.units, tier::UnitPass::StatesOf(opened.hyper),
                                                opened.hyper.residue == zo::Residue::kMezo, request, rates));
   return opened;
 }
 
+/// The trained tensors in the order of the resident engine's layout.
+zo::ZoLayout LayoutOf(const TieredUnits& streamed) {
+  std::vector<zo::ZoTensor> tensors;
+  for (size_t uid : streamed.trainable) {
+    const tier::BlockTensor& tensor = streamed.tensor(uid);
+    tensors.push_back({tensor.name, static_cast<size_t>(tensor.elements()), tensor.decay});
+  }
+  return zo::ZoLayout(std::move(tensors));
+}
+
+/// Whether the resident engine has both points of a direction in one sweep.
+bool InPairs(const zo::ZoHyper& hyper) { return hyper.rule == zo::Rule::kPlain && hyper.sides == zo::Sides::kTwo; }
+
 class TieredTorchModel final : public TieredModel {
  public:
-  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, Opened opened,
+  TieredTorchModel(const TrainSpec& spec, std::string path, std::function<bool()> stop, int rank, Opened opened,
                    std::unique_ptr<TieredPlace> place)
       : seed_(spec.seed),
+        rank_(rank),
         serial_(!spec.tier.overlap),
         scheme_(spec.scheme),
+        coordinate_(spec.blockwise.schedule == "coordinate"),
         objective_(spec.objective),
         path_(std::move(path)),
         stop_(std::move(stop)),
         opened_(std::move(opened)),
+        masks_(spec.sparse, spec.seed, LayoutOf(opened_.streamed)),
         place_(std::move(place)),
-        compute_(opened_.reader->config(), opened_.streamed, scheme_, opened_.hyper.sides == zo::Sides::kTwo, stop_,
-                 place_->device(), place_->enqueues()) {}
+        compute_(opened_.reader->config(), opened_.streamed, scheme_, InPairs(opened_.hyper), stop_, place_->device(),
+                 place_->enqueues()) {}
 
   const nn::ModelConfig& config() const override { return opened_.reader->config(); }
   int64_t parameters() const override { return static_cast<int64_t>(opened_.plan.parameters); }
@@ -114,36 +147,43 @@ class TieredTorchModel final : public TieredModel {
   const tier::Plan& plan() const override { return opened_.plan; }
   std::string LayoutText() const override {
     std::string text;
-    for (size_t uid : opened_.streamed.trainable) text += Cat(TensorOf(uid).name, ":", TensorOf(uid).elements(), ";");
+    for (size_t uid : opened_.streamed.trainable) text += Cat(opened_.streamed.tensor(uid).name, ":", opened_.streamed.tensor(uid).elements(), ";");
     return text;
   }
 
-  absl::Status Start(tier::History history) override {
-    pipeline_.reset();
-    ASSIGN_OR_RETURN(adapters_, InitialAdapters(opened_.streamed, scheme_, seed_, *opened_.reader));
-    device_ = place_->MakeQueues();
-    std::unique_ptr<tier::DirectFile> file;
-    if (opened_.plan.disk_bytes > 0) {
-      if (history.steps() == 0 && PosixFs().Exists(path_)) RETURN_IF_ERROR(PosixFs().Remove(path_));
-      ASSIGN_OR_RETURN(file, tier::OpenDirectFile(path_, kDiskThreads));
-    }
-    tier::PipelineOptions options;
-    options.hyper = opened_.hyper;
-    options.seed = seed_;
-    options.parallel = OnTorchThreads();
-    options.serial = serial_;
-    options.accelerator = place_->accelerator();
-    ASSIGN_OR_RETURN(pipeline_, tier::Pipeline::Create(
-                                    opened_.streamed.units, opened_.plan, options, device_.get(), std::move(file),
-                                    std::move(history), [this](size_t unit, std::span<float> slot) { return Initial(unit, slot); }));
+  absl::Status SetMaskFolders(const std::string& own, const std::string& before) override {
+    if (!masks_.fixed()) return absl::OkStatus();
+    mask_file_ = MaskFile(own);
+    ASSIGN_OR_RETURN(std::optional<zo::BitMask> mask, FindMask(own, before, masks_.bits().size()));
+    if (mask) masks_.SetFixed(*std::move(mask));
     return absl::OkStatus();
   }
 
-  absl::StatusOr<tier::StepLosses> Step(double lr, std::span<const Example* const> batch, bool classify) override {
+  absl::Status Start(tier::History history) override {
+    if (history.steps() > 0 && masks_.fixed() && !masks_.HasFixed()) return FailedPrecondition("sparse: wanda's mask is missing");
+    if (!masks_.FromValues()) return Begin(std::move(history));
+    RETURN_IF_ERROR(Begin({}));
+    for (uint32_t step = 0; step < history.steps(); ++step) {
+      RETURN_IF_ERROR(DrawWhenDue());
+      pipeline_->Finish(history[step]);
+    }
+    return absl::OkStatus();
+  }
+
+  size_t scalars() const override {
+    return opened_.groups.empty() ? static_cast<size_t>(opened_.hyper.queries) : opened_.groups.size();
+  }
+
+  absl::StatusOr<tier::StepLosses> Measure(double lr, std::span<const Example* const> batch,
+                                           std::span<const Example* const> whole, bool classify) override {
+    RETURN_IF_ERROR(DrawWhenDue());
+    if (masks_.fixed() && !masks_.HasFixed()) RETURN_IF_ERROR(DrawFixed(whole));
     const auto there = place_->Enter();
     compute_.SetExamples(batch, classify, objective_);
-    return pipeline_->Step(lr, compute_);
+    return pipeline_->Measure(lr, compute_);
   }
+
+  void Finish(tier::StepRecord record) override { pipeline_->Finish(std::move(record)); }
 
   absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) override {
     const auto there = place_->Enter();
@@ -169,7 +209,7 @@ class TieredTorchModel final : public TieredModel {
     std::vector<nn::TensorToWrite> tensors;
     std::vector<size_t> uids;
     for (size_t uid = 0; uid < opened_.streamed.model_tensors; ++uid) {
-      tensors.push_back({TensorOf(uid).name, nn::FileType::kF32, TensorOf(uid).shape, {}});
+      tensors.push_back({opened_.streamed.tensor(uid).name, nn::FileType::kF32, opened_.streamed.tensor(uid).shape, {}});
       uids.push_back(uid);
     }
     ASSIGN_OR_RETURN(nn::SafetensorsWriter writer,
@@ -199,6 +239,69 @@ class TieredTorchModel final : public TieredModel {
   }
 
  private:
+  absl::Status Begin(tier::History history) {
+    pipeline_.reset();
+    ASSIGN_OR_RETURN(adapters_, InitialAdapters(opened_.streamed, scheme_, seed_, *opened_.reader));
+    device_ = place_->MakeQueues();
+    std::unique_ptr<tier::DirectFile> file;
+    if (opened_.plan.disk_bytes > 0) {
+      if (history.steps() == 0 && PosixFs().Exists(path_)) RETURN_IF_ERROR(PosixFs().Remove(path_));
+      ASSIGN_OR_RETURN(file, tier::OpenDirectFile(path_, kDiskThreads));
+    }
+    tier::PipelineOptions options;
+    options.hyper = opened_.hyper;
+    options.seed = seed_;
+    if (masks_.on()) options.mask = &masks_;
+    options.groups = opened_.groups;
+    options.coordinate = coordinate_;
+    options.first_query = opened_.evaluated > 0 ? rank_ : 0;
+    options.evaluated = opened_.evaluated;
+    options.parallel = OnTorchThreads();
+    options.serial = serial_;
+    options.accelerator = place_->accelerator();
+    ASSIGN_OR_RETURN(pipeline_, tier::Pipeline::Create(
+                                    opened_.streamed.units, opened_.plan, options, device_.get(), std::move(file),
+                                    std::move(history), [this](size_t unit, std::span<float> slot) { return Initial(unit, slot); }));
+    return absl::OkStatus();
+  }
+
+  /// Trained parts of units as they come by.
+  TieredMasks::Sweep ShowTo(absl::Status (tier::Pipeline::*sweep)(const tier::Pipeline::Visitor&)) {
+    return [this, sweep](const TieredMasks::Parts& parts) {
+      return (pipeline_.get()->*sweep)([&](size_t unit, tier::Progress, std::span<const float> slot) {
+        if (!opened_.streamed.units[unit].trainable) return absl::OkStatus();
+        std::vector<TieredMasks::Part> list;
+        for (const tier::UnitPart& part : opened_.streamed.units[unit].parts) {
+          list.push_back({part.number(), part.first, slot.first(part.count)});
+          slot = slot.subspan(part.count);
+        }
+        parts(list);
+        return absl::OkStatus();
+      });
+    };
+  }
+
+  absl::Status DrawWhenDue() {
+    const uint32_t step = pipeline_->history().steps();
+    if (!masks_.Due(step)) return absl::OkStatus();
+    return masks_.Draw(step, ShowTo(&tier::Pipeline::ForEachUnit), ShowTo(&tier::Pipeline::Settle));
+  }
+
+  /// Wanda's mask: the inputs of the layers at the values of now, and then the values.
+  absl::Status DrawFixed(std::span<const Example* const> examples) {
+    std::map<size_t, std::vector<double>> norms;
+    compute_.SetExamples(examples, false, "loss");
+    compute_.ObserveInputs(&norms);
+    const absl::Status status = pipeline_->Evaluate(compute_).status();
+    compute_.ObserveInputs(nullptr);
+    RETURN_IF_ERROR(status);
+    std::vector<tier::BlockTensor> tensors;
+    for (size_t uid : opened_.streamed.trainable) tensors.push_back(opened_.streamed.tensor(uid));
+    const bool in_out = config().fused_qkv() && !opened_.streamed.adapters;
+    RETURN_IF_ERROR(masks_.DrawFixed(norms, tensors, in_out, ShowTo(&tier::Pipeline::ForEachUnit)));
+    return WriteMask(mask_file_, masks_.bits());
+  }
+
   absl::StatusOr<tier::Progress> Initial(size_t unit, std::span<float> slot) {
     if (opened_.streamed.units[unit].resident) {
       std::copy(adapters_.begin(), adapters_.end(), slot.begin());
@@ -209,12 +312,6 @@ class TieredTorchModel final : public TieredModel {
       slot = slot.subspan(part.count);
     }
     return tier::Progress{};
-  }
-
-  const tier::BlockTensor& TensorOf(size_t uid) const {
-    size_t block = 0;
-    for (; uid >= opened_.streamed.blocks[block].tensors.size(); ++block) uid -= opened_.streamed.blocks[block].tensors.size();
-    return opened_.streamed.blocks[block].tensors[uid];
   }
 
   absl::Status SaveAdapters(const std::string& folder) {
@@ -239,7 +336,7 @@ class TieredTorchModel final : public TieredModel {
           if (at == uids.size() || part.uid != uids[at] || part.first != element) continue;
           RETURN_IF_ERROR(sink(values));
           element += part.count;
-          if (element < static_cast<uint64_t>(TensorOf(part.uid).elements())) continue;
+          if (element < static_cast<uint64_t>(opened_.streamed.tensor(part.uid).elements())) continue;
           ++at;
           element = 0;
         }
@@ -250,12 +347,16 @@ class TieredTorchModel final : public TieredModel {
   }
 
   const uint64_t seed_;
+  const int rank_;
   const bool serial_;
   const SchemeSpec scheme_;
+  const bool coordinate_;
   const std::string objective_;
   const std::string path_;
   const std::function<bool()> stop_;
   Opened opened_;
+  TieredMasks masks_;
+  std::string mask_file_;        // Wanda's
   std::vector<float> adapters_;  // as they begin
   std::unique_ptr<TieredPlace> place_;
   TieredCompute compute_;
@@ -283,10 +384,10 @@ absl::StatusOr<tier::Plan> PlanOf(const TrainSpec& spec, int64_t tokens) {
 }
 
 absl::StatusOr<std::unique_ptr<TieredModel>> TieredModel::Open(const TrainSpec& spec, const std::string& name,
-                                                               std::function<bool()> stop) {
+                                                               std::function<bool()> stop, int rank) {
   ASSIGN_OR_RETURN(std::unique_ptr<TieredPlace> place, TieredPlace::Open(spec.device));
   ASSIGN_OR_RETURN(Opened opened, OpenAndPlan(spec, 0));
-  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), std::move(opened),
+  return std::make_unique<TieredTorchModel>(spec, spec.tier.disk + "/" + name, std::move(stop), rank, std::move(opened),
                                             std::move(place));
 }
 

@@ -29,9 +29,10 @@ absl::StatusOr<tier::Plan> PlanOf(const TrainSpec& spec, int64_t tokens);
 class TieredModel {
  public:
   /// `name`: of the block file in spec.tier.disk, the same for every attempt of one job. `history`: finished steps; with
-  /// none a block file of that name is made anew. `stop` is asked between units; true ends a sweep with CANCELLED.
+  /// none a block file of that name is made anew. `stop` is asked between units; true ends a sweep with CANCELLED. `rank`:
+  /// of a parallel run that shares queries, the one that this worker evaluates.
   static absl::StatusOr<std::unique_ptr<TieredModel>> Open(const TrainSpec& spec, const std::string& name,
-                                                           std::function<bool()> stop);
+                                                           std::function<bool()> stop, int rank = 0);
   virtual ~TieredModel() = default;
 
   virtual const nn::ModelConfig& config() const = 0;
@@ -41,10 +42,18 @@ class TieredModel {
   /// What the replay log of a run with these tensors begins with.
   virtual std::string LayoutText() const = 0;
 
-  /// Puts the initial values and the history in place; before the first step.
+  /// Where Wanda's mask is kept, as MakeLearner's folders; before Start.
+  virtual absl::Status SetMaskFolders(const std::string& own, const std::string& before) = 0;
+  /// Puts the initial values and the history in place; before the first step. Masks that were drawn from values are drawn
+  /// again on the way, from the initial values on. FAILED_PRECONDITION: Wanda's mask is missing.
   virtual absl::Status Start(tier::History history) = 0;
-  /// The next step on `batch`.
-  virtual absl::StatusOr<tier::StepLosses> Step(double lr, std::span<const Example* const> batch, bool classify) = 0;
+  /// Scalars of a step, as a log has them.
+  virtual size_t scalars() const = 0;
+  /// What the next step finds on `batch`; nothing is applied. `whole`: all workers' parts of it, for a mask.
+  virtual absl::StatusOr<tier::StepLosses> Measure(double lr, std::span<const Example* const> batch,
+                                                   std::span<const Example* const> whole, bool classify) = 0;
+  /// Ends the step with its own record, or with what several workers agree on.
+  virtual void Finish(tier::StepRecord record) = 0;
   /// Log-probabilities of all picks, in the order of Judge, after the finished steps.
   virtual absl::StatusOr<std::vector<double>> Score(std::span<const Example* const> examples) = 0;
   virtual absl::Status Flush() = 0;

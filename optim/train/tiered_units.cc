@@ -7,6 +7,7 @@
 #include "optim/nn/model.h"
 #include "optim/nn/views.h"
 #include "optim/train/adapters.h"
+#include "optim/train/groups.h"
 #include "optim/train/vocabulary.h"
 
 namespace optod::train {
@@ -107,6 +108,18 @@ class PrefixStart {
 
 }  // namespace
 
+size_t TieredUnits::block_of(size_t uid) const {
+  size_t block = 0;
+  for (; uid >= blocks[block].tensors.size(); ++block) uid -= blocks[block].tensors.size();
+  return block;
+}
+
+const tier::BlockTensor& TieredUnits::tensor(size_t uid) const {
+  const size_t block = block_of(uid);
+  for (size_t b = 0; b < block; ++b) uid -= blocks[b].tensors.size();
+  return blocks[block].tensors[uid];
+}
+
 absl::StatusOr<TieredUnits> UnitsOf(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& model,
                                     const SchemeSpec& scheme) {
   TieredUnits result;
@@ -146,6 +159,43 @@ absl::StatusOr<TieredUnits> UnitsOf(const nn::ModelConfig& config, const std::ve
   }
   result.units.insert(result.units.begin(), std::move(unit));
   return result;
+}
+
+absl::StatusOr<std::vector<tier::TensorGroup>> GroupsOf(const nn::ModelConfig& config, const TieredUnits& streamed,
+                                                        const SchemeSpec& scheme, const std::string& level) {
+  std::vector<tier::BlockTensor> tensors;
+  std::vector<size_t> block_of;
+  const size_t a_layer = std::max<size_t>(1, streamed.trainable.size() / static_cast<size_t>(config.layers));
+  for (size_t uid : streamed.trainable) {
+    const size_t number = tensors.size();
+    tensors.push_back(streamed.tensor(uid));
+    block_of.push_back(!streamed.adapters ? streamed.block_of(uid) : scheme.name == "prompt" ? 0 : 1 + number / a_layer);
+  }
+  ASSIGN_OR_RETURN(const auto numbers, GroupTensors(tensors, block_of, static_cast<size_t>(config.layers) + 2, level));
+  std::vector<tier::TensorGroup> groups;
+  for (const std::vector<size_t>& group : numbers) {
+    tier::TensorGroup& made = groups.emplace_back();
+    size_t block = block_of[group[0]];
+    for (size_t tensor : group) {
+      made.tensors.push_back(static_cast<uint32_t>(tensor));
+      block = std::min(block, block_of[tensor]);
+    }
+    const auto begins = [&](const tier::Unit& unit) { return !unit.resident && streamed.block_of(unit.parts[0].uid) == block; };
+    if (block > 0)
+      made.first_unit = static_cast<size_t>(std::find_if(streamed.units.begin(), streamed.units.end(), begins) - streamed.units.begin());
+  }
+  return groups;
+}
+
+double SweepsOf(const TieredUnits& streamed, const std::vector<tier::TensorGroup>& groups) {
+  double all = 0, seen = 0;
+  for (size_t u = 0; u < streamed.units.size(); ++u) {
+    const auto floats = static_cast<double>(streamed.units[u].floats());
+    all += floats;
+    seen += floats;  // of the first group's sweep
+    for (size_t g = 0; g + 1 < groups.size(); ++g) seen += u >= groups[g].first_unit ? floats : 0;
+  }
+  return seen / all;
 }
 
 absl::StatusOr<std::vector<float>> InitialAdapters(const TieredUnits& streamed, const SchemeSpec& scheme, uint64_t seed,

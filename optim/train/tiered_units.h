@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "optim/nn/checkpoint.h"
+#include "optim/tier/pipeline.h"
 #include "optim/tier/unit.h"
 #include "optim/train/spec.h"
 
@@ -21,12 +22,20 @@ struct TieredUnits {
   std::vector<size_t> trainable;        ///< tensor numbers, in the order of the resident engine's layout
   bool adapters = false;
   size_t model_tensors = 0;
+  const tier::BlockTensor& tensor(size_t uid) const;
+  size_t block_of(size_t uid) const;
 };
 
 /// Tables are in units of about 4096 rows (whole pieces of the resident engine's sweep, vocabulary.h), layers are whole.
 /// Errors of AdapterTensors.
 absl::StatusOr<TieredUnits> UnitsOf(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& model,
                                     const SchemeSpec& scheme);
+
+/// The groups of block-wise estimation (groups.h), as the resident engine forms them.
+absl::StatusOr<std::vector<tier::TensorGroup>> GroupsOf(const nn::ModelConfig& config, const TieredUnits& streamed,
+                                                        const SchemeSpec& scheme, const std::string& level);
+/// How often all parameters come by in a step of these groups, counting a part of them as a part.
+double SweepsOf(const TieredUnits& streamed, const std::vector<tier::TensorGroup>& groups);
 
 /// What the adapters begin as, one behind the other: the values of the resident engine, with one layer in memory at a
 /// time.

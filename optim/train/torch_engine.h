@@ -1,6 +1,6 @@
 #pragma once
 /// The engine on LibTorch. Private to engine*.cc, which hold one ability each: engine.cc (making, one point, saving),
-/// engine_pairs.cc (two points), engine_slopes.cc (forward mode), engine_gradients.cc (reverse mode, statistics).
+/// engine_answers.cc (greedy text), engine_pairs.cc (two points), engine_slopes.cc (forward mode), engine_gradients.cc (reverse mode, statistics).
 
 #include <functional>
 #include <optional>
@@ -10,17 +10,14 @@
 #include "optim/nn/views.h"
 #include "optim/train/engine.h"
 #include "optim/train/layer_extra.h"
+#include "optim/train/observed_ops.h"
 #include "optim/train/packed.h"
+#include "optim/train/tiered_rows.h"
 #include "optim/train/vocabulary.h"
 
 namespace optod::train {
 
-/// Is shown input and output of the linear layers whose weight is trainable tensor `tensor`.
-using LayerObserver = std::function<void(int tensor, const at::Tensor& x, const at::Tensor& y)>;
-
 struct Stopped {};  // thrown between blocks, caught at the surface
-
-at::Tensor Indices(const std::vector<int64_t>& values);
 
 class TorchWalk final : public Walk {
  public:
@@ -62,6 +59,9 @@ class TorchEngine final : public Engine {
 
   absl::StatusOr<std::vector<double>> Score(std::span<const float> theta,
                                             std::span<const Example* const> examples) override;
+  absl::StatusOr<std::vector<Continuation>> Continue(
+      std::span<const float> theta, const std::vector<std::vector<int64_t>>& prompts, int64_t max_tokens,
+      const std::function<bool(const std::vector<int64_t>&)>& ended) override;
   absl::StatusOr<std::unique_ptr<Walk>> StartWalk(std::span<const Example* const> examples) override;
   absl::StatusOr<ScoredPair> ScorePair(const Perturbation& perturbation, Walk& walk) override;
   void Defer(PendingUpdate update) override;
@@ -94,6 +94,7 @@ class TorchEngine final : public Engine {
   at::Tensor FormDirection(int tensor, const Perturbation& p);
 
  private:
+  class GreedyText;  // engine_answers.cc
   template <typename Work>
   auto Run(Work work) -> absl::StatusOr<decltype(work())> {
     try {
@@ -145,6 +146,7 @@ class TorchEngine final : public Engine {
                        Vocabulary& vocabulary);
 
   // engine_gradients.cc
+  ObservedOps Observed(size_t block, const nn::Weights& w, const nn::LayerExtra* extra, const LayerObserver& seen) const;
   at::Tensor PicksOf(std::span<const Example* const> examples, const std::vector<nn::Weights>& blocks,
                      const nn::Weights& adapters, size_t first_block, const LayerObserver& seen);
   GradientResult Backward(std::span<const Example* const> examples, bool classify, const GradientRequest& request,

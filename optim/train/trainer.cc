@@ -9,12 +9,14 @@
 #include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/fs.h"
 #include "base/sha256.h"
 #include "base/status.h"
 #include "optim/nn/inference.h"
 #include "optim/nn/tokenizer_writer.h"
+#include "optim/train/answering.h"
 #include "optim/train/engine.h"
 #include "optim/train/learner.h"
 #include "optim/train/task.h"
@@ -67,12 +69,13 @@ class Run {
   absl::Status Load() {
     RETURN_IF_ERROR(PosixFs().CreateDirectories(Own()));
     if (spec_.tier.on) {
-      ASSIGN_OR_RETURN(tiered_, TieredModel::Open(spec_, Cat("units-", Sha256Hex(folder_).substr(0, 16)), hooks_.stop));
+      const int rank = hooks_.exchange == nullptr ? 0 : hooks_.exchange->rank();
+      ASSIGN_OR_RETURN(tiered_, TieredModel::Open(spec_, Cat("units-", Sha256Hex(folder_).substr(0, 16)), hooks_.stop, rank));
       model_.config = tiered_->config();
     } else {
       ASSIGN_OR_RETURN(model_, nn::LoadModel(spec_.model));
     }
-    ASSIGN_OR_RETURN(const auto tokenizer, nn::LoadTokenizer(spec_.model));
+    ASSIGN_OR_RETURN(std::shared_ptr<const nn::Tokenizer> tokenizer, nn::LoadTokenizer(spec_.model));
     if (tokenizer->vocab() > model_.config.vocab)
       hooks_.log(Cat("tokenizer has ", tokenizer->vocab(), " tokens, the model ", model_.config.vocab));
     nn::ModelConfig room = model_.config;  // virtual tokens take positions too
@@ -82,6 +85,7 @@ class Run {
                              model_.config.max_positions, " positions");
     ASSIGN_OR_RETURN(data_, LoadTask(spec_.task, *tokenizer, room));
     RETURN_IF_ERROR(CheckTargets());
+    if (data_.asks && tiered_ == nullptr) answering_.emplace(spec_.task.answer, tokenizer);
     order_ = std::make_unique<BatchOrder>(spec_.seed, data_.train.size(), static_cast<size_t>(spec_.batch));
     if (tiered_ != nullptr) {
       hooks_.log(tier::PlanText(tiered_->plan()));
@@ -119,12 +123,14 @@ class Run {
   absl::Status Resume() {
     const std::string before = Before();
     if (tiered_ != nullptr) {
-      ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before));
+      ASSIGN_OR_RETURN(learner_, MakeTieredLearner(spec_, *tiered_, data_.classify, Own(), before, hooks_.exchange, hooks_.stop));
     } else {
-      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange));
+      ASSIGN_OR_RETURN(learner_, MakeLearner(spec_, *engine_, data_.classify, Own(), before, hooks_.exchange,
+                                             answering_.has_value() ? &*answering_ : nullptr));
     }
     step_ = learner_->done();
     if (step_ > 0) hooks_.log(Cat("resumed after step ", step_));
+    TellAgain();
     for (const std::string& folder : {Own(), before}) {
       if (evaluations_.empty() && !folder.empty()) ReadEvaluations(folder);
     }
@@ -132,6 +138,16 @@ class Run {
     // At once: an attempt that ends before its first evaluation must not hide those of the attempts before it.
     return evaluations_.empty() ? absl::OkStatus() : WriteEvaluations();
   }
+
+  /// Losses of the log that nobody heard: the attempt before ended with them on the way.
+  void TellAgain() const {
+    if (!Leads() || hooks_.told_step >= step_) return;
+    for (int64_t step = hooks_.told_step + 1; step <= step_; ++step) {
+      const std::optional<double> loss = learner_->LossOf(step - 1);
+      if (ReportDue(step) && loss.has_value()) hooks_.progress(step, {{"loss", *loss}, {"lr", RateAt(step - 1)}});
+    }
+  }
+  bool ReportDue(int64_t step) const { return step % spec_.log_every == 0 || step == spec_.steps; }
 
   void ReadEvaluations(const std::string& folder) {
     const auto json =
@@ -171,7 +187,7 @@ class Run {
       ++timed_steps_;
       skipped_ += outcome.skipped ? 1 : 0;
       if (outcome.skipped) hooks_.log(Cat("step ", step_, " skipped: ", outcome.reason));
-      if (step_ % spec_.log_every == 0 || step_ == spec_.steps) {
+      if (ReportDue(step_)) {
         std::map<std::string, double> figures;
         if (tiered_ != nullptr) figures = tiered_->Figures();
         figures.insert({{"loss", outcome.loss},
@@ -244,10 +260,22 @@ class Run {
       token_loss += o.token_loss;
     }
     const auto n = static_cast<double>(set.size());
+    if (answering_.has_value()) return Answered(set, token_loss / static_cast<double>(tokens));
     if (!data_.choose)
       return Evaluation{step_, -token_loss / static_cast<double>(tokens), token_loss / static_cast<double>(tokens)};
     return Evaluation{step_, static_cast<double>(right) / n, loss / n};
   }
+
+  absl::StatusOr<Evaluation> Answered(const std::vector<Example>& set, double loss) {
+    std::vector<const Example*> all;
+    for (const Example& example : set) all.push_back(&example);
+    ASSIGN_OR_RETURN(const AnswerScore score,
+                     answering_->Score(*engine_, engine_->theta(), all, static_cast<size_t>(spec_.batch)));
+    hooks_.log(Cat("step ", step_, ": ", set.size(), " answers, exact match ", score.exact, ", F1 ", score.f1));
+    return Evaluation{step_, score.f1, loss};
+  }
+  /// What a score is.
+  const char* ScoreName() const { return data_.choose ? "accuracy" : answering_.has_value() ? "f1" : "score"; }
 
   absl::Status Evaluate() {
     ASSIGN_OR_RETURN(const Evaluation e, Judged(data_.dev));
@@ -255,10 +283,10 @@ class Run {
     evaluations_.push_back(e);
     if (best) RETURN_IF_ERROR(learner_->KeepBest());
     RETURN_IF_ERROR(WriteEvaluations());
-    hooks_.progress(step_, {{data_.choose ? "accuracy/dev" : "score/dev", e.score},
+    hooks_.progress(step_, {{Cat(ScoreName(), "/dev"), e.score},
                             {"loss/dev", e.loss},
                             {"peak_rss_bytes", static_cast<double>(PeakRss())}});
-    hooks_.log(Cat("step ", step_, ": dev ", data_.choose ? "accuracy " : "score ", e.score, ", loss ", e.loss));
+    hooks_.log(Cat("step ", step_, ": dev ", ScoreName(), " ", e.score, ", loss ", e.loss));
     return absl::OkStatus();
   }
   /// The first of the highest scores.
@@ -277,14 +305,16 @@ class Run {
     result.memory = memory_;
     if (tiered_ != nullptr) result.tier = tiered_->Figures();
     ASSIGN_OR_RETURN(result.parameters_sha256, ParametersSha256());
-    if (!Leads()) return result;
+    if (!Leads()) return Discard(), result;
     result.best_step = Best().step;
     result.first_score = evaluations_.front().score;
     result.best_score = Best().score;
     result.last_score = evaluations_.back().score;
     RETURN_IF_ERROR(FinishBest(&result));
+    return Discard(), result;
+  }
+  void Discard() {
     if (tiered_ != nullptr) tiered_->Discard();
-    return result;
   }
   absl::StatusOr<std::string> ParametersSha256() {
     return tiered_ != nullptr ? tiered_->Sha256() : Sha256Hex(std::as_bytes(engine_->theta()));
@@ -320,6 +350,7 @@ class Run {
   TaskData data_;
   std::unique_ptr<Engine> engine_;       // or
   std::unique_ptr<TieredModel> tiered_;  // parameters over memory tiers
+  std::optional<Answering> answering_;   // of tasks whose answers are generated
   std::unique_ptr<BatchOrder> order_;
   std::unique_ptr<Learner> learner_;
   std::vector<Evaluation> evaluations_;

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -46,6 +47,9 @@ struct TrainHooks {
   /// Parallel runs: the way to the other workers. Every rank has a folder of its own; rank 0 alone evaluates, tells
   /// progress and writes the result.
   ScalarExchange* exchange = nullptr;
+  /// The last step whose loss was heard of before this attempt: those after it that are in the log are told again, lest
+  /// the end of an attempt (or of its listener) leave a gap.
+  int64_t told_step = std::numeric_limits<int64_t>::max();
   std::function<bool()> stop = [] { return false; };  ///< asked between blocks; true ends the run with CANCELLED
 };
 

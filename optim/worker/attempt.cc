@@ -15,6 +15,7 @@
 #include "optim/nn/inference.h"
 #include "optim/train/trainer.h"
 #include "optim/worker/guarded_training.h"
+#include "optim/worker/memory_limit.h"
 #include "optim/worker/sample_order.h"
 #include "optim/worker/server_exchange.h"
 #include "optim/zo/stream.h"
@@ -181,11 +182,14 @@ absl::StatusOr<train::TrainResult> Train(const v1::WorkerTask& task, Link& link)
   nn::UseCachingAllocator();
   zo::SetStreamThreads(nn::SetThreads(static_cast<int>(spec.threads)));
   train::TrainHooks hooks = HooksFor(link);
+  hooks.told_step = task.told_step();
   if (task.workers() > 1) hooks.exchange = &link.exchange();
   return GuardedTraining(spec, train::RankFolder(task.folder(), task.rank()), task.attempt(), hooks);
 }
 
 absl::StatusOr<std::string> Work(const v1::WorkerTask& task, Link& link) {
+  if (task.threads() > 0) nn::SetThreads(task.threads());
+  RETURN_IF_ERROR(TakeMemoryLimit());
   if (IsSampleOrder(task.spec_json())) return Order(task, link);
   ASSIGN_OR_RETURN(const train::TrainResult result, Train(task, link));
   return train::ResultJson(result);

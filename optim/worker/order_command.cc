@@ -8,6 +8,7 @@
 #include "base/fs.h"
 #include "base/status.h"
 #include "optim/worker/commands.h"
+#include "optim/worker/memory_limit.h"
 #include "optim/worker/sample_order.h"
 
 namespace optod::worker {
@@ -28,6 +29,11 @@ absl::Status Order(const std::string& path, const std::string& folder) {
   return absl::OkStatus();
 }
 
+absl::Status Serve(const OrderServeOptions& options) {
+  RETURN_IF_ERROR(TakeMemoryLimit());
+  return ServeOrders(options);
+}
+
 }  // namespace
 
 void AddOrderCommands(CLI::App& app, int* code) {
@@ -43,7 +49,7 @@ void AddOrderCommands(CLI::App& app, int* code) {
   serve->add_option("--socket", options->socket, "path of the Unix socket")->required();
   serve->add_option("--name", options->name, "users/U/jobs/J")->required();
   serve->add_option("--idle-seconds", options->idle_seconds, "ends after so long without a question [300]");
-  serve->callback([options, code] { *code = ExitCode(ServeOrders(*options)); });
+  serve->callback([options, code] { *code = ExitCode(Serve(*options)); });
 }
 
 }  // namespace optod::worker

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/status.h"
+#include "optim/worker/step_records.h"
 
 namespace optod::worker {
 namespace {
@@ -12,19 +13,6 @@ using train::ReplayRecord;
 
 constexpr std::chrono::milliseconds kLook{100};  // how often a waiting worker asks whether it is to stop
 constexpr size_t kPieceBytes = 1 << 20;
-
-v1::StepRecord ToProto(const ReplayRecord& in) {
-  v1::StepRecord out;
-  out.set_step(in.step);
-  out.set_flags(in.flags);
-  out.set_lr(in.lr);
-  out.set_loss(in.loss);
-  out.mutable_g()->Add(in.g.begin(), in.g.end());
-  return out;
-}
-ReplayRecord FromProto(const v1::StepRecord& in) {
-  return {static_cast<uint32_t>(in.step()), in.flags(), in.lr(), in.loss(), {in.g().begin(), in.g().end()}};
-}
 
 }  // namespace
 

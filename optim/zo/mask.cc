@@ -11,7 +11,6 @@ namespace optod::zo {
 namespace {
 
 constexpr size_t kPart = 2048;
-constexpr size_t kMaxSamples = 10'000'000;
 
 absl::Status CheckRatio(double ratio) {
   if (ratio >= 0 && ratio <= 1) return absl::OkStatus();
@@ -60,10 +59,10 @@ absl::StatusOr<std::vector<double>> GlobalMaskRatios(const ZoLayout& layout, std
     return InvalidArgument("parameters: ", theta.size(), " elements; must be ", layout.size(), " and not empty");
   }
   std::vector<float> sample;
-  if (theta.size() <= kMaxSamples) {
+  if (theta.size() <= kMaxMaskSamples) {
     sample.assign(theta.begin(), theta.end());
   } else {
-    for (size_t i = 0; i < kMaxSamples; ++i) {
+    for (size_t i = 0; i < kMaxMaskSamples; ++i) {
       std::array<uint32_t, 2> words;
       FillBits(direction, 0, 2 * i, words);
       sample.push_back(theta[(uint64_t{words[0]} << 32 | words[1]) % theta.size()]);

@@ -44,6 +44,9 @@ class BitMask {
 absl::Status FillMask(const Direction& direction, uint32_t tensor, uint64_t first, double ratio, MaskLaw law,
                       std::span<uint8_t> mask);
 
+/// Weights that the `global` scheme looks at, at most.
+inline constexpr size_t kMaxMaskSamples = 10'000'000;
+
 /// Per-tensor ratios of the `global` scheme: tau = the `ratio` quantile of |w| over all weights (of at most 1e7 of
 /// them, drawn with `direction`); tensor n gets the fraction of its |w| that is <= tau. theta has the layout's size,
 /// which must be > 0.

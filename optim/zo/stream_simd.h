@@ -7,44 +7,60 @@
 /// 2i holds block i and lane 2i+1 block i + half, so that the unpack of (z_even, z_odd) at the end puts every block's
 /// four values side by side, in order, over two vectors.
 
+#include <iterator>
+
 #include "optim/zo/normal_constants.h"
 #include "optim/zo/stream_kernels.h"
 
 namespace optod::zo::kernels {
 namespace {
 
-template <class V, int n>
-inline typename V::F Horner(const float (&c)[n], typename V::F x) {
-  typename V::F p = V::Set(c[n - 1]);
-  for (int k = n - 2; k >= 0; --k) p = V::Add(V::Mul(p, x), V::Set(c[k]));
-  return p;
-}
-
+/// What all blocks of a run share. The last three counter words are the same for all of them, so half of the first two
+/// rounds is computed once: the words after round 1 are functions of the first product alone.
 template <class V>
 struct RoundKeys {
   typename V::I k0[constants::kRounds], k1[constants::kRounds];
+  typename V::I word2;         // of round 0, but for the high half of the first product
+  typename V::I word0;         // of round 1, but for the high half of the second product
+  typename V::I word2_second;  // of round 1, but for the low half of the first product
+  typename V::I word3_second;  // of round 1
   explicit RoundKeys(const StreamKey& key) {
     uint32_t a = key.key0, b = key.key1;
     for (int round = 0; round < constants::kRounds; ++round) {
-      k0[round] = V::SetInt(static_cast<int32_t>(a));
-      k1[round] = V::SetInt(static_cast<int32_t>(b));
+      k0[round] = Same(a);
+      k1[round] = Same(b);
       a += constants::kWeyl0;
       b += constants::kWeyl1;
     }
+    const uint64_t query = uint64_t{key.query} * constants::kMul1;
+    const uint32_t first = High(query) ^ key.word1 ^ key.key0;
+    const uint64_t second = uint64_t{first} * constants::kMul0;
+    word2 = Same(key.step ^ key.key1);
+    word0 = Same(static_cast<uint32_t>(query) ^ (key.key0 + constants::kWeyl0));
+    word2_second = Same(High(second) ^ (key.key1 + constants::kWeyl1));
+    word3_second = Same(static_cast<uint32_t>(second));
   }
+  static typename V::I Same(uint32_t x) { return V::SetInt(static_cast<int32_t>(x)); }
+  static uint32_t High(uint64_t x) { return static_cast<uint32_t>(x >> 32); }
 };
 
 // Radius words and angle words of n * V::kGroup blocks, pairs (x0, x1) in even and (x2, x3) in odd 32-bit lanes. A
 // round waits for two multiplications; independent groups side by side fill that time.
 template <class V, int n>
-inline void Philox(const RoundKeys<V>& keys, typename V::I (&c0)[n], typename V::I word1, typename V::I query,
-                   typename V::I step, typename V::I (&radius)[n], typename V::I (&angle)[n]) {
+inline void Philox(const RoundKeys<V>& keys, const typename V::I (&block)[n], typename V::I (&radius)[n],
+                   typename V::I (&angle)[n]) {
   using I = typename V::I;
-  const I mul0 = V::SetInt(static_cast<int32_t>(constants::kMul0)),
-          mul1 = V::SetInt(static_cast<int32_t>(constants::kMul1));
-  I c1[n], c2[n], c3[n];
-  for (int u = 0; u < n; ++u) c1[u] = word1, c2[u] = query, c3[u] = step;
-  for (int round = 0; round < constants::kRounds; ++round) {
+  const I mul0 = RoundKeys<V>::Same(constants::kMul0), mul1 = RoundKeys<V>::Same(constants::kMul1);
+  I c0[n], c1[n], c2[n], c3[n];
+  for (int u = 0; u < n; ++u) {
+    const I product0 = V::MulWide(block[u], mul0);
+    const I product1 = V::MulWide(V::Xor(V::HighHalf(product0), keys.word2), mul1);
+    c0[u] = V::Xor(V::HighHalf(product1), keys.word0);
+    c1[u] = product1;
+    c2[u] = V::Xor(product0, keys.word2_second);
+    c3[u] = keys.word3_second;
+  }
+  for (int round = 2; round < constants::kRounds; ++round) {
     for (int u = 0; u < n; ++u) {
       const I product0 = V::MulWide(c0[u], mul0), product1 = V::MulWide(c2[u], mul1);
       c0[u] = V::Xor3(V::HighHalf(product1), c1[u], keys.k0[round]);
@@ -59,43 +75,67 @@ inline void Philox(const RoundKeys<V>& keys, typename V::I (&c0)[n], typename V:
   }
 }
 
-// Box-Muller, operation for operation as in normal_constants.h.
-template <class V>
-inline void NormalPairs(typename V::I radius, typename V::I angle, typename V::F* z_even, typename V::F* z_odd) {
+// One step of Horner's rule for n polynomials side by side: a step waits for a product and a sum.
+template <class V, int n>
+inline void HornerStep(float c, const typename V::F (&x)[n], typename V::F (&p)[n]) {
+  for (int u = 0; u < n; ++u) p[u] = V::Add(V::Mul(p[u], x[u]), V::Set(c));
+}
+template <class V, int n>
+inline void HornerStart(float c, typename V::F (&p)[n]) {
+  for (int u = 0; u < n; ++u) p[u] = V::Set(c);
+}
+
+// Box-Muller on n groups, operation for operation as in normal_constants.h.
+template <class V, int n>
+inline void NormalPairs(const typename V::I (&radius)[n], const typename V::I (&angle)[n], typename V::F (&z_even)[n],
+                        typename V::F (&z_odd)[n]) {
   using F = typename V::F;
   using I = typename V::I;
+  constexpr int kLog = std::size(constants::kLog), kArc = std::size(constants::kSin);
   const F one = V::Set(1.0f), scale = V::Set(constants::kTwoToMinus31);
-  const F u = V::Mul(V::Add(V::ToFloat(V::template ShiftRight<1>(radius)), one), scale);
-  const I bits = V::Bits(u);
-  const I exponent = V::template ShiftRightSigned<23>(V::SubInt(bits, V::SetInt(constants::kSqrtHalfBits)));
-  const F f = V::Sub(V::FromBits(V::SubInt(bits, V::template ShiftLeft<23>(exponent))), one);
-  const F minus_two_log =
-      V::Add(V::Mul(V::ToFloat(exponent), V::Set(constants::kMinusTwoLn2)), V::Mul(f, Horner<V>(constants::kLog, f)));
-  const F r = V::FromBits(V::Xor(V::Bits(V::Sqrt(minus_two_log)), V::template ShiftLeft<31>(radius)));
-  const F y = V::Mul(V::ToFloat(angle), scale);
-  const F y2 = V::Mul(y, y);
-  *z_even = V::Mul(r, Horner<V>(constants::kCos, y2));
-  *z_odd = V::Mul(r, V::Mul(y, Horner<V>(constants::kSin, y2)));
+  F f[n], logarithm[n], y[n], y2[n], log[n], sine[n], cosine[n];
+  for (int u = 0; u < n; ++u) {
+    const I bits = V::Bits(V::Mul(V::Add(V::ToFloat(V::template ShiftRight<1>(radius[u])), one), scale));
+    const I exponent = V::template ShiftRightSigned<23>(V::SubInt(bits, V::SetInt(constants::kSqrtHalfBits)));
+    f[u] = V::Sub(V::FromBits(V::SubInt(bits, V::template ShiftLeft<23>(exponent))), one);
+    logarithm[u] = V::Mul(V::ToFloat(exponent), V::Set(constants::kMinusTwoLn2));
+    y[u] = V::Mul(V::ToFloat(angle[u]), scale);
+    y2[u] = V::Mul(y[u], y[u]);
+  }
+  HornerStart<V, n>(constants::kLog[kLog - 1], log);
+  HornerStart<V, n>(constants::kSin[kArc - 1], sine);
+  HornerStart<V, n>(constants::kCos[kArc - 1], cosine);
+  for (int k = kLog - 2; k >= 0; --k) {
+    HornerStep<V, n>(constants::kLog[k], f, log);
+    if (k < kLog - kArc) continue;
+    HornerStep<V, n>(constants::kSin[k - (kLog - kArc)], y2, sine);
+    HornerStep<V, n>(constants::kCos[k - (kLog - kArc)], y2, cosine);
+  }
+  for (int u = 0; u < n; ++u) {
+    const I length = V::Bits(V::Sqrt(V::Add(logarithm[u], V::Mul(f[u], log[u]))));
+    const F r = V::FromBits(V::Xor(length, V::template ShiftLeft<31>(radius[u])));
+    z_even[u] = V::Mul(r, cosine[u]);
+    z_odd[u] = V::Mul(r, V::Mul(y[u], sine[u]));
+  }
 }
 
 // Calls sink(offset, z) with the values of n * V::kGroup blocks that start at block + b, V::kLanes values at a time.
 template <class V, int n, class Sink>
-inline void GenerateGroups(const RoundKeys<V>& keys, const StreamKey& key, uint32_t block, size_t b, const Sink& sink) {
+inline void GenerateGroups(const RoundKeys<V>& keys, uint32_t block, size_t b, const Sink& sink) {
   using F = typename V::F;
   using I = typename V::I;
-  I c0[n], radius[n], angle[n];
+  I blocks[n], radius[n], angle[n];
   for (int u = 0; u < n; ++u) {
     const uint32_t start = block + static_cast<uint32_t>(b + u * V::kGroup);
-    c0[u] = V::AddInt(V::SetInt(static_cast<int32_t>(start)), V::BlockOffsets());
+    blocks[u] = V::AddInt(RoundKeys<V>::Same(start), V::BlockOffsets());
   }
-  Philox<V, n>(keys, c0, V::SetInt(static_cast<int32_t>(key.word1)), V::SetInt(static_cast<int32_t>(key.query)),
-               V::SetInt(static_cast<int32_t>(key.step)), radius, angle);
+  Philox<V, n>(keys, blocks, radius, angle);
+  F z_even[n], z_odd[n];
+  NormalPairs<V, n>(radius, angle, z_even, z_odd);
   for (int u = 0; u < n; ++u) {
-    F z_even, z_odd;
-    NormalPairs<V>(radius[u], angle[u], &z_even, &z_odd);
     const size_t offset = 4 * (b + u * V::kGroup);
-    sink(offset, V::UnpackLow(z_even, z_odd));
-    sink(offset + V::kLanes, V::UnpackHigh(z_even, z_odd));
+    sink(offset, V::UnpackLow(z_even[u], z_odd[u]));
+    sink(offset + V::kLanes, V::UnpackHigh(z_even[u], z_odd[u]));
   }
 }
 
@@ -105,8 +145,8 @@ inline void Generate(const StreamKey& key, uint32_t block, size_t blocks, const 
   const RoundKeys<V> keys(key);
   const size_t stride = V::kUnroll * V::kGroup;
   size_t b = 0;
-  for (; b + stride <= blocks; b += stride) GenerateGroups<V, V::kUnroll>(keys, key, block, b, sink);
-  for (; b < blocks; b += V::kGroup) GenerateGroups<V, 1>(keys, key, block, b, sink);
+  for (; b + stride <= blocks; b += stride) GenerateGroups<V, V::kUnroll>(keys, block, b, sink);
+  for (; b < blocks; b += V::kGroup) GenerateGroups<V, 1>(keys, block, b, sink);
 }
 
 template <class V>

@@ -5,25 +5,13 @@
 
 #include "base/status.h"
 #include "optim/train/exchange.h"
+#include "optim/worker/step_records.h"
 
 namespace optod::jobs {
 namespace {
 
 using v1::ServerMessage;
 using v1::WorkerMessage;
-
-train::ReplayRecord FromProto(const v1::StepRecord& in) {
-  return {static_cast<uint32_t>(in.step()), in.flags(), in.lr(), in.loss(), {in.g().begin(), in.g().end()}};
-}
-v1::StepRecord ToProto(const train::ReplayRecord& in) {
-  v1::StepRecord out;
-  out.set_step(in.step);
-  out.set_flags(in.flags);
-  out.set_lr(in.lr);
-  out.set_loss(in.loss);
-  out.mutable_g()->Add(in.g.begin(), in.g.end());
-  return out;
-}
 
 }  // namespace
 
@@ -102,7 +90,7 @@ absl::StatusOr<std::vector<ToRank>> ExchangeRelay::OnExchange(int rank, const v1
   std::optional<train::ReplayRecord>& place = own_[static_cast<size_t>(rank)];
   if (step_ < 0 || record.step() != step_ || place)
     return FailedPrecondition("exchange: rank ", rank, " tells step ", record.step(), "; step ", step_, " is under way");
-  place = FromProto(record);
+  place = worker::FromProto(record);
   for (size_t r = 0; r < own_.size(); ++r) {
     if (own_[r] && (own_[r]->lr != place->lr || own_[r]->g.size() != place->g.size()))
       return DataLoss("exchange: step ", step_, ": rank ", rank, " has lr ", place->lr, " and ", place->g.size(),
@@ -114,7 +102,7 @@ absl::StatusOr<std::vector<ToRank>> ExchangeRelay::OnExchange(int rank, const v1
   told_ = 0;
   ++step_;
   ServerMessage agreed;
-  *agreed.mutable_agreed() = ToProto(train::Combine(by_rank, share_));
+  *agreed.mutable_agreed() = worker::ToProto(train::Combine(by_rank, share_));
   return ToAll(agreed);
 }
 

@@ -53,6 +53,12 @@ std::string ParametersOf(const std::string& result_json) {
   return json.is_object() ? json.value("parameters_sha256", "") : "";
 }
 
+/// The last step whose loss is in the job's events.
+int64_t ToldStep(const std::vector<v1::JobEvent>& events) {
+  const auto last = std::find_if(events.rbegin(), events.rend(), [](const v1::JobEvent& event) { return event.metrics().contains("loss"); });
+  return last == events.rend() ? 0 : last->step();
+}
+
 }  // namespace
 
 JobQueue::JobQueue(QueueOptions options, JobFiles files, Launcher& launcher, Clock& clock)
@@ -342,7 +348,8 @@ LaunchSpec JobQueue::LaunchOf(const Entry& entry, size_t rank) const {
   spec.environment.emplace_back("OPTOD_WORKER_TOKEN", entry.token);
   spec.environment.emplace_back("OMP_WAIT_POLICY", "PASSIVE");  // waiting threads leave the CPUs to other jobs
   spec.log_path = files_.LogPath(entry.record);
-  spec.memory_bytes = job.placement().memory_bytes();
+  if (const int64_t bytes = job.placement().memory_bytes(); bytes > 0)
+    spec.environment.emplace_back("OPTOD_WORKER_MEMORY", std::to_string(bytes));
   return spec;
 }
 
@@ -422,11 +429,7 @@ void JobQueue::OnExit(const Key& key, int32_t attempt, size_t rank, ExitStatus e
   if (entry.ranks[rank].done) return;  // the others go on
   std::string how = RankText(entry.ranks.size(), rank) +
                     (exit.signal != 0 ? SignalText(exit.signal) : Cat("ended with code ", exit.code));
-  if (entry.record.job().state() == Job::SCHEDULED) {
-    how += " before it began";
-    if (const int64_t bytes = entry.record.job().placement().memory_bytes(); bytes > 0)
-      how += Cat(" (limits.memory: ", bytes >> 20, " MiB may be too little for the program itself)");
-  }
+  if (entry.record.job().state() == Job::SCHEDULED) how += " before it began";
   AttemptEnded(entry, entry.killed_because.empty() ? how : entry.killed_because, /*crash=*/true);
 }
 
@@ -488,6 +491,7 @@ absl::StatusOr<v1::WorkerTask> JobQueue::Attach(const v1::WorkerHello& hello, Wo
     task.set_threads(ThreadsOf(job.placement().cpus(), workers));
     task.set_rank(hello.rank());
     task.set_workers(workers);
+    task.set_told_step(ToldStep(entry.events));
     return task;
   }
   return NotFound("job: no such job");

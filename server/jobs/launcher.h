@@ -17,7 +17,6 @@ struct LaunchSpec {
   std::vector<std::string> argv;
   std::vector<std::pair<std::string, std::string>> environment;  ///< all of it: nothing is inherited
   std::string log_path;                                          ///< standard output and error are appended to it
-  int64_t memory_bytes = 0;                                      ///< RLIMIT_DATA; 0 = none
 };
 
 /// How a process ended: by itself (`code`), or by a signal.

@@ -1,6 +1,5 @@
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,7 +36,7 @@ Prepared Prepare(const LaunchSpec& spec) {
   return p;
 }
 
-[[noreturn]] void RunChild(const Prepared& p, int log, int report, int64_t memory_bytes) {
+[[noreturn]] void RunChild(const Prepared& p, int log, int report) {
   setpgid(0, 0);
   const int null = open("/dev/null", O_RDONLY);
   dup2(null, 0);
@@ -47,10 +46,6 @@ Prepared Prepare(const LaunchSpec& spec) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   signal(SIGPIPE, SIG_DFL);
-  if (memory_bytes > 0) {
-    const rlimit limit{static_cast<rlim_t>(memory_bytes), static_cast<rlim_t>(memory_bytes)};
-    setrlimit(RLIMIT_DATA, &limit);
-  }
   execve(p.argv[0], p.argv.data(), p.environment.data());
   const int error = errno;
   [[maybe_unused]] const ssize_t wrote = write(report, &error, sizeof(error));
@@ -78,7 +73,7 @@ class LocalLauncher final : public Launcher {
     }
     const Prepared prepared = Prepare(spec);
     const pid_t pid = fork();
-    if (pid == 0) RunChild(prepared, log, report[1], spec.memory_bytes);
+    if (pid == 0) RunChild(prepared, log, report[1]);
     close(log);
     close(report[1]);
     if (pid < 0) {

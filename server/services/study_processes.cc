@@ -132,7 +132,7 @@ absl::Status StudyProcesses::Launch(const std::string& name, const std::string& 
   spec.environment = options_.environment;
   spec.environment.emplace_back("OMP_WAIT_POLICY", "PASSIVE");
   spec.log_path = folder + "/order-serve.log";
-  spec.memory_bytes = memory_bytes;
+  if (memory_bytes > 0) spec.environment.emplace_back("OPTOD_WORKER_MEMORY", std::to_string(memory_bytes));
   std::error_code ignored;
   std::filesystem::remove(spec.log_path, ignored);
   ASSIGN_OR_RETURN(entry.handle,

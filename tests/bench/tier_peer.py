@@ -2,50 +2,61 @@
 
   OPTOD_ZO2=CHECKOUT PYTHON tests/bench/tier_peer.py --disk DIR [--layers 12] [--width 768] [--vocab 16384] [--tokens 128] [--batch 1] [--steps 3] [--rounds 2]
 
-PYTHON: an interpreter with torch and safetensors.  OPTOD_ZO2: a checkout of github.com/liangyuwang/zo2; unset, its row is left out.  What the peers are:
+PYTHON: an interpreter with torch and numpy.  OPTOD_ZO2: a checkout of github.com/liangyuwang/zo2; unset, its row is left out.  What the peers are:
 tier_peer_loops.py.  The model is a GPT-2 with random weights and a head of its own; every system runs its own process, float32, the same threads, the
 same tokens, cross-entropy over all of them.  Prints a row a system: median seconds of a step, their ratio to optod on disk, peak resident memory, and the
 same without what the process holds before it makes a model (interpreter, LibTorch)."""
 import argparse
+import itertools
 import json
+import math
 import os
 import pathlib
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 
 import numpy
-import safetensors.numpy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = pathlib.Path(os.environ.get("OPTOD_BIN_DIR", ROOT / "build" / "bin")) / "optod-worker"
 LOOPS = pathlib.Path(__file__).with_name("tier_peer_loops.py")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECE = 1 << 22  # values that are made at once
 
 
 def write_model(folder, a):
-    """A GPT-2 under Hugging Face's names, 0.02 z, and a tokenizer of letters."""
-    random = numpy.random.default_rng(1)
-    matrix = lambda *shape: (0.02 * random.standard_normal(shape)).astype(numpy.float32)
-    zeros, ones = (lambda n: numpy.zeros(n, numpy.float32)), (lambda n: numpy.ones(n, numpy.float32))
-    h, tensors = a.width, {}
+    """A GPT-2 under Hugging Face's names, 0.02 z, and a tokenizer of letters; written piece by piece, so that it may be larger than the memory. Parameters."""
+    random, h, tensors = numpy.random.default_rng(1), a.width, {}
     for i in range(a.layers):
         at = f"transformer.h.{i}."
         for name in ("ln_1", "ln_2"):
-            tensors |= {f"{at}{name}.weight": ones(h), f"{at}{name}.bias": zeros(h)}
+            tensors |= {f"{at}{name}.weight": (h,), f"{at}{name}.bias": (h,)}
         for name, rows, columns in (("attn.c_attn", h, 3 * h), ("attn.c_proj", h, h), ("mlp.c_fc", h, 4 * h), ("mlp.c_proj", 4 * h, h)):
-            tensors |= {f"{at}{name}.weight": matrix(rows, columns), f"{at}{name}.bias": zeros(columns)}
-    tensors |= {"transformer.wte.weight": matrix(a.vocab, h), "transformer.wpe.weight": matrix(a.positions, h), "lm_head.weight": matrix(a.vocab, h),
-                "transformer.ln_f.weight": ones(h), "transformer.ln_f.bias": zeros(h)}
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+            tensors |= {f"{at}{name}.weight": (rows, columns), f"{at}{name}.bias": (columns,)}
+    tensors |= {"transformer.wte.weight": (a.vocab, h), "transformer.wpe.weight": (a.positions, h), "lm_head.weight": (a.vocab, h),
+                "transformer.ln_f.weight": (h,), "transformer.ln_f.bias": (h,)}
+    header, sizes = {"__metadata__": {"format": "pt"}}, [math.prod(shape) for shape in tensors.values()]
+    for (name, shape), end in zip(tensors.items(), itertools.accumulate(sizes)):
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [4 * (end - math.prod(shape)), 4 * end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for (name, shape), size in zip(tensors.items(), sizes):
+            for first in range(0, size, PIECE):
+                n = min(PIECE, size - first)
+                values = 0.02 * random.standard_normal(n, numpy.float32) if len(shape) == 2 else numpy.full(n, name.endswith("weight"), numpy.float32)
+                file.write(values.astype("<f4").tobytes())
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": a.vocab, "n_embd": h, "n_layer": a.layers, "n_head": a.heads,
                                                     "n_positions": a.positions, "tie_word_embeddings": False}))
     (folder / "tokenizer.json").write_text(json.dumps({
         "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(LETTERS)}, "merges": []},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}))
     (folder / "text").write_text("".join(random.choice(list(LETTERS), 20000)))
-    return sum(t.size for t in tensors.values())
+    return sum(sizes)
 
 
 def optod(a, folder, tiered):

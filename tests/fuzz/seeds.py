@@ -69,6 +69,7 @@ def order_studies():
 
 
 SEEDS = {
+    "job_file_fuzz": raw_strings("unit/optim/train/files_test.cc", "unit/optim/order_job/spec_test.cc"),
     "llm_response_fuzz": raw_strings("unit/trace/llm_*_test.cc", "fault/llm_fault_test.cc"),
     "model_files_fuzz": model_files(),
     "optimize_file_fuzz": raw_strings("unit/clients/optimize_*_test.cc", "unit/trace/workflow/*_test.cc"),

@@ -84,7 +84,7 @@ void ComparePass(CudaAccelerator& gpu, const HyperCase& c, uint32_t steps, Copie
   if (states > 0) m = Normals(random, n, 0.01);
   if (states > 1) v.assign(n, 0.01f);
   There t(gpu, theta, shift), p(gpu, plus, shift), q(gpu, minus, shift), tm(gpu, m, shift), tv(gpu, v, shift);
-  const UnitPass here(c.hyper, 11, history, MakeTileTeam(1)), there(c.hyper, 11, history, MakeTileTeam(1), &gpu);
+  const UnitPass here(c.hyper, 11, history, MakeTileTeam(1)), there(c.hyper, 11, history, MakeTileTeam(1), nullptr, &gpu);
   const Progress from{steps / 3, steps / 3};
   here.Perturb({5, first, trial % 5 != 0, theta, m, v}, from, steps, 0, copies, plus, minus);
   there.Perturb({5, first, trial % 5 != 0, t.floats, tm.floats, tv.floats}, from, steps, 0, copies, p.floats, q.floats);

@@ -46,7 +46,7 @@ TEST_F(LocalLauncherTest, CodesOutputAndEnvironment) {
   auto launcher = MakeLocalLauncher();
   Waiter waiter;
   ASSERT_TRUE(launcher
-                  ->Launch({{"/bin/sh", "-c", "echo $X; echo err >&2; exit 3"}, {{"X", "hello"}}, root_ + "/log", 0},
+                  ->Launch({{"/bin/sh", "-c", "echo $X; echo err >&2; exit 3"}, {{"X", "hello"}}, root_ + "/log"},
                            waiter.Callback())
                   .ok());
   EXPECT_EQ(waiter.Wait().code, 3);
@@ -57,7 +57,7 @@ TEST_F(LocalLauncherTest, KillTakesTheWholeGroup) {
   auto launcher = MakeLocalLauncher();
   Waiter waiter;
   auto handle =
-      launcher->Launch({{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0},
+      launcher->Launch({{"/bin/sh", "-c", "sleep 1000 & sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log"},
                        waiter.Callback());
   ASSERT_TRUE(handle.ok());
   launcher->Kill(*handle);
@@ -66,7 +66,7 @@ TEST_F(LocalLauncherTest, KillTakesTheWholeGroup) {
 
 TEST_F(LocalLauncherTest, NoSuchProgram) {
   auto launcher = MakeLocalLauncher();
-  auto handle = launcher->Launch({{"/no/such/program"}, {}, root_ + "/log", 0}, [](ExitStatus) {});
+  auto handle = launcher->Launch({{"/no/such/program"}, {}, root_ + "/log"}, [](ExitStatus) {});
   EXPECT_EQ(handle.status().code(), absl::StatusCode::kNotFound);
 }
 
@@ -75,7 +75,7 @@ TEST_F(LocalLauncherTest, ItsEndEndsTheProcesses) {
   {
     auto launcher = MakeLocalLauncher();
     ASSERT_TRUE(launcher
-                    ->Launch({{"/bin/sh", "-c", "sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log", 0},
+                    ->Launch({{"/bin/sh", "-c", "sleep 1000"}, {{"PATH", "/bin:/usr/bin"}}, root_ + "/log"},
                              waiter.Callback())
                     .ok());
   }

@@ -48,6 +48,7 @@ class MlpCompute final : public BlockCompute {
   std::vector<Slice> Wanted() override;
   absl::Status Gathered(int copy, std::span<const float> values) override;
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override;
+  absl::Status Branch() override { return copies_[0] = copies_[1] = copies_[2], absl::OkStatus(); }
   absl::StatusOr<std::vector<double>> Losses() override;
 
   /// The loss at a whole vector.

@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
+#include "optim/zo/mask.h"
 #include "tier_testing.h"
 
 namespace optod::tier {
@@ -23,7 +25,12 @@ constexpr uint32_t kSteps = 22;
 const ZoHyper kSgd{.lr = 1e-2, .weight_decay = 0.1}, kMezo{.residue = Residue::kMezo, .lr = 1e-2},
     kQueries{.lr = 1e-2, .queries = 3}, kMezoQueries{.residue = Residue::kMezo, .lr = 1e-2, .queries = 2},
     kMomentum{.lr = 1e-3, .momentum = 0.9}, kAdam{.base = Base::kAdam, .lr = 1e-3, .queries = 2},
-    kSign{.sign = Sign::kScalar, .lr = 1e-3}, kElement{.sign = Sign::kElement, .lr = 1e-3};
+    kSign{.sign = Sign::kScalar, .lr = 1e-3}, kElement{.sign = Sign::kElement, .lr = 1e-3},
+    kCons{.rule = zo::Rule::kConservative, .lr = 5e-2, .weight_decay = 0.1},
+    kConsFar{.rule = zo::Rule::kConservative, .lr = 2},
+    kConsBlunt{.rule = zo::Rule::kConservative, .sides = zo::Sides::kOne, .lr = 1e-4, .eps = 0.5},  // a slope that is wrong half of the time
+    kConsQueries{.rule = zo::Rule::kConservative, .lr = 5e-2, .queries = 2},
+    kConsOneSided{.rule = zo::Rule::kConservative, .sides = zo::Sides::kOne, .lr = 5e-2};
 
 TierRequest Ask(bool disk, int slots, int write_every = 1, bool separate = false, bool fused = true) {
   TierRequest request;
@@ -77,6 +84,17 @@ const TierCase kCases[] = {
     {.name = "adam_lazy_threads", .request = Ask(true, 3, 7), .hyper = kAdam, .threads = 2},
     {.name = "sign_disk", .request = Ask(true, 2), .hyper = kSign},
     {.name = "element_sign_disk", .request = Ask(true, 2, 3), .hyper = kElement},
+    {.name = "cons_resident", .request = Ask(false, 0), .hyper = kCons},
+    {.name = "cons_disk_k2", .request = Ask(true, 2), .hyper = kCons},
+    {.name = "cons_far", .request = Ask(true, 2), .hyper = kConsFar},
+    {.name = "cons_blunt", .request = Ask(true, 2, 7), .hyper = kConsBlunt},
+    {.name = "cons_disk_k3_threads", .request = Ask(true, 3), .hyper = kCons, .threads = 3},
+    {.name = "cons_lazy_7", .request = Ask(true, 3, 7), .hyper = kCons},
+    {.name = "cons_host", .request = Ask(false, 2, 1, true), .hyper = kCons},
+    {.name = "cons_mixed_three", .request = Ask(true, 2, 7, true), .host_share = 0.7, .device_share = 0.7, .hyper = kCons},
+    {.name = "cons_unfused_untied", .request = Ask(true, 2, 1, false, false), .hyper = kCons, .tied = false},
+    {.name = "cons_q2_lazy", .request = Ask(true, 2, 7), .hyper = kConsQueries, .threads = 2},
+    {.name = "cons_one_sided", .request = Ask(true, 2), .host_share = 0.5, .hyper = kConsOneSided},
     {.name = "there_resident", .request = There(false, 0, 1, true, -1), .hyper = kSgd, .accelerated = true},
     {.name = "there_k1", .request = There(false, 1), .hyper = kSgd, .accelerated = true},
     {.name = "there_k2_serial", .request = There(false, 2), .hyper = kSgd, .serial = true, .accelerated = true},
@@ -106,6 +124,8 @@ void ExpectSame(const StepLosses& got, const zo::StepResult& want, uint32_t step
   EXPECT_EQ(got.plus, want.loss_plus) << "step " << step;
   EXPECT_EQ(got.minus, want.loss_minus) << "step " << step;
   EXPECT_EQ(got.g, want.projected_grad) << "step " << step;
+  EXPECT_TRUE(got.loss == want.loss || (std::isnan(got.loss) && std::isnan(want.loss))) << got.loss << " " << want.loss << " step " << step;
+  EXPECT_EQ(got.chosen, want.chosen) << "step " << step;
 }
 
 TEST_P(Equality, LossesEveryStepAndBytesAtTheEnd) {
@@ -198,6 +218,159 @@ TEST_P(Equality, ResumedAfterAStep) {
     }
     EXPECT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "stopped after " << stop;
   }
+}
+
+/// So that the tables above meet all three: what zo-sgd-cons chooses in their steps.
+TEST(Pipeline, ConservativeStepsStayDescendAndAscend) {
+  const MlpModel model({});
+  std::set<std::string> chosen;
+  for (const ZoHyper& hyper : {kCons, kConsFar, kConsBlunt}) {
+    auto run = StartRun({.name = "", .request = Ask(false, 0), .hyper = hyper}, model, "");
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (uint32_t step = 0; step < kSteps; ++step) chosen.insert(zo::CandidateName(run->Step(model, hyper.lr)->chosen.value()));
+  }
+  EXPECT_THAT(chosen, testing::UnorderedElementsAre("stay", "descent", "ascent"));
+}
+
+/// Two that evaluate a direction each and finish with both scalars go where one goes that evaluates both.
+TEST(Pipeline, WorkersThatShareQueriesHaveTheBytesOfOne) {
+  const MlpModel model({});
+  TempFolder folder;
+  const ZoHyper hyper{.lr = 1e-2, .queries = 2, .weight_decay = 0.1};
+  Resident resident(model, hyper);
+  std::vector<TierRun> runs;
+  for (int w = 0; w < 2; ++w) {
+    const TierCase c{.name = "", .request = Ask(true, 2 + w, w == 0 ? 1 : 7), .hyper = hyper, .first_query = w, .evaluated = 1};
+    auto run = StartRun(c, model, folder.File("units" + std::to_string(w)));
+    ASSERT_TRUE(run.ok()) << run.status();
+    runs.push_back(*std::move(run));
+  }
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const zo::StepResult want = resident.Step();
+    StepRecord agreed{RateAt(hyper.lr, step)};
+    for (TierRun& run : runs) {
+      MlpCompute compute(model, step);
+      const auto losses = run.pipeline->Measure(agreed.lr, compute);
+      ASSERT_TRUE(losses.ok()) << losses.status();
+      ASSERT_EQ(losses->g.size(), 1u);
+      agreed.g.push_back(losses->g[0]);
+    }
+    EXPECT_EQ(agreed.g, want.projected_grad);
+    for (TierRun& run : runs) {
+      run.pipeline->Finish(agreed);
+      ASSERT_THAT(Different(run, model, resident.theta()), IsEmpty()) << "step " << step;
+    }
+  }
+}
+
+/// z = 0 on a random 40% of the elements, others every step.
+class HalfMasked final : public MaskSource {
+ public:
+  void Zero(uint32_t tensor, uint64_t first, uint32_t step, std::span<float> z) const override {
+    std::vector<uint8_t> bytes(z.size());
+    ASSERT_TRUE(zo::FillMask({kSeed, step, 77}, tensor, first, 0.4, zo::MaskLaw::kUniform, bytes).ok());
+    for (size_t i = 0; i < z.size(); ++i) z[i] = bytes[i] != 0 ? 0.0f : z[i];
+  }
+};
+class MaskedSteps : public testing::TestWithParam<TierCase> {};
+INSTANTIATE_TEST_SUITE_P(Runs, MaskedSteps,
+                         testing::Values(TierCase{.name = "resident", .request = Ask(false, 0), .hyper = kSgd},
+                                         TierCase{.name = "disk_k2", .request = Ask(true, 2), .hyper = kSgd},
+                                         TierCase{.name = "disk_k3_lazy_7_threads", .request = Ask(true, 3, 7), .hyper = kQueries, .threads = 3},
+                                         TierCase{.name = "host_unfused", .request = Ask(false, 2, 1, true, false), .hyper = kSgd},
+                                         TierCase{.name = "mixed_adam_untied", .request = Ask(true, 2, 7), .host_share = 0.5, .hyper = kAdam, .tied = false},
+                                         TierCase{.name = "element_sign", .request = Ask(true, 2, 3), .hyper = kElement},
+                                         TierCase{.name = "cons_lazy", .request = Ask(true, 2, 7), .hyper = kCons}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(MaskedSteps, HaveTheBytesOfTheResidentOnesAfterEveryStep) {
+  TierCase c = GetParam();
+  const MlpModel model({.tied = c.tied});
+  TempFolder folder;
+  const HalfMasked masks;
+  c.mask = &masks;
+  Resident resident(model, c.hyper);
+  auto run = StartRun(c, model, folder.File("units"));
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const zo::StepResult want = resident.Step(1, &masks);
+    const auto got = run->Step(model, c.hyper.lr);
+    ASSERT_TRUE(got.ok()) << got.status();
+    ExpectSame(*got, want, step);
+    if (step % 3 == 1) continue;  // steps without a word between them
+    ASSERT_THAT(Different(*run, model, resident.theta(), &resident.state()), IsEmpty()) << "step " << step;
+  }
+  const History history = run->pipeline->history();
+  run->pipeline.reset();
+  run = StartRun(c, model, folder.File("units"), history);
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_THAT(Different(*run, model, resident.theta(), &resident.state()), IsEmpty()) << "resumed";
+}
+
+/// Block-wise: the embedding, then a layer's matrices and its bias apart, then the others layer by layer, then the head.
+struct GroupCase {
+  const char* name;
+  TierRequest request;
+  ZoHyper hyper;
+  bool coordinate = true, tied = true;
+  double host_share = -1;
+  int threads = 1;
+};
+class GroupSteps : public testing::TestWithParam<GroupCase> {
+ protected:
+  GroupSteps() : model_({.tied = GetParam().tied}) {
+    const auto unit_of = [&](const std::string& name) {
+      size_t u = 0;
+      while (model_.units()[u].name != name) ++u;
+      return u;
+    };
+    Add({0}, 0);
+    Add({2}, unit_of("layers.0"));
+    Add({1, 3}, unit_of("layers.0"));
+    for (uint32_t layer = 1; layer < 5; ++layer) Add({1 + 3 * layer, 2 + 3 * layer, 3 + 3 * layer}, unit_of("layers." + std::to_string(layer)));
+    Add({16}, unit_of("head"));
+    if (!GetParam().tied) Add({17}, unit_of("head"));
+  }
+  void Add(std::vector<uint32_t> tensors, size_t first_unit) {
+    groups_.emplace_back(tensors.begin(), tensors.end());
+    case_.groups.push_back({std::move(tensors), first_unit});
+  }
+  const MlpModel model_;
+  TempFolder folder_;
+  std::vector<std::vector<size_t>> groups_;
+  TierCase case_{.name = "", .request = GetParam().request, .host_share = GetParam().host_share, .hyper = GetParam().hyper,
+                 .threads = GetParam().threads, .coordinate = GetParam().coordinate};
+};
+INSTANTIATE_TEST_SUITE_P(Runs, GroupSteps,
+                         testing::Values(GroupCase{"resident", Ask(false, 0), kSgd}, GroupCase{"disk_k2", Ask(true, 2), kSgd},
+                                         GroupCase{"disk_k3_lazy_7_threads", Ask(true, 3, 7), kSgd, true, true, -1, 3},
+                                         GroupCase{"disk_more_slots_than_units_left", Ask(true, 7), kSgd},
+                                         GroupCase{"joint_disk", Ask(true, 2), kSgd, false}, GroupCase{"joint_lazy_untied", Ask(true, 3, 7), kSgd, false, false},
+                                         GroupCase{"untied", Ask(true, 2), kSgd, true, false}, GroupCase{"host", Ask(false, 2, 1, true), kSgd},
+                                         GroupCase{"mixed", Ask(true, 2), kSgd, true, true, 0.5},
+                                         GroupCase{"disk_through_the_host_lazy", Ask(true, 2, 7, true), kSgd, true, true, 0.6},
+                                         GroupCase{"momentum", Ask(true, 2), kMomentum}, GroupCase{"adam_lazy", Ask(true, 3, 7), {.base = Base::kAdam, .lr = 1e-3}},
+                                         GroupCase{"adam_in_memory_joint", Ask(false, 0), {.base = Base::kAdam, .lr = 1e-3}, false}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(GroupSteps, HaveTheBytesOfTheResidentOnesAfterEveryStep) {
+  const zo::BlockSchedule schedule = GetParam().coordinate ? zo::BlockSchedule::kCoordinate : zo::BlockSchedule::kJoint;
+  Resident resident(model_, GetParam().hyper);
+  auto run = StartRun(case_, model_, folder_.File("units"), {}, nullptr, std::make_unique<DelayedDevice>(5));
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const zo::StepResult want = resident.Step(groups_, schedule);
+    const auto got = run->Step(model_, GetParam().hyper.lr);
+    ASSERT_TRUE(got.ok()) << got.status();
+    ExpectSame(*got, want, step);
+    if (step % 3 == 1) continue;  // steps without a word between them
+    ASSERT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "step " << step;
+  }
+  const History history = run->pipeline->history();
+  run->pipeline.reset();
+  run = StartRun(case_, model_, folder_.File("units"), history);
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_THAT(Different(*run, model_, resident.theta(), &resident.state()), IsEmpty()) << "resumed";
 }
 
 TEST(Pipeline, FlushLeavesASnapshotOnDisk) {
@@ -333,8 +506,11 @@ TEST(Pipeline, Refuses) {
   const auto refusal = [&](TierCase c) { return StartRun(c, model, folder.File("u")).status().ToString(); };
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.sides = zo::Sides::kOne, .residue = zo::Residue::kMezo}}),
               HasSubstr("optimizer.residue: mezo with perturbation one-side"));
-  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kConservative}}),
-              HasSubstr("zo-sgd-cons"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kForwardGrad, .residue = Residue::kMezo}}),
+              HasSubstr("optimizer.residue: mezo with forward-grad"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.rule = zo::Rule::kConservative, .residue = Residue::kMezo}}),
+              HasSubstr("zo-sgd-cons with residue mezo"));
+  EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = kQueries, .groups = {{{0}, 0}}}), HasSubstr("block-wise estimation needs"));
   EXPECT_THAT(refusal({.name = "", .request = Ask(true, 2, 4), .hyper = kMezo}),
               HasSubstr("tier.write_every: 4 with optimizer.residue \"mezo\"; must be 1"));
   EXPECT_THAT(refusal({.name = "", .request = Ask(false, 0), .hyper = {.lr = -1}}), HasSubstr("lr: -1"));

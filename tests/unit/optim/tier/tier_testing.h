@@ -50,18 +50,41 @@ class Resident {
  public:
   Resident(const MlpModel& model, const zo::ZoHyper& hyper)
       : model_(model), hyper_(hyper), optimizer_(model.layout(), hyper), theta_(model.Start()) {}
-  zo::StepResult Step(double factor = 1) {
+  zo::StepResult Step(double factor = 1, const MaskSource* mask = nullptr) {
     MlpCompute compute(model_, step_);
     compute.factor = factor;
+    std::shared_ptr<const zo::DirectionSource<float>> z = std::make_shared<zo::StreamDirection<float>>(kSeed, step_, model_.layout());
+    if (mask != nullptr) z = std::make_shared<zo::MaskedDirection<float>>(z, BitsOf(*mask));
+    optimizer_.update().set_lr(RateAt(hyper_.lr, step_++));
+    return optimizer_.StepByRule(std::span<float>(theta_), *z,
+                                 [&](std::span<const float> theta) { return compute.LossAt(theta); });
+  }
+  /// Block-wise.
+  zo::StepResult Step(const std::vector<std::vector<size_t>>& groups, zo::BlockSchedule schedule) {
+    MlpCompute compute(model_, step_);
     const zo::StreamDirection<float> z(kSeed, step_, model_.layout());
     optimizer_.update().set_lr(RateAt(hyper_.lr, step_++));
-    return optimizer_.Step(std::span<float>(theta_), z,
-                           [&](std::span<const float> theta) { return compute.LossAt(theta); });
+    return optimizer_.StepBlockwise(std::span<float>(theta_), z, [&](std::span<const float> theta) { return compute.LossAt(theta); },
+                                    groups, schedule);
   }
   const std::vector<float>& theta() const { return theta_; }
   const zo::ZoState<float>& state() const { return optimizer_.update().state(); }
 
  private:
+  std::shared_ptr<const zo::BitMask> BitsOf(const MaskSource& source) const {
+    const zo::ZoLayout layout = model_.layout();
+    auto mask = std::make_shared<zo::BitMask>(layout.size());
+    for (size_t t = 0; t < layout.tensors(); ++t) {
+      for (size_t i = 0; i < layout.tensor(t).size; ++i) {
+        float z = 1;
+        source.Zero(static_cast<uint32_t>(t), i, step_, {&z, 1});
+        const uint8_t masked = z == 0;
+        mask->Set(layout.offset(t) + i, {&masked, 1});
+      }
+    }
+    return mask;
+  }
+
   const MlpModel& model_;
   zo::ZoHyper hyper_;
   zo::ZoOptimizer<float> optimizer_;
@@ -137,6 +160,10 @@ struct TierCase {
   bool tied = true;
   int threads = 1;
   bool serial = false;
+  int first_query = 0, evaluated = 0;
+  std::vector<TensorGroup> groups{};
+  bool coordinate = true;
+  const MaskSource* mask = nullptr;
   bool accelerated = false;  ///< on a device with a memory of its own, for which the request asks
   Accelerator* accelerator = nullptr;  ///< this one (borrowed), the model on the host; else a ThreadAccelerator
 };
@@ -153,6 +180,7 @@ inline absl::StatusOr<Plan> PlanOf(const TierCase& c, const MlpModel& model) {
   const auto share = [&](double part) {
     return static_cast<int64_t>(part * static_cast<double>(AllBytes(model.units(), states, request.codec)));
   };
+  request.both = !c.groups.empty();
   if (c.host_share >= 0) request.host_budget = share(c.host_share);
   if (c.device_share >= 0) request.device_budget = share(c.device_share);
   return MakePlan(model.units(), states, c.hyper.residue == zo::Residue::kMezo, request);
@@ -241,6 +269,11 @@ inline absl::StatusOr<TierRun> StartRun(const TierCase& c, const MlpModel& model
   options.seed = kSeed;
   options.threads = c.threads;
   options.serial = c.serial;
+  options.first_query = c.first_query;
+  options.evaluated = c.evaluated;
+  options.groups = c.groups;
+  options.coordinate = c.coordinate;
+  options.mask = c.mask;
   options.poison = true;
   options.accelerator = c.accelerator != nullptr ? c.accelerator : run.accelerator.get();
   auto pipeline = Pipeline::Create(model.units(), *plan, options, run.device.get(), std::move(file), std::move(history), initial);

@@ -8,9 +8,11 @@
 #include "base/fs.h"
 #include "optim/nn/bpe.h"
 #include "optim/train/adapters.h"
+#include "optim/train/presets.h"
 #include "optim/train/replay_log.h"
 #include "optim/train/spec.h"
 #include "optim/train/task.h"
+#include "optim/train/templates.h"
 #include "temp_folder.h"
 
 namespace optod::train {
@@ -112,7 +114,25 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"parallel_queries",
                Job(R"(, "parallel": {"workers": 2, "share": "queries"})", R"({"name": "zo-sgd", "queries": 2})"),
                "optimizer.queries: must be 1 with parallel.share queries"},
-        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "use none"},
+        BadJob{"accuracy_of_answers",
+               R"({"model": "/m", "optimizer": "zo-sgd", "objective": "accuracy", "task": {"name": "squad", "train": "/a", "dev": "/b"}})",
+               "generated answers have f1"},
+        BadJob{"blocks_of_answers",
+               R"({"model": "/m", "optimizer": "zo-sgd", "objective": "f1", "blockwise": "linear", "task": {"name": "drop", "train": "/a", "dev": "/b"}})",
+               "not together with blockwise"},
+        BadJob{"tier_of_answers",
+               R"({"model": "/m", "optimizer": "zo-sgd", "objective": "f1", "tier": {"disk": "/d"}, "task": {"name": "drop", "train": "/a", "dev": "/b"}})",
+               "would read all parameters once a token"},
+        BadJob{"answer_room",
+               R"({"model": "/m", "optimizer": "zo-sgd", "task": {"name": "drop", "train": "/a", "dev": "/b", "max_tokens": 50}})",
+               "task.answer_tokens: 50 leaves fewer than 8 of task.max_tokens 50"},
+        BadJob{"answer_and_options",
+               R"({"model": "/m", "optimizer": "zo-sgd", "task": {"name": "sst2", "train": "/a", "dev": "/b", "answer": "x"}})",
+               "task.answer: not together with task.options"},
+        BadJob{"task",
+               R"({"model": "/m", "optimizer": "zo-sgd", "task": {"name": "sst3", "train": "/a", "dev": "/b"}})",
+               "task.name: \"sst3\" is not one of custom, text, sst2, copa, rte, cb, boolq"},
+        BadJob{"mezo_residue", Job("", R"({"name": "zo-sgd", "residue": "mezo"})"), "must be none"},
         BadJob{"no_train",
                R"({"kind": "finetune", "model": "/m", "optimizer": "sgd", "task": {"name": "sst2", "dev": "/b"}})",
                "task.train: missing"},
@@ -136,7 +156,28 @@ TEST(Render, FieldsAndFilters) {
   EXPECT_THAT(std::string(Render("{self", row).status().message()), HasSubstr("without"));
 }
 
-/// One token a byte, and " terrible" (256), " great" (257), "<mask>" (258).
+TEST(Render, QuestionsAndBlanks) {
+  const Row row = {{"q", "is it so"}, {"s", "The trophy did not fit because _ was too large."}, {"first", "_ ran"}};
+  EXPECT_EQ(*Render("{q|question}", row), "Is it so?");
+  EXPECT_EQ(*Render("{s|before-blank}", row), "The trophy did not fit because");
+  EXPECT_EQ(*Render("{s|after-blank}", row), " was too large.");
+  EXPECT_EQ(*Render("{first|before-blank}", row), "");
+  EXPECT_EQ(*Render("{s|lower}", row), "the trophy did not fit because _ was too large.");
+  EXPECT_THAT(std::string(Render("{q|after-blank}", row).status().message()), HasSubstr("no \"_\""));
+}
+
+TEST(ListOf, TextsListsAndPaths) {
+  const Row row = {{"one", "Denver"}, {"number", "12"}, {"list", R"(["a b", "c"])"}, {"deep", R"({"text": ["x"], "n": {"m": "y"}})"}, {"none", "[]"}};
+  EXPECT_THAT(*ListOf("one", row), ElementsAre("Denver"));
+  EXPECT_THAT(*ListOf("number", row), ElementsAre("12"));
+  EXPECT_THAT(*ListOf("list", row), ElementsAre("a b", "c"));
+  EXPECT_THAT(*ListOf("deep.text", row), ElementsAre("x"));
+  EXPECT_THAT(*ListOf("deep.n.m", row), ElementsAre("y"));
+  for (const char* path : {"none", "absent", "deep.absent", "one.text", "deep.text.more"})
+    EXPECT_EQ(ListOf(path, row).status().code(), absl::StatusCode::kInvalidArgument) << path;
+}
+
+/// One token a byte, and the blank (256).
 std::unique_ptr<nn::Tokenizer> ByteTokenizer() {
   nn::SpmData data;
   for (int b = 0; b < 256; ++b) {
@@ -145,6 +186,8 @@ std::unique_ptr<nn::Tokenizer> ByteTokenizer() {
     data.pieces.push_back(name);
     data.kinds.push_back(6);
   }
+  data.pieces.push_back("\u2581");
+  data.kinds.push_back(1);
   data.dummy_prefix = false;
   data.scores.assign(data.pieces.size(), 0);
   return nn::MakeSpm(std::move(data));
@@ -191,6 +234,81 @@ TEST(Task, SingleTokensShareASequence) {
   ASSERT_TRUE(data.ok()) << data.status();
   ASSERT_EQ(data->dev[0].sequences.size(), 1u);
   EXPECT_EQ(data->dev[0].sequences[0].picks.size(), 2u);
+}
+
+struct PresetCase {
+  const char *name, *row, *prompt, *right;
+  friend void PrintTo(const PresetCase& c, std::ostream* out) { *out << c.name; }
+};
+/// Rows as the Hugging Face data sets have them.
+class EveryPreset : public testing::TestWithParam<PresetCase> {};
+TEST_P(EveryPreset, MakesPromptAndRightOption) {
+  TempFolder folder;
+  folder.Write("rows", GetParam().row);
+  TaskSpec spec;
+  spec.name = GetParam().name;
+  ApplyPreset(&spec);
+  if (spec.format == "tsv" && spec.header) folder.Write("rows", std::string("premise\tasks_for\tchoice1\tchoice2\tlabel\n") + GetParam().row);
+  spec.train = spec.dev = folder.path() + "/rows";
+  nn::ModelConfig config = Config("llama");
+  config.max_positions = spec.max_tokens = 400;
+  const auto tokenizer = ByteTokenizer();
+  auto data = LoadTask(spec, *tokenizer, config);
+  ASSERT_TRUE(data.ok()) << data.status();
+  const Example& example = data->train[0];
+  std::vector<int64_t> option, whole;
+  for (const Sequence& sequence : example.sequences) {
+    for (const Pick& pick : sequence.picks) {
+      if (pick.candidate != example.correct) continue;
+      option.push_back(pick.target);
+      whole = sequence.ids;
+    }
+  }
+  ASSERT_FALSE(option.empty());
+  whole.push_back(option.back());
+  EXPECT_EQ(tokenizer->Decode(whole), std::string(GetParam().prompt) + GetParam().right);
+  EXPECT_EQ(tokenizer->Decode(option), GetParam().right);
+}
+INSTANTIATE_TEST_SUITE_P(
+    Tasks, EveryPreset,
+    testing::Values(
+        PresetCase{"sst2", "a fine film\t1\n", "a fine film It was", " great"},
+        PresetCase{"copa", "It rained.\teffect\tThe road got wet.\tI slept.\t0\n", "It rained so", " the road got wet."},
+        PresetCase{"rte", R"({"premise": "P.", "hypothesis": "H.", "label": 1})", "P.\nDoes this mean that \"H.\" is true? Yes or No?\n", "No"},
+        PresetCase{"cb", R"({"premise": "P.", "hypothesis": "H", "label": 2})", "Suppose P. Can we infer that \"H\"? Yes, No, or Maybe?\n", "Maybe"},
+        PresetCase{"boolq", R"({"passage": "P.", "question": "is it", "label": 1})", "P. Is it?\n", "Yes"},
+        PresetCase{"wic", R"({"word": "w", "sentence1": "A.", "sentence2": "B.", "label": 0})",
+                   "Does the word \"w\" have the same meaning in these two sentences? Yes, No?\nA.\nB.\n", "No"},
+        PresetCase{"wsc", R"({"text": "T.", "span1_text": "Ann", "span2_text": "She", "label": 1})",
+                   "T.\nIn the previous sentence, does the pronoun \"she\" refer to Ann? Yes or No?\n", "Yes"},
+        PresetCase{"multirc", R"({"paragraph": "P.", "question": "Q?", "answer": "A", "label": 0})",
+                   "P.\nQuestion: Q?\nI found this answer \"A\". Is that correct? Yes or No?\n", "No"},
+        PresetCase{"winogrande", R"({"sentence": "Ann saw Eve because _ looked.", "option1": "Ann", "option2": "Eve", "answer": "2"})",
+                   "Ann saw Eve because", " Eve looked."},
+        PresetCase{"squad", R"({"title": "T", "context": "C", "question": "Q?", "answers": {"text": ["An answer", "x"], "answer_start": [1, 2]}})",
+                   "Title: T\nContext: C\nQuestion: Q?\nAnswer:", " An answer\n"},
+        PresetCase{"drop", R"({"passage": "P", "question": "Q?", "answers_spans": {"spans": ["4"], "types": ["number"]}})",
+                   "Passage: P\nQuestion: Q?\nAnswer:", " 4\n"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(Task, QuestionsKeepRoomForTheirAnswer) {
+  TempFolder folder;
+  folder.Write("t", R"({"q": "0123456789", "a": ["xy", "z"]})");
+  TaskSpec spec;
+  spec.format = "jsonl";
+  spec.prompt = "{q}";
+  spec.answer = {"a", 6, "\n"};
+  spec.train = spec.dev = folder.path() + "/t";
+  spec.max_tokens = 14;
+  auto data = LoadTask(spec, *ByteTokenizer(), Config("llama"));
+  ASSERT_TRUE(data.ok()) << data.status();
+  EXPECT_TRUE(data->asks);
+  EXPECT_FALSE(data->choose);
+  EXPECT_THAT(data->train[0].answers, ElementsAre("xy", "z"));
+  EXPECT_THAT(data->train[0].prompt, ElementsAre('2', '3', '4', '5', '6', '7', '8', '9'));
+  spec.answer.field = "b";
+  EXPECT_THAT(std::string(LoadTask(spec, *ByteTokenizer(), Config("llama")).status().message()),
+              HasSubstr("train: line 1: column \"b\" is missing"));
 }
 
 TEST(Task, LongPromptsLoseTheirBeginning) {

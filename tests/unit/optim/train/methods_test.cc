@@ -12,6 +12,7 @@
 #include "optim/train/groups.h"
 #include "optim/train/packed.h"
 #include "optim/train/sparse.h"
+#include "optim/train/text_match.h"
 #include "temp_folder.h"
 
 namespace optod::train {

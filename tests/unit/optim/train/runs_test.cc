@@ -55,7 +55,7 @@ class Runs : public testing::Test {
     std::vector<TrainMemory> memories;  ///< told while it ran
   };
   absl::StatusOr<Outcome> Go(const TrainSpec& spec, const std::string& name, int attempt,
-                             int64_t stop_after = 1 << 20) {
+                             int64_t stop_after = 1 << 20, int64_t told_step = std::numeric_limits<int64_t>::max()) {
     Outcome outcome;
     int64_t last = 0;
     TrainHooks hooks;
@@ -65,6 +65,7 @@ class Runs : public testing::Test {
     };
     hooks.memory = [&](const TrainMemory& memory) { outcome.memories.push_back(memory); };
     hooks.stop = [&] { return last >= stop_after; };
+    hooks.told_step = told_step;
     auto result = RunTraining(spec, folder_.path() + "/" + name, attempt, hooks);
     if (!result.ok() && !absl::IsCancelled(result.status())) return result.status();
     if (result.ok()) outcome.result = *result;
@@ -76,6 +77,17 @@ class Runs : public testing::Test {
 struct RunCase {
   const char *name, *optimizer, *scheme;
 };
+/// Reports that were on the way when an attempt ended come again, those that were heard do not.
+TEST_F(Runs, LossesThatNobodyHeardAreToldAgain) {
+  const TrainSpec spec = Spec(R"({"name": "zo-sgd", "lr": 0.01})");
+  const auto whole = Go(spec, "whole", 1);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_TRUE(Go(spec, "cut", 1, 7).ok());
+  const auto rest = Go(spec, "cut", 2, 1 << 20, /*told_step=*/4);
+  ASSERT_TRUE(rest.ok()) << rest.status();
+  EXPECT_EQ(rest->losses, std::vector<double>(whole->losses.begin() + 4, whole->losses.end()));
+}
+
 class EveryRun : public Runs, public testing::WithParamInterface<RunCase> {};
 INSTANTIATE_TEST_SUITE_P(
     Optimizers, EveryRun,
