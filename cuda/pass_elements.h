@@ -22,7 +22,8 @@ OPTOD_HD void ApplyRule(const PassOp& op, const PassRule& rule, PassFour& x) {
   for (int k = 0; k < 4; ++k) {
     const float gradient = formula::Averaged(op.queries, op.decay, x.theta[k], x.gradient[k]);
     if (rule.adam)
-      formula::Adam<float>({rule.beta1, rule.beta2, rule.eps, op.lr, op.bias1, op.bias2}, gradient, x.theta[k], x.m[k], x.v[k]);
+      formula::Adam<float>({rule.beta1, rule.beta2, rule.eps, op.lr, op.bias1, op.bias2}, gradient, x.theta[k], x.m[k],
+                           x.v[k]);
     else if (rule.momentum > 0)
       formula::Momentum(rule.momentum, op.lr, op.first, gradient, x.theta[k], x.m[k]);
     else
@@ -75,10 +76,12 @@ OPTOD_HD void FormCopies(const PassCopies& copies, const StreamId& id, uint64_t 
 
 /// Which operands a form reads and writes besides theta.
 OPTOD_HD bool WritesPlus(PassCopies::Form form) {
-  return form == PassCopies::kPlus || form == PassCopies::kBoth || form == PassCopies::kMezoPlus || form == PassCopies::kMezoBoth;
+  return form == PassCopies::kPlus || form == PassCopies::kBoth || form == PassCopies::kMezoPlus ||
+         form == PassCopies::kMezoBoth;
 }
 OPTOD_HD bool WritesMinus(PassCopies::Form form) {
-  return form == PassCopies::kMinus || form == PassCopies::kBoth || form == PassCopies::kMezoMinus || form == PassCopies::kMezoBoth;
+  return form == PassCopies::kMinus || form == PassCopies::kBoth || form == PassCopies::kMezoMinus ||
+         form == PassCopies::kMezoBoth;
 }
 OPTOD_HD bool ChangesTheta(PassCopies::Form form) {
   return form == PassCopies::kMezoMinus || form == PassCopies::kMezoBoth;

@@ -1,6 +1,6 @@
 #pragma once
-/// A device with a memory of its own: what a tiered run needs of a GPU. Work is enqueued on three streams and runs later,
-/// in the order of its stream; marks order the streams, and the host, with one another.
+/// A device with a memory of its own: what a tiered run needs of a GPU. Work is enqueued on three streams and runs
+/// later, in the order of its stream; marks order the streams, and the host, with one another.
 ///
 ///   host arena (locked) --Upload--> slots --Pass, the model--> slots --Offload--> host arena
 ///                       kUpload            kCompute                   kOffload

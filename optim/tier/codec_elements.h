@@ -36,8 +36,8 @@ OPTOD_CODEC float PowerOfTwo(int exponent) {
 /// floor(log2 |x|) of a normal number; below 2^-126 it is -127.
 OPTOD_CODEC int ExponentOf(float x) { return static_cast<int>(optim::half::FloatToBits(x) >> 23 & 0xffu) - 127; }
 
-/// Rounded at random, exact for what float16 holds: a random fraction of one step is added, with so few bits that the sum
-/// of it and a whole number of steps is exact in float32.
+/// Rounded at random, exact for what float16 holds: a random fraction of one step is added, with so few bits that the
+/// sum of it and a whole number of steps is exact in float32.
 OPTOD_CODEC uint16_t ToF16Stochastic(float value, uint32_t word) {
   const uint32_t u = optim::half::FloatToBits(value), a = u & 0x7fffffffu;
   const auto sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
@@ -71,8 +71,8 @@ OPTOD_CODEC float FromFp8(uint8_t code) {
   return (code & 0x80) != 0 ? -a : a;
 }
 
-/// The scale of a row whose largest |x| is `top`: a power of two, so that dividing by it and multiplying again are exact;
-/// top / scale <= 448 = 1.75 * 2^8. Rows too small for a normal scale keep the smallest; an infinite top: 1.
+/// The scale of a row whose largest |x| is `top`: a power of two, so that dividing by it and multiplying again are
+/// exact; top / scale <= 448 = 1.75 * 2^8. Rows too small for a normal scale keep the smallest; an infinite top: 1.
 OPTOD_CODEC float RowScale(float top) {
   const uint32_t bits = optim::half::FloatToBits(top);
   if (!(top > 0) || bits >= 0x7f800000u) return 1.0f;

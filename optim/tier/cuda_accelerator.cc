@@ -52,8 +52,8 @@ absl::StatusOr<std::unique_ptr<CudaAccelerator>> CudaAccelerator::Create(int dev
   RETURN_IF_ERROR(made->Enter());
   made->events_ = std::make_shared<Events>();
   for (Queue queue : {Queue::kUpload, Queue::kCompute, Queue::kOffload})
-    RETURN_IF_ERROR(Checked(cudaStreamCreateWithFlags(&made->streams_[static_cast<size_t>(queue)], cudaStreamNonBlocking),
-                            "a stream"));
+    RETURN_IF_ERROR(Checked(
+        cudaStreamCreateWithFlags(&made->streams_[static_cast<size_t>(queue)], cudaStreamNonBlocking), "a stream"));
   return made;
 }
 
@@ -92,14 +92,16 @@ std::shared_ptr<void> CudaAccelerator::Lock(std::span<std::byte> host) {
 absl::Status CudaAccelerator::CopyToHost(std::span<const std::byte> device, std::span<std::byte> host) {
   RETURN_IF_ERROR(Enter());
   const cudaStream_t stream = this->stream(Queue::kCompute);
-  RETURN_IF_ERROR(Checked(cudaMemcpyAsync(host.data(), device.data(), device.size(), cudaMemcpyDeviceToHost, stream), "copy to the host"));
+  RETURN_IF_ERROR(Checked(cudaMemcpyAsync(host.data(), device.data(), device.size(), cudaMemcpyDeviceToHost, stream),
+                          "copy to the host"));
   return Checked(cudaStreamSynchronize(stream), "the compute stream");
 }
 
 absl::Status CudaAccelerator::CopyToDevice(std::span<const std::byte> host, std::span<std::byte> device) {
   RETURN_IF_ERROR(Enter());
   const cudaStream_t stream = this->stream(Queue::kCompute);
-  RETURN_IF_ERROR(Checked(cudaMemcpyAsync(device.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream), "copy to the device"));
+  RETURN_IF_ERROR(Checked(cudaMemcpyAsync(device.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream),
+                          "copy to the device"));
   return Checked(cudaStreamSynchronize(stream), "the compute stream");
 }
 
@@ -166,8 +168,9 @@ absl::Status CudaAccelerator::Upload(const RecordLayout& layout, std::span<const
     const UnitPart& part = layout.part(p);
     const auto from = layout.RangeOf(p, part.first, part.count, 0, layout.codec());
     const auto at = layout.RangeOf(p, part.first, part.count, 0, Codec::kNone);
-    RETURN_IF_ERROR(Checked(cuda::Decode(layout.codec(), coded.data() + from.begin, static_cast<int64_t>(part.count),
-                                         static_cast<int64_t>(part.columns), slot.data() + at.begin / sizeof(float), stream)));
+    RETURN_IF_ERROR(
+        Checked(cuda::Decode(layout.codec(), coded.data() + from.begin, static_cast<int64_t>(part.count),
+                             static_cast<int64_t>(part.columns), slot.data() + at.begin / sizeof(float), stream)));
   }
   const size_t states = (layout.slot_floats() - layout.floats()) * sizeof(float);
   return Checked(cudaMemcpyAsync(slot.data() + layout.floats(), coded.data() + layout.coded_bytes(), states,
@@ -175,27 +178,29 @@ absl::Status CudaAccelerator::Upload(const RecordLayout& layout, std::span<const
                  "states of an upload");
 }
 
-absl::Status CudaAccelerator::Offload(const RecordLayout& layout, std::span<const float> slot, uint64_t seed, uint32_t step,
-                                      std::span<std::byte> coded, std::span<std::byte> record) {
+absl::Status CudaAccelerator::Offload(const RecordLayout& layout, std::span<const float> slot, uint64_t seed,
+                                      uint32_t step, std::span<std::byte> coded, std::span<std::byte> record) {
   RETURN_IF_ERROR(Enter());
   const cudaStream_t stream = this->stream(Queue::kOffload);
   const size_t states = (layout.slot_floats() - layout.floats()) * sizeof(float);
   if (Lossless(layout.codec()))
-    return Checked(cudaMemcpyAsync(record.data(), slot.data(), layout.slot_floats() * sizeof(float), cudaMemcpyDeviceToHost, stream),
+    return Checked(cudaMemcpyAsync(record.data(), slot.data(), layout.slot_floats() * sizeof(float),
+                                   cudaMemcpyDeviceToHost, stream),
                    "offload");
   for (size_t p = 0; p < layout.parts(); ++p) {
     const UnitPart& part = layout.part(p);
     const auto to = layout.RangeOf(p, part.first, part.count, 0, layout.codec());
     const auto at = layout.RangeOf(p, part.first, part.count, 0, Codec::kNone);
-    RETURN_IF_ERROR(Checked(cuda::Encode(layout.codec(), slot.data() + at.begin / sizeof(float), static_cast<int64_t>(part.count),
-                                         static_cast<int64_t>(part.columns), {seed, step, part.uid, part.first},
-                                         coded.data() + to.begin, stream)));
+    RETURN_IF_ERROR(Checked(cuda::Encode(layout.codec(), slot.data() + at.begin / sizeof(float),
+                                         static_cast<int64_t>(part.count), static_cast<int64_t>(part.columns),
+                                         {seed, step, part.uid, part.first}, coded.data() + to.begin, stream)));
   }
   RETURN_IF_ERROR(Checked(cudaMemcpyAsync(coded.data() + layout.coded_bytes(), slot.data() + layout.floats(), states,
                                           cudaMemcpyDeviceToDevice, stream),
                           "states of an offload"));
-  return Checked(cudaMemcpyAsync(record.data(), coded.data(), layout.coded_bytes() + states, cudaMemcpyDeviceToHost, stream),
-                 "offload");
+  return Checked(
+      cudaMemcpyAsync(record.data(), coded.data(), layout.coded_bytes() + states, cudaMemcpyDeviceToHost, stream),
+      "offload");
 }
 
 absl::Status CudaAccelerator::Poison(Queue stream, std::span<float> device) {

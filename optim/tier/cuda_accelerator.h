@@ -1,6 +1,6 @@
 #pragma once
-/// The accelerator that is a CUDA device: three streams, events as marks, kernels of cuda/. Thread-safe as accelerator.h
-/// says.
+/// The accelerator that is a CUDA device: three streams, events as marks, kernels of cuda/. Thread-safe as
+/// accelerator.h says.
 
 #include <cuda_runtime.h>
 

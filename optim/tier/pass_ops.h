@@ -1,6 +1,6 @@
 #pragma once
-/// A pass over a unit as a list of operations on each element, in order: what a device that is not this process's CPU is
-/// told to do (accelerator.h). Made from the history by pass_program.h; carried out on the GPU by cuda/unit_pass.h.
+/// A pass over a unit as a list of operations on each element, in order: what a device that is not this process's CPU
+/// is told to do (accelerator.h). Made from the history by pass_program.h; carried out on the GPU by cuda/unit_pass.h.
 /// Plain data, no absl.
 ///
 ///   kDecay    theta -= a theta
@@ -20,7 +20,7 @@ struct PassOp {
   float a = 0;
   // kRule alone
   float queries = 1, decay = 0, lr = 0, bias1 = 1, bias2 = 1;  ///< bias: 1 - beta^t
-  bool first = false;                                         ///< of the updates: momentum begins
+  bool first = false;                                          ///< of the updates: momentum begins
 };
 
 /// The base optimizer of kRule and the signs of kGradient.

@@ -12,20 +12,29 @@ double Scalar(const zo::ZoHyper& hyper, double g) {
 
 void AddResidues(const zo::ZoHyper& hyper, uint32_t step, std::vector<PassOp>* ops) {
   for (int query = 0; query < hyper.queries; ++query)
-    ops->push_back({.kind = PassOp::kResidue, .step = step, .query = static_cast<uint32_t>(query), .a = static_cast<float>(hyper.eps)});
+    ops->push_back({.kind = PassOp::kResidue,
+                    .step = step,
+                    .query = static_cast<uint32_t>(query),
+                    .a = static_cast<float>(hyper.eps)});
 }
 
 void AddPlain(const zo::ZoHyper& hyper, const StepRecord& record, uint32_t step, bool decay, std::vector<PassOp>* ops) {
   if (hyper.weight_decay > 0 && decay)
     ops->push_back({.kind = PassOp::kDecay, .a = static_cast<float>(record.factor * (record.lr * hyper.weight_decay))});
   for (size_t k = 0; k < record.g.size(); ++k)
-    ops->push_back({.kind = PassOp::kAdd, .step = step, .query = static_cast<uint32_t>(k), .a = static_cast<float>(record.factor) * PlainCoefficient(hyper, record.lr, record.g, k)});
+    ops->push_back({.kind = PassOp::kAdd,
+                    .step = step,
+                    .query = static_cast<uint32_t>(k),
+                    .a = static_cast<float>(record.factor) * PlainCoefficient(hyper, record.lr, record.g, k)});
 }
 
 void AddRule(const zo::ZoHyper& hyper, const StepRecord& record, uint32_t step, int64_t update, bool decay,
              std::vector<PassOp>* ops) {
   for (size_t k = 0; k < record.g.size(); ++k)
-    ops->push_back({.kind = PassOp::kGradient, .step = step, .query = static_cast<uint32_t>(k), .a = GradientCoefficient(hyper, record.g[k])});
+    ops->push_back({.kind = PassOp::kGradient,
+                    .step = step,
+                    .query = static_cast<uint32_t>(k),
+                    .a = GradientCoefficient(hyper, record.g[k])});
   const auto rule = zo::RuleScalarsFor<float>(hyper, record.lr, update);
   ops->push_back({.kind = PassOp::kRule,
                   .queries = static_cast<float>(record.g.size()),
@@ -44,7 +53,8 @@ float PlainCoefficient(const zo::ZoHyper& hyper, double lr, std::span<const doub
 
 float GradientCoefficient(const zo::ZoHyper& hyper, double g) { return static_cast<float>(Scalar(hyper, g)); }
 
-std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, Progress from, uint32_t steps, bool decay) {
+std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, Progress from, uint32_t steps,
+                              bool decay) {
   std::vector<PassOp> ops;
   for (uint32_t step = from.updates; step < steps; ++step) {
     const StepRecord& record = history[step];

@@ -11,7 +11,8 @@
 namespace optod::tier {
 
 /// From `from` to step `steps`, in the order of UnitPass::CatchUp. `decay`: the tensor's.
-std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, Progress from, uint32_t steps, bool decay);
+std::vector<PassOp> ProgramOf(const zo::ZoHyper& hyper, const History& history, Progress from, uint32_t steps,
+                              bool decay);
 PassRule RuleOf(const zo::ZoHyper& hyper);
 PassCopies CopiesOf(const zo::ZoHyper& hyper, uint32_t step, int query, Copies copies);
 

@@ -110,7 +110,8 @@ struct StreamsDevice::Impl {
       RETURN_IF_ERROR(work.on_host ? accelerator->Synchronize(mark) : accelerator->Follow(work.queue, mark));
     ASSIGN_OR_RETURN(issued->begin, accelerator->Record(work.queue));
     absl::Status status = work.run();
-    ASSIGN_OR_RETURN(issued->end, accelerator->Record(work.queue));  // also when it failed half-way: what it enqueued runs
+    ASSIGN_OR_RETURN(issued->end,
+                     accelerator->Record(work.queue));  // also when it failed half-way: what it enqueued runs
     return status;
   }
   /// Work that is over leaves the table.

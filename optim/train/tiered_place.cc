@@ -49,7 +49,8 @@ absl::StatusOr<std::unique_ptr<TieredPlace>> TieredPlace::Open(const std::string
   ASSIGN_OR_RETURN(std::unique_ptr<tier::CudaAccelerator> gpu, tier::CudaAccelerator::Create());
   return std::make_unique<OnCuda>(std::move(gpu));
 #else
-  return FailedPrecondition("device: ", device, ": this worker was built without CUDA (it needs nvcc and a LibTorch for CUDA)");
+  return FailedPrecondition("device: ", device,
+                            ": this worker was built without CUDA (it needs nvcc and a LibTorch for CUDA)");
 #endif
 }
 

@@ -14,8 +14,8 @@ namespace optod::train {
 
 class TieredPlace {
  public:
-  /// `device`: "cpu", "cuda" (the first GPU), or "rehearsal": the CPU, by the operations that a GPU is given (for tests). FAILED_PRECONDITION: `device: cuda: no CUDA device here`, or a worker that
-  /// was built without CUDA.
+  /// `device`: "cpu", "cuda" (the first GPU), or "rehearsal": the CPU, by the operations that a GPU is given (for
+  /// tests). FAILED_PRECONDITION: `device: cuda: no CUDA device here`, or a worker that was built without CUDA.
   static absl::StatusOr<std::unique_ptr<TieredPlace>> Open(const std::string& device);
   virtual ~TieredPlace() = default;
 

@@ -30,10 +30,12 @@ TEST(HostStatuses) {
       {absl::CancelledError("stopped"), absl::StatusCode::kCancelled, "CANCELLED: stopped"},
       {absl::OkStatus(), absl::StatusCode::kOk, "OK"},
       {absl::Status(absl::StatusCode::kNotFound, "gone"), absl::StatusCode::kNotFound, "NOT_FOUND: gone"},
-      {absl::Status(absl::StatusCode::kPermissionDenied, "no"), absl::StatusCode::kPermissionDenied, "PERMISSION_DENIED: no"},
+      {absl::Status(absl::StatusCode::kPermissionDenied, "no"), absl::StatusCode::kPermissionDenied,
+       "PERMISSION_DENIED: no"},
   };
   for (const auto& row : rows) {
-    EXPECT(row.status.code() == row.code && static_cast<int>(row.code) == static_cast<int>(row.status.code())) << row.text;
+    EXPECT(row.status.code() == row.code && static_cast<int>(row.code) == static_cast<int>(row.status.code()))
+        << row.text;
     EXPECT(row.status.ToString() == row.text) << row.text << row.status.ToString();
     EXPECT(row.status.ok() == (row.code == absl::StatusCode::kOk)) << row.text;
   }

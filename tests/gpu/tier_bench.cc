@@ -1,13 +1,12 @@
-// ZO2's table on this card: OPT's shapes with random weights, one sequence of 2048 tokens, parameters on the host beside
-// parameters on the device. Tokens a second are the mean of the last half of the steps; device memory is what the driver
-// counts (cudaMemGetInfo), as in the published column (ZO2, Wang et al., 2025; fp16 weights, embedding and head apart).
-// Here the working slots are float32 and products TF32; the codec is what travels.
+// ZO2's table on this card: OPT's shapes with random weights, one sequence of 2048 tokens, parameters on the host
+// beside parameters on the device. Tokens a second are the mean of the last half of the steps; device memory is what
+// the driver counts (cudaMemGetInfo), as in the published column (ZO2, Wang et al., 2025; fp16 weights, embedding and
+// head apart). Here the working slots are float32 and products TF32; the codec is what travels.
 //   optod-gpu-tier-bench [--models 1.3b,6.7b,13b] [--codec none|bf16|fp16|fp8] [--tokens 2048] [--steps 6]
+#include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-
-#include <ATen/Context.h>
 
 #include <algorithm>
 #include <chrono>
@@ -32,8 +31,8 @@ struct Shape {
   int64_t hidden, layers, heads;
   double published_gb;  ///< ZO2's
 };
-const Shape kShapes[] = {{"125m", 768, 12, 12, 0}, {"1.3b", 2048, 24, 32, 3.75}, {"2.7b", 2560, 32, 32, 4.14},
-                         {"6.7b", 4096, 32, 32, 4.99}, {"13b", 5120, 40, 40, 6.18}, {"30b", 7168, 48, 56, 8.86}};
+const Shape kShapes[] = {{"125m", 768, 12, 12, 0},     {"1.3b", 2048, 24, 32, 3.75}, {"2.7b", 2560, 32, 32, 4.14},
+                         {"6.7b", 4096, 32, 32, 4.99}, {"13b", 5120, 40, 40, 6.18},  {"30b", 7168, 48, 56, 8.86}};
 
 nn::ModelConfig Opt(const Shape& shape, int64_t tokens) {
   nn::ModelConfig c;
@@ -54,8 +53,8 @@ nn::ModelConfig Opt(const Shape& shape, int64_t tokens) {
 /// The forward pass, unit by unit.
 class OptCompute final : public tier::BlockCompute {
  public:
-  OptCompute(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks, const std::vector<tier::Unit>& units,
-             int64_t tokens)
+  OptCompute(const nn::ModelConfig& config, const std::vector<tier::BlockSpec>& blocks,
+             const std::vector<tier::Unit>& units, int64_t tokens)
       : model_(config), blocks_(blocks), units_(units) {
     for (size_t b = 0; b < blocks.size(); ++b) {
       for (size_t slot = 0; slot < blocks[b].tensors.size(); ++slot) place_.emplace_back(b, slot);
@@ -164,7 +163,8 @@ absl::StatusOr<Figure> Run(const Shape& shape, const Options& options, bool offl
   for (const tier::BlockSpec& block : blocks) tensors += block.tensors.size();
   tables.push_back(tensors - blocks.back().tensors.size() + static_cast<size_t>(nn::HeadSlotsOf(config).lm_head));
   std::vector<tier::Unit> units = tier::CutIntoUnits(blocks, tables, 8192);
-  std::stable_partition(units.begin(), units.end(), [&](const tier::Unit& unit) { return unit.parts[0].uid != tables.back(); });
+  std::stable_partition(units.begin(), units.end(),
+                        [&](const tier::Unit& unit) { return unit.parts[0].uid != tables.back(); });
   tier::TierRequest request;
   request.separate_device = true;
   if (offloaded) {
@@ -184,12 +184,14 @@ absl::StatusOr<Figure> Run(const Shape& shape, const Options& options, bool offl
   tier::PipelineOptions run;
   run.hyper = {.lr = 1e-7, .eps = 1e-3};
   run.accelerator = gpu.get();
-  ASSIGN_OR_RETURN(const auto pipeline, tier::Pipeline::Create(units, plan, run, &device, nullptr, {},
-                                                               [&](size_t, std::span<float> slot) -> absl::StatusOr<tier::Progress> {
-                                                                 for (size_t at = 0; at < slot.size(); at += noise.size())
-                                                                   std::copy_n(noise.begin(), std::min(noise.size(), slot.size() - at), slot.begin() + static_cast<ptrdiff_t>(at));
-                                                                 return tier::Progress{};
-                                                               }));
+  ASSIGN_OR_RETURN(const auto pipeline,
+                   tier::Pipeline::Create(units, plan, run, &device, nullptr, {},
+                                          [&](size_t, std::span<float> slot) -> absl::StatusOr<tier::Progress> {
+                                            for (size_t at = 0; at < slot.size(); at += noise.size())
+                                              std::copy_n(noise.begin(), std::min(noise.size(), slot.size() - at),
+                                                          slot.begin() + static_cast<ptrdiff_t>(at));
+                                            return tier::Progress{};
+                                          }));
   OptCompute compute(config, blocks, units, options.tokens);
   Figure figure;
   tier::QueueTimes before;
@@ -214,11 +216,16 @@ absl::StatusOr<Figure> Run(const Shape& shape, const Options& options, bool offl
 void Report(const Shape& shape, const Options& options, bool offloaded) {
   const absl::StatusOr<Figure> got = Run(shape, options, offloaded);
   c10::cuda::CUDACachingAllocator::emptyCache();
-  if (!got.ok()) return (void)std::printf("%-5s %-9s %s\n", shape.name, offloaded ? "offloaded" : "resident", got.status().ToString().c_str());
-  std::printf("%-5s %-9s %8.3f s %9.1f tok/s  device %6.2f GB (plan %6.2f without activations%s)  up %6.2f GB a step  overlap %.3f\n",
-              shape.name, offloaded ? "offloaded" : "resident", got->seconds, static_cast<double>(options.tokens) / got->seconds,
-              got->peak_gb, got->plan_gb, offloaded && shape.published_gb > 0 ? Cat("; ZO2 ", shape.published_gb).c_str() : "",
-              got->uploaded_gb, got->compute / std::max(1e-9, got->compute + got->waited));
+  if (!got.ok())
+    return (void)std::printf("%-5s %-9s %s\n", shape.name, offloaded ? "offloaded" : "resident",
+                             got.status().ToString().c_str());
+  std::printf(
+      "%-5s %-9s %8.3f s %9.1f tok/s  device %6.2f GB (plan %6.2f without activations%s)  up %6.2f GB a step  overlap "
+      "%.3f\n",
+      shape.name, offloaded ? "offloaded" : "resident", got->seconds,
+      static_cast<double>(options.tokens) / got->seconds, got->peak_gb, got->plan_gb,
+      offloaded && shape.published_gb > 0 ? Cat("; ZO2 ", shape.published_gb).c_str() : "", got->uploaded_gb,
+      got->compute / std::max(1e-9, got->compute + got->waited));
   std::fflush(stdout);
 }
 
@@ -238,7 +245,8 @@ int main(int argc, char** argv) {
   if (const absl::StatusOr<int> count = tier::CudaDevices(); !count.ok())
     return std::fprintf(stderr, "%s\n", count.status().ToString().c_str()), 2;
   at::globalContext().setAllowTF32CuBLAS(true);
-  std::printf("OPT, %lld tokens, codec %s, %d steps\n", static_cast<long long>(options.tokens), options.codec.c_str(), options.steps);
+  std::printf("OPT, %lld tokens, codec %s, %d steps\n", static_cast<long long>(options.tokens), options.codec.c_str(),
+              options.steps);
   std::istringstream names(options.models);
   for (std::string name; std::getline(names, name, ',');) {
     for (const Shape& shape : kShapes) {

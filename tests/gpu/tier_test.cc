@@ -12,7 +12,8 @@ namespace {
 
 using namespace cuda::testing;
 
-TierRequest Ask(int slots, bool disk = false, int write_every = 1, int64_t device_budget = 24 << 10, bool fused = true) {
+TierRequest Ask(int slots, bool disk = false, int write_every = 1, int64_t device_budget = 24 << 10,
+                bool fused = true) {
   TierRequest request;
   request.slots = slots;
   request.disk = disk;
@@ -52,7 +53,8 @@ void CompareWithResident(TierCase c, uint32_t steps) {
     EXPECT(got->plus == want.loss_plus && got->minus == want.loss_minus) << c.name << "step" << step;
   }
   if (!run.ok()) return;
-  for (const std::string& name : Different(*run, model, resident.theta(), &resident.state())) EXPECT(false) << c.name << name;
+  for (const std::string& name : Different(*run, model, resident.theta(), &resident.state()))
+    EXPECT(false) << c.name << name;
 }
 
 TEST(HostPipelineIsTheResidentRun) {
@@ -81,13 +83,18 @@ TEST(PipelineIsTheResidentRun) {
   }
 }
 
-/// The model's kernels on the compute stream: the host waits once a step. Losses agree to the last bits of exp, and then
-/// the resident run's are used, so that theta can be compared bit for bit.
+/// The model's kernels on the compute stream: the host waits once a step. Losses agree to the last bits of exp, and
+/// then the resident run's are used, so that theta can be compared bit for bit.
 class DeviceMlp final : public BlockCompute {
  public:
   DeviceMlp(CudaAccelerator& gpu, const MlpModel& model, MlpCompute& here)
-      : stream_(gpu.stream(Queue::kCompute)), model_(model), here_(here), tokens_(static_cast<int>(here.ids().size())),
-        hidden_(static_cast<int>(model.shape().hidden)), ids_(here.ids()), targets_(here.targets()) {}
+      : stream_(gpu.stream(Queue::kCompute)),
+        model_(model),
+        here_(here),
+        tokens_(static_cast<int>(here.ids().size())),
+        hidden_(static_cast<int>(model.shape().hidden)),
+        ids_(here.ids()),
+        targets_(here.targets()) {}
   absl::Status Begin(int copies) override {
     copies_.clear();
     for (int c = 0; c < copies; ++c) {
@@ -101,14 +108,16 @@ class DeviceMlp final : public BlockCompute {
   }
   std::vector<Slice> Wanted() override { return here_.Wanted(); }
   absl::Status Gathered(int copy, std::span<const float> values) override {
-    cudaMemcpyAsync(copies_[static_cast<size_t>(copy)].x.get(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice, stream_);
+    cudaMemcpyAsync(copies_[static_cast<size_t>(copy)].x.get(), values.data(), values.size_bytes(),
+                    cudaMemcpyHostToDevice, stream_);
     return absl::OkStatus();
   }
   absl::Status Forward(size_t unit, int copy, std::span<const float> weights) override {
     const Unit& u = model_.units()[unit];
     Copy& c = copies_[static_cast<size_t>(copy)];
     const UnitPart& part = u.parts[0];
-    const auto row = static_cast<int64_t>(part.first / part.columns), rows = static_cast<int64_t>(part.count / part.columns);
+    const auto row = static_cast<int64_t>(part.first / part.columns),
+               rows = static_cast<int64_t>(part.count / part.columns);
     if (u.name.starts_with("layers."))
       cuda::MlpLayer(weights.data(), tokens_, hidden_, static_cast<int>(model_.shape().inner), c.x.get(), stream_);
     else if (u.name == "head")
@@ -172,7 +181,8 @@ TEST(ComputingOnTheStreamGivesTheResidentBytes) {
       EXPECT(got.ok() && got->g == want.projected_grad) << c.name << step << got.status().ToString();
     }
     if (!run.ok()) continue;
-    for (const std::string& name : Different(*run, model, resident.theta(), &resident.state())) EXPECT(false) << c.name << name;
+    for (const std::string& name : Different(*run, model, resident.theta(), &resident.state()))
+      EXPECT(false) << c.name << name;
   }
 }
 

@@ -84,7 +84,7 @@ void ComparePass(CudaAccelerator& gpu, const HyperCase& c, uint32_t steps, Copie
   if (states > 0) m = Normals(random, n, 0.01);
   if (states > 1) v.assign(n, 0.01f);
   There t(gpu, theta, shift), p(gpu, plus, shift), q(gpu, minus, shift), tm(gpu, m, shift), tv(gpu, v, shift);
-  const UnitPass here(c.hyper, 11, history, MakeTileTeam(1)), there(c.hyper, 11, history, MakeTileTeam(1), &gpu);
+  const UnitPass here(c.hyper, 11, history, MakeTileTeam(1)), there(c.hyper, 11, history, MakeTileTeam(1), nullptr, &gpu);
   const Progress from{steps / 3, steps / 3};
   here.Perturb({5, first, trial % 5 != 0, theta, m, v}, from, steps, 0, copies, plus, minus);
   there.Perturb({5, first, trial % 5 != 0, t.floats, tm.floats, tv.floats}, from, steps, 0, copies, p.floats, q.floats);
@@ -107,8 +107,9 @@ TEST(PassesAreTheCpusBitForBit) {
 }
 
 Unit TwoParts(size_t columns) {
-  return {.name = "unit", .parts = {{.uid = 3, .first = 7 * columns, .count = 33 * columns, .columns = columns},
-                                    {.uid = 4, .first = 0, .count = 5, .columns = 5}}};
+  return {.name = "unit",
+          .parts = {{.uid = 3, .first = 7 * columns, .count = 33 * columns, .columns = columns},
+                    {.uid = 4, .first = 0, .count = 5, .columns = 5}}};
 }
 
 /// Every kind of number, in rows of every kind of top.
@@ -116,8 +117,10 @@ std::vector<float> Values(size_t n, size_t columns) {
   Random random(n);
   std::vector<float> values(n);
   for (size_t i = 0; i < n; ++i)
-    values[i] = static_cast<float>(random.Uniform(-1, 1) * std::exp2(static_cast<double>((i / columns) % 37) * 8 - 148));
-  const float specials[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 65504.0f, 65519.9f, 1e30f, 0x1p-24f, 0x1p-149f, 448.0f};
+    values[i] =
+        static_cast<float>(random.Uniform(-1, 1) * std::exp2(static_cast<double>((i / columns) % 37) * 8 - 148));
+  const float specials[] = {0.0f,     -0.0f, INFINITY, -INFINITY, NAN,   65504.0f,
+                            65519.9f, 1e30f, 0x1p-24f, 0x1p-149f, 448.0f};
   for (size_t i = 0; i < std::size(specials); ++i) values[(3 * columns + i * 17) % n] = specials[i];
   return values;
 }

@@ -205,6 +205,18 @@ TEST(Plans, TheDiskCanBeMeasured) {
   EXPECT_GT(rates->disk_write, 1e5);
 }
 
+/// A row's scale is a normal number, so a row of the smallest numbers comes back finite, to within a step.
+TEST(Codecs, RowsOfTheSmallestNumbersStayFinite) {
+  for (const int exponent : {-149, -141, -135, -127, -120, -100}) {
+    const std::vector<float> row = {std::ldexp(1.0f, exponent), -std::ldexp(1.0f, exponent), 0.0f, std::ldexp(1.0f, exponent - 2)};
+    std::vector<std::byte> coded(CodedBytes(Codec::kFp8, row.size(), row.size()));
+    std::vector<float> back(row.size());
+    Encode(Codec::kFp8, row, row.size(), {1, 2, 3, 0}, coded);
+    Decode(Codec::kFp8, coded, row.size(), back);
+    for (size_t i = 0; i < row.size(); ++i) EXPECT_NEAR(back[i], row[i], 0x1p-135 + 0.125 * std::abs(row[i])) << exponent << " " << i;
+  }
+}
+
 // ---- faults
 
 const TierCase kOnDisk{.name = "", .request = {.host_budget = 0, .disk = true, .slots = 2}, .hyper = {.lr = 1e-2}};

@@ -1,12 +1,11 @@
 // The pipeline's device over streams and marks: order, what the host waits for, errors; and the memory of such runs.
-#include "optim/tier/streams_device.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <random>
 
+#include "optim/tier/streams_device.h"
 #include "tier_testing.h"
 
 namespace optod::tier {
@@ -86,7 +85,8 @@ TEST(StreamsDevice, TheHostWaitsOnlyWhereItMust) {
   EXPECT_FALSE(computed);  // and Submit has come back
   go = true;
   go.notify_all();
-  Work on_host = On(Queue::kCompute, {up}, [&] { return uploaded ? absl::OkStatus() : absl::InternalError("too early"); });
+  Work on_host =
+      On(Queue::kCompute, {up}, [&] { return uploaded ? absl::OkStatus() : absl::InternalError("too early"); });
   on_host.on_host = true;
   EXPECT_TRUE(device.Wait(device.Submit(std::move(on_host))).ok());
   EXPECT_TRUE(device.Wait(compute).ok());
@@ -115,7 +115,8 @@ TEST(StreamsDevice, TheFirstErrorEndsEverything) {
 /// What a kernel met shows at the next mark.
 TEST(StreamsDevice, ErrorsOfTheAcceleratorComeOut) {
   const MlpModel model({});
-  TierCase c{.name = "", .request = {.device_budget = 24 << 10, .slots = 2, .separate_device = true}, .hyper = {.lr = 1e-2}};
+  TierCase c{
+      .name = "", .request = {.device_budget = 24 << 10, .slots = 2, .separate_device = true}, .hyper = {.lr = 1e-2}};
   c.accelerated = true;
   auto run = StartRun(c, model, "");
   ASSERT_TRUE(run.ok()) << run.status();
@@ -129,7 +130,11 @@ TEST(StreamsDevice, DelaysChangeNothing) {
   const MlpModel model({});
   TempFolder folder;
   for (uint32_t seed = 0; seed < 30; ++seed) {
-    TierCase c{.name = "", .request = {.device_budget = 24 << 10, .disk = true, .slots = 1 + static_cast<int>(seed % 3), .separate_device = true},
+    TierCase c{.name = "",
+               .request = {.device_budget = 24 << 10,
+                           .disk = true,
+                           .slots = 1 + static_cast<int>(seed % 3),
+                           .separate_device = true},
                .host_share = 0.7,
                .hyper = {.lr = 1e-2},
                .accelerated = true};
@@ -151,12 +156,15 @@ TEST(DeviceMemory, IsThePlans) {
   const MlpModel model({});
   for (const Codec codec : {Codec::kNone, Codec::kBf16, Codec::kFp8}) {
     for (const int64_t budget : {int64_t{24 << 10}, int64_t{60 << 10}, int64_t{-1}}) {
-      TierCase c{.name = "", .request = {.device_budget = budget, .codec = codec, .separate_device = true}, .hyper = {.lr = 1e-2}};
+      TierCase c{.name = "",
+                 .request = {.device_budget = budget, .codec = codec, .separate_device = true},
+                 .hyper = {.lr = 1e-2}};
       c.accelerated = true;
       auto run = StartRun(c, model, "");
       ASSERT_TRUE(run.ok()) << run.status();
       EXPECT_LE(run->accelerator->allocated(), run->pipeline->plan().device_peak) << CodecName(codec) << " " << budget;
-      EXPECT_GE(run->accelerator->allocated() + 2 * 4096, run->pipeline->plan().device_peak) << CodecName(codec) << " " << budget;
+      EXPECT_GE(run->accelerator->allocated() + 2 * 4096, run->pipeline->plan().device_peak)
+          << CodecName(codec) << " " << budget;
       run->pipeline.reset();
       EXPECT_EQ(run->accelerator->allocated(), 0u);
     }

@@ -15,8 +15,8 @@ namespace {
 constexpr size_t IndexOf(Queue queue) { return static_cast<size_t>(queue); }
 
 /// The kernel of cuda/unit_pass.cu, block after block.
-void RunPass(uint64_t seed, const Values& v, const std::vector<PassOp>& ops, const PassRule& rule, const PassCopies& copies,
-             std::span<float> plus, std::span<float> minus) {
+void RunPass(uint64_t seed, const Values& v, const std::vector<PassOp>& ops, const PassRule& rule,
+             const PassCopies& copies, std::span<float> plus, std::span<float> minus) {
   const cuda::StreamId id{seed, 0, 0, v.uid};
   const auto n = static_cast<int64_t>(v.theta.size());
   for (uint64_t block = v.first / 4; 4 * block < v.first + v.theta.size(); ++block) {
@@ -175,7 +175,9 @@ absl::Status ThreadAccelerator::Finish() {
 }
 
 double ThreadAccelerator::Seconds(const Mark& from, const Mark& to) {
-  return std::chrono::duration<double>(std::static_pointer_cast<Event>(to)->when - std::static_pointer_cast<Event>(from)->when).count();
+  return std::chrono::duration<double>(std::static_pointer_cast<Event>(to)->when -
+                                       std::static_pointer_cast<Event>(from)->when)
+      .count();
 }
 
 absl::Status ThreadAccelerator::Upload(const RecordLayout& layout, std::span<const std::byte> record,
@@ -190,8 +192,8 @@ absl::Status ThreadAccelerator::Upload(const RecordLayout& layout, std::span<con
   return absl::OkStatus();
 }
 
-absl::Status ThreadAccelerator::Offload(const RecordLayout& layout, std::span<const float> slot, uint64_t seed, uint32_t step,
-                                        std::span<std::byte> coded, std::span<std::byte> record) {
+absl::Status ThreadAccelerator::Offload(const RecordLayout& layout, std::span<const float> slot, uint64_t seed,
+                                        uint32_t step, std::span<std::byte> coded, std::span<std::byte> record) {
   const size_t bytes = layout.record_bytes();
   if (coded.empty()) {
     Enqueue(Queue::kOffload, [=, layout = layout] { layout.ToRecord(slot, seed, step, record); });

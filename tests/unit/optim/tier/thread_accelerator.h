@@ -1,7 +1,7 @@
 #pragma once
 /// An accelerator for tests, on the host: a thread a stream, a random wait before some of what is enqueued, device
-/// memory that is the host's. Passes are the GPU's element code (cuda/pass_elements.h). What lacks an edge therefore runs
-/// at the wrong moment, and the data say so.
+/// memory that is the host's. Passes are the GPU's element code (cuda/pass_elements.h). What lacks an edge therefore
+/// runs at the wrong moment, and the data say so.
 
 #include <array>
 #include <condition_variable>
