@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <set>
 
@@ -407,7 +408,7 @@ TEST(Pipeline, FrozenUnitsAreReadOnly) {
   for (Unit& unit : units) unit.trainable = unit.name == "layers.2";
   const Plan plan = *MakePlan(units, 0, false, c.request);
   EXPECT_LT(plan.written, plan.read / 4);
-  size_t writes = 0;
+  std::atomic<size_t> writes = 0;  // called from the disk's queues
   ThreadsDevice device;
   auto file = std::make_unique<FaultyFile>(*OpenDirectFile(folder.File("units"), 1), [&](const std::string& call) {
     writes += call == "write";
