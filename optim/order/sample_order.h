@@ -41,7 +41,7 @@ enum class OrderMoments {
 struct OrderTerm {
   std::vector<double> gradient;   // [n]; empty: not computed
   std::vector<double> curvature;  // Hessian [n, n] row-major, or its diagonal [n]; empty: not computed
-  std::vector<double> third;      // slope of the diagonal [n] (second order); empty: first order
+  std::vector<double> third{};    // slope of the diagonal [n] (second order); empty: first order
 };
 
 /// One training run over T batches of n parameters, and what was measured along it.

@@ -43,7 +43,7 @@ struct SearchOptions {
   uint64_t seed = 0;
   uint32_t max_steps = 10;
   uint64_t max_evaluations = 0;  ///< 0: no limit
-  std::optional<double> target;  ///< of the mean over the tasks that compare
+  std::optional<double> target{};  ///< of the mean over the tasks that compare
 };
 
 /// INVALID_ARGUMENT naming the field.
@@ -51,10 +51,10 @@ absl::Status CheckSearchOptions(const SearchOptions& options);
 
 struct SearchCandidate {
   int64_t version = 0;
-  std::optional<size_t> parent;  ///< index of a candidate
+  std::optional<size_t> parent{};  ///< index of a candidate
   uint32_t step = 0;
   bool alive = true;
-  std::map<uint32_t, double> scores;  ///< by task
+  std::map<uint32_t, double> scores{};  ///< by task
 
   std::optional<double> Mean() const;
 };

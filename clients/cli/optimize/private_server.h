@@ -13,7 +13,7 @@
 namespace optod::cli {
 
 struct PrivateServerOptions {
-  std::string data_dir;                ///< kept afterwards; "" = a temporary one that is removed
+  std::string data_dir{};              ///< kept afterwards; "" = a temporary one that is removed
   std::vector<std::string> arguments;  ///< further flags of optod
 };
 

@@ -24,7 +24,7 @@ using testing::HasSubstr;
 struct Reply {
   int status = 200;
   std::string text;
-  std::string raw_body;
+  std::string raw_body{};
 };
 
 std::string Suggest(const json& values) {

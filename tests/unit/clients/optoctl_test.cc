@@ -84,7 +84,9 @@ TEST_P(ExitCode, IsFixed) {
   EXPECT_EQ(result.exit_code, GetParam().code) << result.err;
   EXPECT_THAT(result.out, HasSubstr(GetParam().out));
   EXPECT_THAT(result.err, HasSubstr(GetParam().err));
-  if (*GetParam().out == '\0') EXPECT_EQ(result.out, "");
+  if (*GetParam().out == '\0') {
+    EXPECT_EQ(result.out, "");
+  }
 }
 INSTANTIATE_TEST_SUITE_P(Commands, ExitCode, testing::ValuesIn(kExits),
                          [](const auto& info) { return std::string(info.param.name); });

@@ -60,9 +60,11 @@ class Flags : public ::testing::TestWithParam<FlagCase> {};
 TEST_P(Flags, AcceptedOrTold) {
   auto line = ParseCommandLine(GetParam().argv);
   std::string message = line.ok() ? "" : std::string(line.status().message());
-  if (*GetParam().error == '\0') EXPECT_EQ(message, "");
+  EXPECT_EQ(message.empty(), *GetParam().error == '\0');
   EXPECT_THAT(message, HasSubstr(GetParam().error));
-  if (!line.ok()) EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
+  if (!line.ok()) {
+    EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
+  }
 }
 INSTANTIATE_TEST_SUITE_P(All, Flags, ::testing::ValuesIn(kFlagCases), [](const auto& info) { return info.param.name; });
 
@@ -101,7 +103,7 @@ class Yaml : public ::testing::TestWithParam<YamlCase> {};
 TEST_P(Yaml, AcceptedOrToldWithLine) {
   Config config;
   absl::Status status = ApplyYaml(GetParam().text, "f.yaml", {}, &config);
-  if (*GetParam().error == '\0') EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(status.ok(), *GetParam().error == '\0') << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr(GetParam().error));
 }
 INSTANTIATE_TEST_SUITE_P(All, Yaml, ::testing::ValuesIn(kYamlCases), [](const auto& info) { return info.param.name; });

@@ -32,7 +32,7 @@ struct World {
         return out;
       };
   int64_t next = 1;
-  std::vector<Event> events;
+  std::vector<Event> events{};
 
   void Apply(Search& search, const Event& e) {
     if (e.evaluated)
