@@ -359,6 +359,19 @@ absl::Status CheckTogether(const TrainSpec& spec) {
   return absl::OkStatus();
 }
 
+/// What a GPU computes of the methods: plain estimates and every update (tier/accelerator.h).
+absl::Status CheckDevice(const TrainSpec& spec) {
+  if (spec.device == "cpu") return absl::OkStatus();
+  if (!spec.tier.on)
+    return Unimplemented("device: \"", spec.device, "\" without tier; write tier: {} (without device_budget everything stays on the GPU)");
+  for (const auto& [on, what] : {std::pair(spec.optimizer == "zo-sgd-cons" || spec.optimizer == "forward-grad", spec.optimizer.c_str()),
+                                 {spec.sparse.ratio > 0, "sparse"},
+                                 {!spec.blockwise.level.empty(), "blockwise"}}) {
+    if (on) return InvalidArgument("device: \"", spec.device, "\" not together with ", what, "; must be cpu");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
@@ -405,8 +418,7 @@ absl::StatusOr<TrainSpec> ParseTrainSpec(const std::string& json_text) {
   if (parallel != nullptr) RETURN_IF_ERROR(ReadParallel(*parallel, &spec.parallel));
   RETURN_IF_ERROR(CheckTogether(spec));
   if (tier != nullptr) RETURN_IF_ERROR(ReadTier(*tier, &spec));
-  if (spec.device != "cpu" && !spec.tier.on)
-    return Unimplemented("device: \"", spec.device, "\" without tier; write tier: {} (without device_budget everything stays on the GPU)");
+  RETURN_IF_ERROR(CheckDevice(spec));
   return spec;
 }
 
